@@ -1,0 +1,3 @@
+"""ktlog: key transparency for the Fediverse."""
+
+__version__ = "0.1.0"
