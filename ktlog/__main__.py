@@ -1,0 +1,5 @@
+"""``python -m ktlog`` is the ktlog command."""
+
+from ktlog.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The commands of the ktlog tool, one module each."""

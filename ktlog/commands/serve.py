@@ -1,0 +1,29 @@
+"""``ktlog serve``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ktlog.config import load_settings
+from ktlog.operator.service import load_publish_policy
+from ktlog.operator.supervisor import supervise
+
+
+@click.command()
+@click.option("--dir", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
+              help="The log's directory, made by `ktlog init`.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to answer HTTP; a TLS proxy stands before it.")
+@click.option("--workers", type=click.IntRange(1), help="Web worker processes.")
+def command(directory: Path, listen: str | None, workers: int | None) -> None:
+    """Run a log until SIGTERM: the sequencer, the publisher and the web workers.
+
+    Put a TLS proxy in front that passes the Host header through. Without DIR/publish.policy
+    nothing starts: a log that no witness watches is not one.
+    """
+    settings = load_settings(directory, {"listen": listen, "workers": workers})
+    load_publish_policy(settings)
+    click.echo(f"ktlog: {settings.url} on {settings.listen}", err=True)
+    sys.exit(supervise(settings))

@@ -1,0 +1,164 @@
+"""Where a log keeps things and how it runs: ``ktlog.toml`` in the log's directory.
+
+A flag beats an environment variable (``KTLOG_`` and the setting's name in capitals), which beats
+the file, which beats the default. The origin and the dialect are fixed at ``init`` and live in
+the store too; a file that contradicts the store is refused there.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ktlog.durable import write_atomic
+from ktlog.errors import UsageError
+from ktlog.pkd.dialects import DIALECTS
+from ktlog.tlog.encoding import parse_decimal
+
+MAXIMUM_TIME_WINDOW_SECONDS = 2_592_000  # PKD specification, "Handling Protocol Messages"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One log's configuration. Every field but the first three can be set from the environment."""
+
+    directory: Path
+    origin: str
+    dialect: str
+    listen: str = "127.0.0.1:8080"
+    workers: int = 2
+    threads: int = 8
+    body_limit_bytes: int = 262_144
+    time_window_seconds: int = 86_400
+    checkpoint_interval_ms: int = 1_000
+    heartbeat_seconds: int = 600
+    witness_timeout_seconds: int = 5
+    unpublished_limit: int = 10_000
+    queue_limit: int = 256
+    aux_types: str = ""
+    dial: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dialect not in DIALECTS:
+            known = ", ".join(sorted(DIALECTS))
+            raise UsageError("UnknownDialect", f"dialect {self.dialect!r} is none of {known}")
+        if not 1 <= self.time_window_seconds <= MAXIMUM_TIME_WINDOW_SECONDS:
+            raise UsageError(
+                "BadSetting", f"time_window_seconds is {self.time_window_seconds}; PKD allows 1 to 2592000"
+            )
+        for name in ("workers", "threads", "unpublished_limit", "queue_limit", "checkpoint_interval_ms"):
+            if getattr(self, name) < 1:
+                raise UsageError("BadSetting", f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def url(self) -> str:
+        """The log's public URL. The origin is its host name: one name for one thing."""
+        return f"https://{self.origin}"
+
+    @property
+    def actor_id(self) -> str:
+        """The ActivityPub actor that takes protocol messages as direct messages."""
+        return f"{self.url}/users/pubkeydir"
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "log.db"
+
+    @property
+    def tiles(self) -> Path:
+        return self.directory / "tiles"
+
+    @property
+    def keys(self) -> Path:
+        return self.directory / "keys"
+
+    @property
+    def publish_policy(self) -> Path:
+        return self.directory / "publish.policy"
+
+    @property
+    def signed_head(self) -> Path:
+        """The last head the log signed; written before the signature leaves the process."""
+        return self.directory / "signed-head.json"
+
+    @property
+    def socket_record(self) -> Path:
+        """Names the sequencer's Unix socket, whose path must stay short."""
+        return self.directory / "sequencer.addr"
+
+    def aux_type_names(self) -> frozenset[str]:
+        return frozenset(self.aux_types.split())
+
+
+_FIXED = ("directory", "origin", "dialect")
+
+
+def write_settings(settings: Settings) -> None:
+    """Write ``ktlog.toml``: what was fixed at init, and every other setting as a comment."""
+    lines = [
+        "# A ktlog log. The origin and the dialect are for ever; the rest may change with a restart.",
+        f'origin = "{settings.origin}"',
+        f'dialect = "{settings.dialect}"',
+        "",
+    ]
+    for field in fields(Settings):
+        if field.name in _FIXED:
+            continue
+        value = getattr(settings, field.name)
+        shown = f'"{value}"' if isinstance(value, str) else str(value)
+        prefix = "" if value != field.default else "# "
+        lines.append(f"{prefix}{field.name} = {shown}")
+    write_atomic(settings.directory / "ktlog.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
+
+
+def load_settings(
+    directory: Path, flags: Mapping[str, str | int | None] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings of the log in *directory*; ``flags`` that are None count as not given.
+
+    Raises:
+        UsageError: no such log, an unknown or ill-typed setting.
+    """
+    environment = os.environ if environment is None else environment
+    path = directory / "ktlog.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            "NoSuchLog", f"{path} does not exist",
+            hint="Make a log first: ktlog init --dir DIR --origin keys.example.com",
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError("BadConfiguration", f"{path}: {error}") from None
+    values: dict[str, object] = dict(found)
+    defaults = {field.name: field.default for field in fields(Settings)}
+    for name in defaults:
+        if name in _FIXED:
+            continue
+        text = environment.get(f"KTLOG_{name.upper()}")
+        if text is not None:
+            values[name] = parse_decimal(text) if isinstance(defaults[name], int) else text
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    for name, value in values.items():
+        if name not in defaults or name == "directory":
+            raise UsageError("BadConfiguration", f"{path}: there is no setting {name!r}")
+        wanted = str if name in ("origin", "dialect") else type(defaults[name])
+        if type(value) is not wanted:
+            raise UsageError("BadConfiguration", f"{path}: {name} must be a {wanted.__name__}")
+    if "origin" not in values or "dialect" not in values:
+        raise UsageError("BadConfiguration", f"{path}: origin and dialect must both be set")
+    return Settings(directory=directory, **values)  # type: ignore[arg-type]
+
+
+def socket_path(settings: Settings) -> Path:
+    """Choose where the sequencer listens: in DIR when the path is short enough for a socket."""
+    inside = settings.directory.resolve() / "sequencer.sock"
+    # sun_path holds 108 bytes on Linux and 104 on BSD, with the closing zero.
+    if len(str(inside).encode()) <= 100:
+        return inside
+    return Path(tempfile.mkdtemp(prefix="ktlog-")) / "sequencer.sock"

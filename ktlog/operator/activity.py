@@ -1,0 +1,110 @@
+"""The ActivityPub wrapping of a protocol message: a direct message whose content is JSON.
+
+Only one shape is accepted: a ``Create`` of a ``Note`` from one actor to this log alone, with the
+content exactly as a program writes it. HTML, which a person's composer adds, is refused and never
+repaired: a repaired message is not the one that was signed.
+
+Source: PKD specification, "Wire Format for Protocol Messages".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ktlog.errors import MessageRejected
+from ktlog.pkd.canonical import parse_json
+from ktlog.wire.actor_id import parse_actor_id
+
+ENCRYPTED_CONTEXT = "fedi-e2ee:v1-encrypted-message"
+PLAINTEXT_CONTEXT = "fedi-e2ee:v1-plaintext-message"
+_PUBLIC = ("https://www.w3.org/ns/activitystreams#Public", "as:Public", "Public")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Who sent what, before anything of it is believed."""
+
+    actor: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The content: one of ``encrypted`` ("hpke:…") and ``plaintext`` (JSON text) is set."""
+
+    actor: str
+    encrypted: str | None
+    plaintext: str | None
+
+
+def parse_activity(body: bytes, inbox_actor: str) -> Activity:
+    """Take a direct message apart.
+
+    Raises:
+        MessageRejected: ``not_a_direct_message``, ``actor_mismatch``, ``bad_request``.
+    """
+    activity = _object(parse_json(body), "the activity")
+    if activity.get("type") != "Create":
+        raise MessageRejected("not_a_direct_message", "this inbox takes Create activities and no other")
+    note = _object(activity.get("object"), "the activity's object")
+    if note.get("type") != "Note":
+        raise MessageRejected("not_a_direct_message", "the activity's object is not a Note")
+    actor = parse_actor_id(_text(activity, "actor"))
+    if note.get("attributedTo") != actor:
+        raise MessageRejected("actor_mismatch", "the Note is attributed to another actor than the activity's")
+    _text(activity, "id")
+    _text(note, "id")
+    _check_recipients(activity, inbox_actor)
+    _check_recipients(note, inbox_actor)
+    return Activity(actor, _text(note, "content"))
+
+
+def open_envelope(content: str) -> Envelope:
+    """Parse the Note's content, the JSON that the PKD specification puts there.
+
+    Raises:
+        MessageRejected: ``html_content``, ``wrong_context``, ``bad_request``.
+    """
+    if content.lstrip().startswith("<") or "&quot;" in content:
+        raise MessageRejected(
+            "html_content", "the content is HTML; send the JSON itself, not what a post composer makes of it"
+        )
+    fields = _object(parse_json(content), "the content")
+    context = fields.get("!pkd-context")
+    member = {ENCRYPTED_CONTEXT: "encrypted-message", PLAINTEXT_CONTEXT: "message"}.get(context)
+    if member is None:
+        raise MessageRejected("wrong_context", "the content's !pkd-context is not one of this protocol")
+    if set(fields) != {"!pkd-context", "actor", member}:
+        raise MessageRejected("bad_request", f"the content must have !pkd-context, actor, {member} and no more")
+    actor = parse_actor_id(_text(fields, "actor"))
+    text = _text(fields, member)
+    return Envelope(actor, text, None) if context == ENCRYPTED_CONTEXT else Envelope(actor, None, text)
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise MessageRejected("bad_request", f"{what} is not a JSON object")
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise MessageRejected("bad_request", f"{name} is missing or is not a string")
+    return value
+
+
+def _check_recipients(fields: Mapping[str, Any], inbox_actor: str) -> None:
+    """Every address named must be this log: a message that others also get is not a direct one."""
+    named: list[Any] = []
+    for member in ("to", "cc", "bto", "bcc", "audience"):
+        value = fields.get(member, [])
+        named += value if isinstance(value, list) else [value]
+    if any(address in _PUBLIC for address in named):
+        raise MessageRejected("not_a_direct_message", "the message is addressed to the public")
+    if inbox_actor not in named or any(address != inbox_actor for address in named):
+        raise MessageRejected("not_a_direct_message", f"the message must be addressed to {inbox_actor} alone")
+
+

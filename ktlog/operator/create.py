@@ -1,0 +1,77 @@
+"""``ktlog init``: make a log's directory, once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ktlog.config import Settings, write_settings
+from ktlog.durable import write_atomic
+from ktlog.errors import EncodingError, StoreError, UsageError
+from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers, load_leaf_key
+from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.keys import decode_public_key, encode_public_key
+from ktlog.store.sqlite import SqliteStore
+from ktlog.wire.actor_id import parse_actor_id
+
+PUBLIC_KEYS = "public-keys.json"
+
+
+def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | None) -> Settings:
+    """Make a new log in *directory*, which must be empty or absent.
+
+    *root_seed* is 32 bytes, or None to draw them; it is not kept.
+
+    Raises:
+        UsageError: the origin is no host name, or the directory is in use.
+    """
+    check_origin(origin)
+    settings = Settings(directory, origin, dialect)
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(
+            "DirectoryInUse", f"{directory} is not empty", hint="Choose another directory; init never overwrites."
+        )
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError as error:
+        raise StoreError("CannotCreate", f"{directory}: {error}") from None
+    create_keys(settings.keys, origin, root_seed or os.urandom(32))
+    SqliteStore.create(settings.database, origin=origin, dialect=dialect).close()
+    settings.tiles.mkdir(mode=0o755)
+    write_public_keys(settings)
+    # The settings come last: without them nothing here counts as a log.
+    write_settings(settings)
+    return settings
+
+
+def check_origin(origin: str) -> None:
+    """An origin is the log's host name: it is its URL, its key name and the first checkpoint line."""
+    try:
+        if parse_actor_id(f"https://{origin}/") != f"https://{origin}/" or "/" in origin:
+            raise EncodingError("BadOrigin", origin)
+    except EncodingError:
+        raise UsageError(
+            "BadOrigin", f"{origin!r} is not a host name in lower case, such as keys.example.com"
+        ) from None
+
+
+def write_public_keys(settings: Settings) -> None:
+    """Write what may be known of the keys, for the web workers, which do not read the signing keys."""
+    signers = load_checkpoint_signers(settings.keys, settings.origin)
+    leaf_key = load_leaf_key(settings.keys)
+    text = json.dumps({
+        "vkeys": [str(signer.vkey) for signer in signers],
+        "leaf-keys": [encode_public_key(leaf_key.public)],
+    })
+    write_atomic(settings.directory / PUBLIC_KEYS, text.encode() + b"\n")
+
+
+def load_public_keys(settings: Settings) -> PublicKeys:
+    path = settings.directory / PUBLIC_KEYS
+    try:
+        found = parse_json(path.read_bytes())
+        return PublicKeys(tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]))
+    except (OSError, EncodingError, KeyError, TypeError) as error:
+        raise StoreError("BadPublicKeys", f"{path} cannot be used: {error}") from None

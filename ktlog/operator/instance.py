@@ -1,0 +1,138 @@
+"""The instance client: what signs for an actor and hands a protocol message to a log.
+
+Stock servers sign with RSA, which PKD forbids, and cannot send a message of this size unchanged. So an instance
+that enrols its actors runs this beside its server, with a key that the actor's document lists.
+
+    receipt = deliver(fetcher, "https://keys.alpha.example", actor_id, key, actor_id + "#main-key", content,
+                      now=int(time.time()), random=os.urandom)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from ktlog.errors import EncodingError, MessageRejected, Unreachable
+from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.keys import decode_root
+from ktlog.tlog.encoding import decode_base64url
+from ktlog.wire.actor_id import actor_domain
+from ktlog.wire.fetch import Fetcher, Response
+from ktlog.wire.httpsig import PrivateKey, sign_request
+from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS
+
+LOG_ACTOR_PATH = "/users/pubkeydir"
+RECEIPT_CONTEXT = "fedi-e2ee:v1/api/inbox"
+ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
+MAX_ANSWER_BYTES = 65536
+
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
+
+
+def direct_message(log_actor: str, actor_id: str, content: str, random: Callable[[int], bytes]) -> dict[str, Any]:
+    """*content* as the ActivityStreams direct message that a log's inbox takes.
+
+    Spec: PKD v0.8, "Wire Format for Protocol Messages".
+
+    Raises:
+        EncodingError: ``BadActorId``.
+    """
+    domain = actor_domain(actor_id)
+    activity, note = (uuid.UUID(bytes=random(16), version=4) for _ in range(2))
+    return {
+        "@context": ACTIVITYSTREAMS,
+        "id": f"https://{domain}/activities/{activity}",
+        "type": "Create",
+        "actor": actor_id,
+        "to": [log_actor],
+        "object": {
+            "id": f"https://{domain}/objects/{note}",
+            "type": "Note",
+            "attributedTo": actor_id,
+            "to": [log_actor],
+            "content": content,
+        },
+    }
+
+
+def deliver(
+    fetcher: Fetcher, log_url: str, actor_id: str, http_private_key: PrivateKey, http_key_id: str,
+    envelope_content: str, now: int, random: Callable[[int], bytes],
+) -> dict[str, Any]:
+    """Send one protocol message to a log and return its receipt.
+
+    Args:
+        log_url: ``https://`` and the log's host. actor_id: who sends; its document must list *http_key_id*.
+        envelope_content: the JSON text of the encrypted or plaintext envelope. now: Unix seconds.
+        random: gives that many random bytes, for the activity's ids.
+
+    Returns:
+        The parsed 202 answer: ``leaf-index``, ``tree-size``, ``merkle-leaf``, ``merkle-root``.
+
+    Raises:
+        MessageRejected: the log refuses the message; its code and its words.
+        Unreachable: no valid answer. Whether the log accepted is not known; sending the same message again
+            is safe, because a log takes no message twice.
+        EncodingError: ``BadActorId``, ``BadUrl``.
+    """
+    log_actor = log_url.rstrip("/") + LOG_ACTOR_PATH
+    inbox = log_actor + "/inbox"
+    message = direct_message(log_actor, actor_id, envelope_content, random)
+    body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    headers = {"Content-Type": ACTIVITY_JSON, "Accept": "application/json"}
+    signed = sign_request("POST", inbox, headers, body, http_key_id, http_private_key, now)
+    return read_answer(fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES))
+
+
+def read_answer(response: Response) -> dict[str, Any]:
+    """The receipt in a log's answer to a message.
+
+    Raises:
+        MessageRejected, Unreachable: as deliver.
+    """
+    try:
+        answer = parse_json(response.body)
+    except EncodingError:
+        answer = None
+    if not isinstance(answer, dict):
+        answer = {}
+    if response.status == 202:
+        _check_receipt(answer)
+        return answer
+    if answer.get("!pkd-context") != ERROR_CONTEXT:
+        raise Unreachable("BadStatus", f"{response.url} answers {response.status} and does not say why")
+    code, words = _error_code(answer), _printable(answer.get("message"))
+    if response.status == 429 or response.status >= 500:
+        raise Unreachable("BadStatus", f"{response.url} answers {response.status}, {code}: {words}")
+    raise MessageRejected(code, words)
+
+
+def _check_receipt(answer: dict[str, Any]) -> None:
+    leaf_index, tree_size = answer.get("leaf-index"), answer.get("tree-size")
+    entry, root = answer.get("merkle-leaf"), answer.get("merkle-root")
+    try:
+        if answer.get("!pkd-context") != RECEIPT_CONTEXT or type(leaf_index) is not int or leaf_index < 0:
+            raise EncodingError("BadReceipt", "not a receipt")
+        if tree_size != leaf_index + 1 or not isinstance(entry, str) or not isinstance(root, str):
+            raise EncodingError("BadReceipt", "members are missing")
+        decode_base64url(entry)
+        decode_root(root)
+    except EncodingError as error:
+        raise Unreachable("BadReceipt", f"the log accepted, and its receipt is unreadable: {error.message}") from None
+
+
+def _error_code(answer: dict[str, Any]) -> str:
+    """The log's fine code, or the specification's coarse one. Both come from a stranger."""
+    for member in ("code", "error"):
+        code = answer.get(member)
+        if isinstance(code, str) and _CODE.fullmatch(code):
+            return code
+    return "unknown_error"
+
+
+def _printable(words: Any) -> str:
+    text = words if isinstance(words, str) else ""
+    return "".join(character if character.isprintable() else "?" for character in text[:500])

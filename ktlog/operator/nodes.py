@@ -1,0 +1,78 @@
+"""Read tree nodes of a running log: from tiles where they are published, else from leaf hashes.
+
+Only the tail between the published size and the newest entry is ever hashed anew, and that tail
+is bounded (``unpublished_limit``), so a proof costs a few tile reads whatever the tree's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ktlog.errors import StoreError
+from ktlog.store.contracts import LogStore
+from ktlog.tlog.tiles import TILE_WIDTH, tile_path
+from ktlog.tlog.tree import HASH_BYTES, Node, hash_level, hash_node
+
+TILE_HEIGHT = 8
+
+
+class LogNodes:
+    """A HashReader over one log, as of one published size.
+
+    ``read_tile(path)`` gives a tile's bytes or None; ``published_size`` says which partial tiles
+    can be there.
+    """
+
+    def __init__(
+        self, store: LogStore, read_tile: Callable[[str], bytes | None], published_size: int
+    ) -> None:
+        self._store = store
+        self._read_tile = read_tile
+        self._published_size = published_size
+        self._log_size = store.state().size
+        self._tiles: dict[tuple[int, int], bytes] = {}
+
+    def __call__(self, nodes: Sequence[Node]) -> list[bytes]:
+        return [self._node(level, index) for level, index in nodes]
+
+    def _node(self, level: int, index: int) -> bytes:
+        tile_level, rise = divmod(level, TILE_HEIGHT)
+        first = index << rise
+        number, offset = divmod(first, TILE_WIDTH)
+        tile = self._tile(tile_level, number)
+        end = offset + (1 << rise)
+        if len(tile) >= end * HASH_BYTES:
+            return _fold([tile[i * HASH_BYTES : (i + 1) * HASH_BYTES] for i in range(offset, end)])
+        if level == 0:
+            raise StoreError("MissingLeaf", f"leaf {index} is asked for and not in the log")
+        # Unpublished, or astride the published size: build it from its two children.
+        return hash_node(self._node(level - 1, 2 * index), self._node(level - 1, 2 * index + 1))
+
+    def _tile(self, tile_level: int, number: int) -> bytes:
+        key = (tile_level, number)
+        if key not in self._tiles:
+            self._tiles[key] = self._load(tile_level, number)
+        return self._tiles[key]
+
+    def _load(self, tile_level: int, number: int) -> bytes:
+        if tile_level == 0:
+            start = number * TILE_WIDTH
+            end = min(start + TILE_WIDTH, self._log_size)
+            return b"".join(self._store.leaf_hashes(start, end)) if start < end else b""
+        complete = self._published_size >> (TILE_HEIGHT * tile_level)
+        width = min(complete - number * TILE_WIDTH, TILE_WIDTH)
+        if width <= 0:
+            return b""
+        found = self._read_tile(tile_path(tile_level, number, width))
+        if found is None or len(found) != width * HASH_BYTES:
+            raise StoreError(
+                "MissingTile", f"{tile_path(tile_level, number, width)} is missing or has the wrong length",
+                hint="The tiles can be made again from the entries: stop the log and run it with an empty tiles/.",
+            )
+        return found
+
+
+def _fold(hashes: list[bytes]) -> bytes:
+    while len(hashes) > 1:
+        hashes = hash_level(hashes)
+    return hashes[0]

@@ -1,0 +1,210 @@
+"""The sequencer's process: one write connection, one publisher, one Unix socket.
+
+``python -m ktlog.operator.service --dir DIR``. It holds the log's lock file, so a second one ends
+at once, and the leaf and checkpoint keys, which no other process of the log reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ktlog.config import Settings, load_settings, socket_path
+from ktlog.durable import FileLock, reach, write_atomic
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError, UsageError
+from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key
+from ktlog.operator.lifeline import end_with_parent
+from ktlog.operator.link import (
+    Receipt,
+    Submission,
+    decode_submission,
+    encode_receipt,
+    encode_refusal,
+    receive_frame,
+    send_frame,
+)
+from ktlog.operator.publisher import Publisher
+from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
+from ktlog.pkd.canonical import canonical, parse_json
+from ktlog.pkd.dialects import DIALECTS
+from ktlog.store.sqlite import SqliteStore
+from ktlog.store.tilefiles import TileFiles
+from ktlog.tlog.policy import Policy, parse_policy
+from ktlog.wire.fetch import Fetcher
+
+ANSWER_TIMEOUT_SECONDS = 30.0
+
+log = logging.getLogger("ktlog.sequencer")
+
+
+@dataclass
+class _Waiting:
+    """One submission and the connection thread that waits for its result."""
+
+    submission: Submission
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Receipt | MessageRejected | None = None
+
+
+def load_publish_policy(settings: Settings) -> Policy:
+    """Read the log's own publish policy. Without witnesses nothing is ever published.
+
+    Raises:
+        UsageError: no policy, or one that would let the log vouch for itself.
+    """
+    try:
+        policy = parse_policy(settings.publish_policy.read_bytes())
+        policy.check_safe()
+    except FileNotFoundError:
+        raise UsageError(
+            "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
+            hint="Write a tlog-policy there: `witness NAME VKEY URL` lines, a `group`, and a `quorum`.",
+        ) from None
+    except KtlogError as error:
+        raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: {error}") from None
+    if not any(witness.url for witness in policy.witnesses.values()):
+        raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: no witness has a URL to be asked at")
+    return policy
+
+
+class Service:
+    """Owns the queue between the connection threads and the one sequencing thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._queue: queue.Queue[_Waiting] = queue.Queue(settings.queue_limit)
+        self._stop = threading.Event()
+        dialect = DIALECTS[settings.dialect]
+        self._store = SqliteStore.open(settings.database, origin=settings.origin)
+        if self._store.dialect != dialect.name:
+            raise StoreError(
+                "WrongDialect", f"ktlog.toml says dialect {dialect.name}, the log has {self._store.dialect}"
+            )
+        self._sequencer = Sequencer(
+            store=self._store, origin=settings.origin, dialect=dialect, leaf_key=load_leaf_key(settings.keys),
+            now=lambda: int(time.time()), random=os.urandom,
+        )
+        self._publisher = Publisher(
+            settings=settings, store=SqliteStore.open(settings.database, origin=settings.origin, read_only=True),
+            tiles=TileFiles(settings.tiles), signers=load_checkpoint_signers(settings.keys, settings.origin),
+            policy=load_publish_policy(settings),
+            fetcher=Fetcher.from_environment(timeout=float(settings.witness_timeout_seconds)),
+            now=lambda: int(time.time()),
+        )
+
+    def run(self) -> None:
+        """Serve until told to stop; then finish what was accepted and publish it."""
+        listener = self._listen()
+        publisher = threading.Thread(target=self._publisher.run, args=(self._stop,), name="publisher")
+        publisher.start()
+        threading.Thread(target=self._accept, args=(listener,), daemon=True, name="accept").start()
+        try:
+            self._sequence()
+        finally:
+            self._stop.set()
+            publisher.join()
+            listener.close()
+            self._store.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _listen(self) -> socket.socket:
+        path = socket_path(self._settings)
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+        write_atomic(self._settings.socket_record, str(path).encode() + b"\n", mode=0o600)
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stop.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="link").start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Answer one web worker's thread, frame by frame, until it closes."""
+        with connection:
+            try:
+                while (request := receive_frame(connection)) is not None:
+                    send_frame(connection, self._answer(request))
+                    reach("sequencer.answered")
+            except (OSError, EncodingError) as error:
+                log.warning("a link closed: %s", error)
+
+    def _answer(self, raw: bytes) -> bytes:
+        try:
+            request = parse_json(raw)
+            if request.get("op") == "ping":
+                return canonical({"ok": {"size": str(self._sequencer.state.size)}})
+            waiting = _Waiting(decode_submission(request))
+        except (EncodingError, AttributeError) as error:
+            return encode_refusal("bad_request", str(error))
+        unpublished = self._sequencer.state.size - self._publisher.published_size
+        if unpublished >= self._settings.unpublished_limit:
+            return encode_refusal("overloaded", f"{unpublished} entries wait for the witnesses; try again later")
+        try:
+            self._queue.put_nowait(waiting)
+        except queue.Full:
+            return encode_refusal("overloaded", "the queue is full; try again in a second")
+        if not waiting.done.wait(ANSWER_TIMEOUT_SECONDS) or waiting.result is None:
+            return encode_refusal("overloaded", "sequencing takes too long; the message may still be accepted")
+        if isinstance(waiting.result, Receipt):
+            return encode_receipt(waiting.result)
+        return encode_refusal(waiting.result.code, waiting.result.message)
+
+    def _sequence(self) -> None:
+        """Drain the queue in batches. An idle log commits at once; batches form under load."""
+        while not (self._stop.is_set() and self._queue.empty()):
+            try:
+                batch = [self._queue.get(timeout=0.2)]
+            except queue.Empty:
+                continue
+            while len(batch) < BATCH_LIMIT and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                results = self._sequencer.process([waiting.submission for waiting in batch])
+            except StoreError as error:
+                # Whether the batch was stored may not be known, so what is in memory may be wrong.
+                # Ending here is the only answer that cannot fork: the next process reads the store.
+                log.critical("the sequencer stops: %s", error.diagnostics())
+                os._exit(70)
+            for waiting, result in zip(batch, results, strict=True):
+                waiting.result = result
+                waiting.done.set()
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
+    try:
+        with FileLock(settings.directory / "sequencer.lock"):
+            service = Service(settings)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: service.stop())
+            end_with_parent(service.stop)
+            service.run()
+    except KtlogError as error:
+        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        log.exception("the sequencer stops")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""``ktlog serve``: keeps the sequencer and the web workers running, and ends them in order.
+
+``DIR/pids.json`` names the processes, for operators and for tests.
+
+A process that dies is started again after a pause that doubles from a quarter second. One that
+refuses to start (exit codes 2 and 8: the configuration or the store is wrong) is not: it would
+refuse again, and its message should be the last thing on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ktlog.config import Settings
+from ktlog.durable import write_atomic
+
+STOP_SECONDS = 20.0
+LONGEST_PAUSE_SECONDS = 8.0
+HOPELESS = (2, 8)
+
+
+@dataclass
+class _Child:
+    """One process to keep alive."""
+
+    name: str
+    command: Sequence[str]
+    pass_fds: tuple[int, ...] = ()
+    process: subprocess.Popen | None = None
+    pause_seconds: float = 0.25
+    started: float = field(default=0.0)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL)
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def supervise(settings: Settings) -> int:
+    """Run the log in *settings* until SIGTERM or SIGINT; returns the exit code."""
+    directory = str(settings.directory)
+    listen_fds = (int(settings.listen[5:]),) if settings.listen.startswith("fd://") else ()
+    sequencer = _Child("sequencer", [sys.executable, "-m", "ktlog.operator.service", "--dir", directory])
+    web = _Child(
+        "web", [sys.executable, "-m", "ktlog.web.service", "--dir", directory, "--listen", settings.listen], listen_fds
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    children = (sequencer, web)
+    for child in children:
+        child.start()
+    _record(settings, children)
+    code = 0
+    while not stop.wait(0.1):
+        for child in children:
+            ended = child.process.poll() if child.process else None
+            if ended is None:
+                continue
+            if ended in HOPELESS:
+                code = ended
+                stop.set()
+                break
+            print(f"ktlog: {child.name} ended ({ended}); it is started again", file=sys.stderr, flush=True)
+            if time.monotonic() - child.started > 60:
+                child.pause_seconds = 0.25
+            stop.wait(child.pause_seconds)
+            child.pause_seconds = min(2 * child.pause_seconds, LONGEST_PAUSE_SECONDS)
+            if not stop.is_set():
+                child.start()
+                _record(settings, children)
+    # The web workers go first: what they have accepted, the sequencer still has to commit.
+    web.stop()
+    sequencer.stop()
+    return code
+
+
+
+def _record(settings: Settings, children: Sequence[_Child]) -> None:
+    pids = {"supervisor": os.getpid()} | {c.name: c.process.pid for c in children if c.process}
+    write_atomic(settings.directory / "pids.json", json.dumps(pids).encode() + b"\n")

@@ -1,0 +1,137 @@
+"""Ask the publish policy's witnesses to cosign a checkpoint (C2SP tlog-witness v1.1, the log's side).
+
+Every witness is asked at once. One that has seen less is brought along by a consistency proof;
+one that is slow, down or refuses costs nothing but its cosignature: whether enough cosigned is
+the policy's decision, not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ktlog.errors import EncodingError, Invalid, KtlogError
+from ktlog.tlog.encoding import encode_base64, parse_decimal
+from ktlog.tlog.note import (
+    SignatureLine,
+    Verified,
+    Vkey,
+    parse_signature_lines,
+    verify_line,
+)
+from ktlog.tlog.policy import Policy
+from ktlog.wire.fetch import Fetcher, Response
+
+CONFLICT_TYPE = "text/x.tlog.size"
+ProveConsistency = Callable[[int, int], Sequence[bytes]]
+
+
+@dataclass
+class WitnessPeer:
+    """One witness: where it listens and which keys it may sign with.
+
+    ``size`` is the tree size it cosigned last, as far as we know; a wrong guess costs one 409.
+    """
+
+    url: str
+    vkeys: tuple[Vkey, ...]
+    size: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Cosigned:
+    """What the witnesses gave: verified lines, and in words why others gave nothing."""
+
+    verified: tuple[Verified, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def peers_of(policy: Policy) -> tuple[WitnessPeer, ...]:
+    """Group a policy's witness lines by URL: one witness has a line for each of its keys."""
+    by_url: dict[str, list[Vkey]] = {}
+    for witness in policy.witnesses.values():
+        if witness.url is not None:
+            by_url.setdefault(witness.url, []).append(witness.vkey)
+    return tuple(WitnessPeer(url, tuple(vkeys)) for url, vkeys in by_url.items())
+
+
+def format_request(old_size: int, proof: Sequence[bytes], checkpoint: bytes) -> bytes:
+    """The body of add-checkpoint: ``old N``, the proof's hashes, an empty line, the checkpoint."""
+    lines = [f"old {old_size}\n", *(f"{encode_base64(node)}\n" for node in proof), "\n"]
+    return "".join(lines).encode() + checkpoint
+
+
+def collect_cosignatures(
+    fetcher: Fetcher, peers: Sequence[WitnessPeer], checkpoint: bytes, text: bytes, size: int,
+    prove: ProveConsistency, pool: ThreadPoolExecutor,
+) -> Cosigned:
+    """Send *checkpoint* (a signed note over *text*, for tree size *size*) to every peer at once.
+
+    ``prove(old_size, size)`` gives a consistency proof. Never raises: what a peer did wrong is
+    in ``failures`` under its URL, and in the peer's own ``failure``.
+    """
+    def ask(peer: WitnessPeer) -> tuple[Verified, ...]:
+        try:
+            found = _ask(fetcher, peer, checkpoint, text, size, prove)
+        except KtlogError as error:
+            peer.failure = str(error)
+            return ()
+        peer.size, peer.failure = size, ""
+        return found
+
+    gathered = list(pool.map(ask, peers))
+    return Cosigned(
+        tuple(verified for found in gathered for verified in found),
+        {peer.url: peer.failure for peer in peers if peer.failure},
+    )
+
+
+def _ask(
+    fetcher: Fetcher, peer: WitnessPeer, checkpoint: bytes, text: bytes, size: int, prove: ProveConsistency
+) -> tuple[Verified, ...]:
+    response = _post(fetcher, peer, checkpoint, size, prove)
+    if response.status == 409:
+        peer.size = _conflict_size(response, size)
+        response = _post(fetcher, peer, checkpoint, size, prove)
+    if response.status != 200:
+        words = response.body[:200].decode("utf-8", "replace").strip()
+        raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")
+    return tuple(
+        _verify(peer, text, line) for line in parse_signature_lines(response.body)
+    )
+
+
+def _post(
+    fetcher: Fetcher, peer: WitnessPeer, checkpoint: bytes, size: int, prove: ProveConsistency
+) -> Response:
+    proof = prove(peer.size, size) if 0 < peer.size < size else ()
+    body = format_request(peer.size, proof, checkpoint)
+    return fetcher.post(f"{peer.url.rstrip('/')}/add-checkpoint", body, {"Content-Type": "text/plain"})
+
+
+def _conflict_size(response: Response, size: int) -> int:
+    """Read a 409's body. A size beyond ours may be a lie, or mean that our store is an old copy."""
+    content_type = response.headers.get("content-type", "")
+    if content_type != CONFLICT_TYPE or not response.body.endswith(b"\n"):
+        raise Invalid("WitnessRefused", "the witness answered 409 without the size it knows")
+    try:
+        known = parse_decimal(response.body[:-1].decode("ascii"))
+    except (UnicodeDecodeError, EncodingError):
+        raise Invalid("WitnessRefused", "the witness answered 409 without the size it knows") from None
+    if known > size:
+        raise Invalid(
+            "WitnessAhead", f"the witness says it has cosigned size {known}, beyond this log's {size}",
+            hint="If this store was restored from a backup, stop: signing on would fork the log.",
+        )
+    return known
+
+
+def _verify(peer: WitnessPeer, text: bytes, line: SignatureLine) -> Verified:
+    for vkey in peer.vkeys:
+        if vkey.name == line.name and vkey.key_id == line.key_id:
+            return Verified(vkey, line, verify_line(vkey, text, line))
+    raise Invalid("UnknownCosigner", f"{peer.url} signed as {line.name}, which is not a key of this witness")
+
+

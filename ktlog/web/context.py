@@ -1,0 +1,67 @@
+"""What one web worker needs to answer: settings, a reader's store, tiles, admission, the link."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ktlog.config import Settings
+from ktlog.operator.actor_keys import ActorKeys
+from ktlog.operator.admission import Admission
+from ktlog.operator.keys import PublicKeys, load_seed
+from ktlog.operator.link import SequencerLink
+from ktlog.operator.reader import ActorReader
+from ktlog.pkd.dialects import DIALECTS, Dialect
+from ktlog.pkd.hpke import DecapsulationKey
+from ktlog.pkd.keys import private_key_from_seed
+from ktlog.store.contracts import LogStore
+from ktlog.store.sqlite import SqliteStore
+from ktlog.store.tilefiles import TileFiles
+from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
+from ktlog.wire.fetch import Fetcher
+
+
+@dataclass(frozen=True)
+class Published:
+    """The checkpoint that everybody is shown now."""
+
+    raw: bytes
+    checkpoint: Checkpoint
+
+
+class Context:
+    """One worker's view of the log. Safe to use from many threads."""
+
+    def __init__(self, settings: Settings, public_keys: PublicKeys) -> None:
+        self.settings = settings
+        self.public_keys = public_keys
+        self.dialect: Dialect = DIALECTS[settings.dialect]
+        self.store: LogStore = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
+        self.tiles = TileFiles(settings.tiles)
+        self.link = SequencerLink(settings.socket_record)
+        self.hpke_key = DecapsulationKey.from_seed(load_seed(settings.keys, "hpke"))
+        self.http_ed25519 = Ed25519PrivateKey.from_private_bytes(load_seed(settings.keys, "http-ed25519"))
+        self.http_mldsa44 = private_key_from_seed(load_seed(settings.keys, "http-mldsa44"))
+        self.reader = ActorReader(self.store, self.tiles.read, self.dialect)
+        self.admission = Admission(
+            store=self.store, dialect=self.dialect, inbox_actor=settings.actor_id, hpke_key=self.hpke_key,
+            actor_keys=ActorKeys(Fetcher.from_environment(), self.now), aux_types=settings.aux_type_names(),
+            time_window_seconds=settings.time_window_seconds, now=self.now,
+        )
+        self._parsed: Published | None = None
+
+    def now(self) -> int:
+        return int(time.time())
+
+    def published(self) -> Published | None:
+        """The newest published checkpoint, parsed once for as long as its bytes stay the same."""
+        raw = self.tiles.checkpoint()
+        if raw is None:
+            return None
+        parsed = self._parsed
+        if parsed is None or parsed.raw != raw:
+            parsed = Published(raw, parse_signed_checkpoint(raw)[1])
+            self._parsed = parsed
+        return parsed

@@ -1,0 +1,92 @@
+"""Every error answer in one table: our stable code, PKD's code and the HTTP status.
+
+Source: PKD specification, "Error Responses". ``error`` is the specification's code, ``code`` is
+ours, which tells the cases apart that the specification lumps together.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Flask, Response, jsonify
+from werkzeug.exceptions import HTTPException
+
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError
+
+ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
+
+# our code -> (PKD's code, HTTP status); what is not named here is an invalid request.
+TABLE: dict[str, tuple[str, int]] = {
+    "unauthorized": ("unauthorized", 401),
+    "unknown_http_key": ("unauthorized", 401),
+    "actor_unreachable": ("unauthorized", 401),
+    "bad_signature": ("invalid_signature", 400),
+    "bad_token_signature": ("invalid_signature", 400),
+    "unknown_key_id": ("invalid_signature", 400),
+    "merkle_root_stale": ("merkle_root_stale", 400),
+    "duplicate_message": ("duplicate_message", 409),
+    "actor_is_fireproof": ("fireproof", 403),
+    "actor_mismatch": ("unauthorized", 403),
+    "domain_mismatch": ("unauthorized", 403),
+    "directory_not_allowed": ("unauthorized", 403),
+    "not_found": ("not_found", 404),
+    "not_published": ("not_found", 404),
+    "too_large": ("invalid_request", 413),
+    "wrong_host": ("invalid_request", 421),
+    "overloaded": ("internal_error", 503),
+    "unavailable": ("internal_error", 503),
+    "internal_error": ("internal_error", 500),
+}
+INVALID_REQUEST = ("invalid_request", 400)
+RETRY_SECONDS = "2"
+
+
+def error_response(code: str, message: str) -> Response:
+    """An error in the specification's format. The message never quotes a secret."""
+    pkd_code, status = TABLE.get(code, INVALID_REQUEST)
+    response = jsonify({"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code})
+    response.status_code = status
+    if status == HTTPStatus.UNAUTHORIZED:
+        components = '("@method" "@target-uri" "content-digest");created;keyid;alg='
+        response.headers["Accept-Signature"] = f'sig1={components}"ed25519", sig2={components}"ml-dsa-44"'
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = RETRY_SECONDS
+    return response
+
+
+def register_errors(app: Flask) -> None:
+    """Make every exception an answer of the one format; nothing internal leaks out."""
+
+    @app.errorhandler(MessageRejected)
+    def refused(error: MessageRejected) -> Response:
+        return error_response(error.code, error.message)
+
+    @app.errorhandler(EncodingError)
+    def malformed(error: EncodingError) -> Response:
+        return error_response("bad_request", str(error))
+
+    @app.errorhandler(StoreError)
+    def unavailable(error: StoreError) -> Response:
+        app.logger.error("%s", error.diagnostics())
+        return error_response("unavailable", "the log's store or its sequencer does not answer; try again shortly")
+
+    @app.errorhandler(KtlogError)
+    def internal(error: KtlogError) -> Response:
+        app.logger.error("%s", error.diagnostics())
+        return error_response("internal_error", "an internal error; nothing was changed")
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if status == HTTPStatus.NOT_FOUND:
+            return error_response("not_found", "there is nothing at this address")
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return error_response("too_large", "the request body is too large")
+        response = error_response("bad_request", error.name)
+        response.status_code = status
+        return response
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> Response:
+        app.logger.exception("unexpected error", exc_info=error)
+        return error_response("internal_error", "an internal error; whether anything was accepted, api/history tells")

@@ -1,0 +1,92 @@
+"""The C2SP tlog-tiles files, and the records beside them.
+
+In production a web server or an object store serves the tiles and the checkpoint straight from
+``DIR/tiles``; these routes are what makes a log complete without one.
+"""
+
+from __future__ import annotations
+
+import json
+
+from flask import Blueprint, Response, current_app
+
+from ktlog.errors import EncodingError
+from ktlog.pkd.keys import encode_public_key
+from ktlog.store.contracts import Record
+from ktlog.tlog.encoding import encode_base64
+from ktlog.tlog.tiles import TILE_WIDTH, parse_tile_path
+from ktlog.web.context import Context
+from ktlog.web.errors import error_response
+
+IMMUTABLE = "public, max-age=604800, immutable"
+
+files = Blueprint("files", __name__)
+
+
+def context() -> Context:
+    return current_app.extensions["ktlog"]
+
+
+@files.get("/checkpoint")
+def checkpoint() -> Response:
+    published = context().published()
+    if published is None:
+        return error_response("not_published", "this log has not published a checkpoint yet")
+    response = Response(published.raw, content_type="text/plain; charset=utf-8")
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+@files.get("/tile/<path:rest>")
+def tile(rest: str) -> Response:
+    data = context().tiles.read(f"tile/{rest}")
+    if data is None:
+        return error_response("not_found", f"this log has no tile/{rest}")
+    response = Response(data, content_type="application/octet-stream")
+    response.headers["Cache-Control"] = IMMUTABLE
+    return response
+
+
+@files.get("/records/<path:rest>")
+def records(rest: str) -> Response:
+    """A page of records, in step with the entry bundle of the same number and width.
+
+    Source: directory map specification, section 4. A page changes only by erasure, so it is
+    cached for a short time only.
+    """
+    ctx = context()
+    bundle = parse_tile_path(f"tile/entries/{rest}")
+    published = ctx.published()
+    start = bundle.number * TILE_WIDTH
+    end = start + bundle.width
+    if published is None or end > published.checkpoint.size:
+        return error_response("not_found", f"records/{rest} reaches beyond the published checkpoint")
+    lines = [json.dumps(record_json(record), ensure_ascii=False) for record in ctx.store.records(start, end)]
+    response = Response("\n".join(lines) + "\n", content_type="application/jsonl")
+    response.headers["Cache-Control"] = "public, max-age=60"
+    return response
+
+
+def record_json(record: Record) -> dict[str, object]:
+    return {
+        "leaf-index": record.leaf_index,
+        "message": preimage_text(record),
+        "plain": dict(record.plain),
+        "salts": {name: encode_base64(salt) for name, salt in record.salts.items()},
+        "withheld": record.withheld,
+    }
+
+
+def preimage_text(record: Record) -> str:
+    try:
+        return record.preimage.decode("utf-8")
+    except UnicodeDecodeError:
+        raise EncodingError("BadRecord", f"record {record.leaf_index} is not UTF-8") from None
+
+
+@files.get("/leaf-keys")
+def leaf_keys() -> Response:
+    keys = [encode_public_key(key) for key in context().public_keys.leaf_keys]
+    response = Response(json.dumps({"leaf-keys": keys}), content_type="application/json")
+    response.headers["Cache-Control"] = "public, max-age=300"
+    return response

@@ -1,0 +1,5 @@
+"""``python -m witness`` is the ktlog-witness command."""
+
+from witness.cli import main
+
+main()
