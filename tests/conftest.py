@@ -1,0 +1,51 @@
+"""For every test: loopback only, here and in child processes, and the place of the published vectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GUARD = ROOT / "tests" / "guard"
+
+
+def _load_guard():
+    """The guard module, under a name of its own: another sitecustomize may already be imported."""
+    spec = importlib.util.spec_from_file_location("ktlog_loopback_guard", GUARD / "sitecustomize.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _put_on_child_path() -> None:
+    """Children find the guard first, then this source tree, then what was there before."""
+    wanted = [str(GUARD), str(ROOT)]
+    present = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    os.environ["PYTHONPATH"] = os.pathsep.join(wanted + [entry for entry in present if entry not in wanted])
+
+
+_guard = sys.modules.get("ktlog_loopback_guard") or _load_guard()
+_guard.install()
+_put_on_child_path()
+
+
+@pytest.fixture
+def loopback_guard():
+    """The guard itself: ``.refused`` lists what this process was refused, ``.LoopbackOnly`` is the error."""
+    del _guard.refused[:]
+    yield _guard
+    del _guard.refused[:]
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The directory of the published vectors, which stay where they are and are not part of this project."""
+    directory = ROOT.parent / "shared" / "vectors"
+    if not directory.is_dir():
+        pytest.skip("the published vectors (../shared/vectors) are not on this machine")
+    return directory
