@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ktlog import __version__
+from ktlog.durable import read_seed_file
 from ktlog.errors import EncodingError, KtlogError, UsageError
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.encoding import encode_base64
@@ -89,7 +90,7 @@ def init(directory: Path, name: str, seed_file: Path | None, as_json: bool) -> N
     (06), to hand to whoever should trust this witness. Keep DIR on a disk that will not lose
     it, and never run two copies of it: a witness that forgets could cosign a second history.
     """
-    root_seed = os.urandom(SEED_BYTES) if seed_file is None else durable.read_seed_file(seed_file)
+    root_seed = os.urandom(SEED_BYTES) if seed_file is None else read_seed_file(seed_file)
     vkeys = [signer.vkey for signer in derive_signers(root_seed, name)]
     paths = WitnessDir(directory)
     paths.make()
