@@ -40,7 +40,6 @@ class Settings:
     unpublished_limit: int = 10_000
     queue_limit: int = 256
     aux_types: str = ""
-    dial: str = ""
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:

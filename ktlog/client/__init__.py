@@ -1,0 +1,45 @@
+"""The client library: look up keys and believe only what is proven; build messages for a log.
+
+::
+
+    from ktlog.client import Directory
+
+    directory = Directory.from_policy_file("trust.policy", state="~/.local/share/ktlog")
+    answer = directory.lookup("@alice@example.social")     # Present, or a named error
+    for key in answer.usable_keys:
+        print(key.key_id, key.public_key.hex())
+
+Needs nothing but ``cryptography`` and ``requests``. Failures are classes of :mod:`ktlog.errors`; each
+has a stable ``name`` and ``diagnostics()`` for a person.
+"""
+
+from ktlog.client.answer import NOT_PROVEN, PendingMessage, Present
+from ktlog.client.build import (
+    Built,
+    Receipt,
+    add_aux_data,
+    add_key,
+    build_envelope,
+    build_message,
+    burn_down,
+    check_receipt,
+    enrol,
+    fireproof,
+    move_identity,
+    revoke_aux_data,
+    revoke_by_token,
+    revoke_key,
+    rotate,
+    seal,
+    undo_fireproof,
+)
+from ktlog.client.directory import Directory
+from ktlog.client.keyfile import SigningKey, load_http_key, load_key, save_key
+from ktlog.pkd.state import Aux, Key
+
+__all__ = [
+    "NOT_PROVEN", "Aux", "Built", "Directory", "Key", "PendingMessage", "Present", "Receipt", "SigningKey",
+    "add_aux_data", "add_key", "build_envelope", "build_message", "burn_down", "check_receipt", "enrol",
+    "fireproof", "load_http_key", "load_key", "move_identity", "revoke_aux_data", "revoke_by_token", "revoke_key",
+    "rotate", "save_key", "seal", "undo_fireproof",
+]

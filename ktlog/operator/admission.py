@@ -185,12 +185,13 @@ def _check_sender(message: Message, sender: str) -> None:
         )
 
 
+# What the pure packages call a failure, and the code under which a sender is told of it.
 _REFUSALS: Mapping[str, str] = {
-    "BadTokenSignature": "bad_signature",
-    "BadMessageSignature": "bad_signature",
+    "AttributeDecryptionFailed": "attribute_decryption_failed",
+    "BadActorId": "bad_actor_id",
+    "BadHpkeMessage": "decryption_failed",
+    "BadJson": "bad_json",
+    "DuplicateKey": "duplicate_json_key",
     "HpkeOpenFailed": "decryption_failed",
-    "AttributeDecryptionFailed": "decryption_failed",
-    "PlaintextMismatch": "commitment_mismatch",
-    "DuplicateKey": "duplicate_key",
+    "PlaintextMismatch": "plaintext_mismatch",
 }
-

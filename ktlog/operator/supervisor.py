@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktlog.config import Settings
@@ -33,13 +33,16 @@ class _Child:
 
     name: str
     command: Sequence[str]
+    environment: Mapping[str, str]
     pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen | None = None
     pause_seconds: float = 0.25
     started: float = field(default=0.0)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self.command, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL, env={**os.environ, **self.environment}
+        )
         self.started = time.monotonic()
 
     def stop(self) -> None:
@@ -57,9 +60,12 @@ def supervise(settings: Settings) -> int:
     """Run the log in *settings* until SIGTERM or SIGINT; returns the exit code."""
     directory = str(settings.directory)
     listen_fds = (int(settings.listen[5:]),) if settings.listen.startswith("fd://") else ()
-    sequencer = _Child("sequencer", [sys.executable, "-m", "ktlog.operator.service", "--dir", directory])
+    # What a flag of `serve` set must reach the children too.
+    environment = {"KTLOG_WORKERS": str(settings.workers)}
+    sequencer = _Child("sequencer", [sys.executable, "-m", "ktlog.operator.service", "--dir", directory], environment)
     web = _Child(
-        "web", [sys.executable, "-m", "ktlog.web.service", "--dir", directory, "--listen", settings.listen], listen_fds
+        "web", [sys.executable, "-m", "ktlog.web.service", "--dir", directory, "--listen", settings.listen],
+        environment, listen_fds,
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,11 +11,11 @@ from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
 from ktlog.web.context import Context
 from ktlog.web.errors import error_response
-from ktlog.wire.actor import ED25519, ML_DSA_44, encode_multikey
+from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.httpd import header_lines, raw_target
 from ktlog.wire.httpsig import target_uri
+from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES
 
-ACTIVITY_JSON = "application/activity+json"
 USER = "pubkeydir"
 
 activitypub = Blueprint("activitypub", __name__)
@@ -56,7 +56,7 @@ def actor() -> Response:
         ("pq-key", ML_DSA_44, ctx.http_mldsa44.public_key().public_bytes_raw()),
     )
     document = {
-        "@context": ["https://www.w3.org/ns/activitystreams", "https://w3id.org/security/multikey/v1"],
+        "@context": [ACTIVITYSTREAMS, "https://w3id.org/security/multikey/v1"],
         "id": actor_id,
         "type": "Service",
         "preferredUsername": USER,
@@ -64,12 +64,7 @@ def actor() -> Response:
         "inbox": f"{actor_id}/inbox",
         "outbox": f"{actor_id}/outbox",
         "assertionMethod": [
-            {
-                "id": f"{actor_id}#{fragment}",
-                "type": "Multikey",
-                "controller": actor_id,
-                "publicKeyMultibase": encode_multikey(algorithm, public_key),
-            }
+            actor_key(f"{actor_id}#{fragment}", actor_id, algorithm, public_key)
             for fragment, algorithm, public_key in keys
         ],
     }
@@ -80,7 +75,7 @@ def actor() -> Response:
 def outbox() -> Response:
     """Empty, and there: servers that look for one should not take its absence for a broken actor."""
     document = {
-        "@context": "https://www.w3.org/ns/activitystreams",
+        "@context": ACTIVITYSTREAMS,
         "id": f"{context().settings.actor_id}/outbox",
         "type": "OrderedCollection",
         "totalItems": 0,
@@ -101,6 +96,6 @@ def webfinger() -> Response:
         "aliases": [ctx.settings.actor_id],
         "links": [{"rel": "self", "type": ACTIVITY_JSON, "href": ctx.settings.actor_id}],
     }
-    response = Response(json.dumps(document), content_type="application/jrd+json")
+    response = Response(json.dumps(document), content_type=JRD_TYPES[0])
     response.headers["Access-Control-Allow-Origin"] = "*"
     return response

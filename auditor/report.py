@@ -1,0 +1,264 @@
+"""What an audit found, what it checked, and what it did not: for a person and for a machine.
+
+A *finding* is a statement about the log under audit. Its ``class`` is the error class of
+design decision 9 and fixes the exit code; its ``name`` is stable. Only class ``Forked``
+is proven to third parties, and only it comes with an evidence file.
+
+========================  ===========  ======================================================
+name                      class        the check that failed
+========================  ===========  ======================================================
+BadCheckpoint             Invalid      the checkpoint parses, and an empty tree has its one root
+WrongLog                  Invalid      the checkpoint names the origin under audit
+BadLogSignature           Invalid      every line of a known log key verifies, at least one is there
+BadCosignature            Invalid      every line of a cosigner named by the policy verifies
+TooFewWitnesses           PolicyUnmet  the policy's quorum stands behind the checkpoint
+OldCosignatures           Stale        ... and did so within ``--max-age``
+TwoRoots                  Forked       a head of the same size, known before, has the same root
+Inconsistent              Forked       the tree begins with the smaller tree known before
+RolledBack                Stale        the tree is not smaller than one known before
+BadEntryBundle            Invalid      an entry bundle holds exactly the entries of its name
+TreeMismatch              Invalid      the entries hash to the checkpoint's root
+TileMismatch              Invalid      every tile equals the one recomputed from the entries
+BadLeafKeys               Invalid      the list of leaf-signing keys parses
+BadEntry                  Invalid      an entry parses, in the dialect of the log
+BadRecords, BadRecord     Invalid      a page of records has one well-formed record an entry
+RecordWithheld            Invalid      the plaintext of an entry is published
+PreimageMismatch          Invalid      the published message hashes to what the entry commits to
+NotCanonical              Invalid      ... and is the canonical form of itself
+BadMessage                Invalid      ... and is a protocol message with exactly its attributes
+BadLeafSignature          Invalid      the entry is signed by a published leaf key
+PlaintextMismatch         Invalid      a plaintext opens its Argon2id commitment
+BadMessageSignature       Invalid      the message is signed by a key its signer had then
+DuplicateMessage          Invalid      no message is logged twice
+StaleRoot                 Invalid      a message names a root that was recent then
+BadTransition             Invalid      the directory's rules allow the message
+AnswerContradictsLog      Invalid      the API's keys and history are those the entries give
+BadAnswer                 Invalid      the API's answer parses
+BadAnswerProof            Invalid      the API's inclusion proofs hold
+MissingEntries, -Records, Invalid      what the checkpoint commits to is served (404 and 410 are
+-Tile, -LeafKeys, -Answer              answers; a time-out is not)
+TooLarge                  Invalid      no answer exceeds what its name allows
+Timeout, Refused, ...     Unreachable  the log answers
+========================  ===========  ======================================================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ktlog.errors import (
+    Forked,
+    Invalid,
+    KtlogError,
+    PolicyUnmet,
+    Stale,
+    Unreachable,
+)
+from ktlog.tlog.encoding import encode_base64
+
+# Gravest first: this order, not the numbers, decides the exit code.
+EXIT_CODES = {
+    cls.__name__: cls.exit_code for cls in (Forked, Invalid, PolicyUnmet, Stale, Unreachable)
+}
+# A log that breaks every entry must not fill the auditor's memory with complaints.
+KEPT_PER_NAME = 50
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with the log. ``what`` is a plain sentence."""
+
+    name: str
+    kind: str
+    what: str
+    leaf_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in EXIT_CODES:
+            raise AssertionError(f"no exit code for a finding of class {self.kind}")
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"name": self.name, "class": self.kind, "what": self.what}
+        if self.leaf_index is not None:
+            out["leaf_index"] = self.leaf_index
+        return out
+
+
+def finding_from(error: KtlogError, name: str | None = None, leaf_index: int | None = None,
+                 subject: str = "") -> Finding:
+    """The finding that *error*, met while reading or checking the log, amounts to.
+
+    What does not parse and what a directory would have refused are both Invalid here:
+    it is the log that is being judged. *subject* says what was being looked at.
+    """
+    kind = type(error).__name__ if type(error).__name__ in EXIT_CODES else Invalid.__name__
+    what = error.message if error.message != error.name else str(error)
+    if name is not None and name != error.name:
+        what = f"{what} ({error.name})" if error.name not in what else what
+    return Finding(name or error.name, kind, f"{subject}: {what}" if subject else what, leaf_index)
+
+
+class Findings:
+    """Findings in the order met. Keeps at most KEPT_PER_NAME of a name, and counts the rest."""
+
+    def __init__(self) -> None:
+        self._kept: list[Finding] = []
+        self._count: Counter[str] = Counter()
+        self._kinds: set[str] = set()
+
+    def add(self, finding: Finding) -> None:
+        self._count[finding.name] += 1
+        self._kinds.add(finding.kind)
+        if self._count[finding.name] <= KEPT_PER_NAME:
+            self._kept.append(finding)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        """How many were met, kept or not."""
+        return self._count.total()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._count
+
+    @property
+    def omitted(self) -> dict[str, int]:
+        """How many of each name are not listed."""
+        return {name: n - KEPT_PER_NAME for name, n in self._count.items() if n > KEPT_PER_NAME}
+
+    @property
+    def exit_code(self) -> int:
+        """Of the gravest; 0 without any."""
+        for kind, code in EXIT_CODES.items():
+            if kind in self._kinds:
+                return code
+        return 0
+
+
+@dataclass
+class Coverage:
+    """How many of something were checked, of how many; *mode* is what was asked for."""
+
+    mode: str
+    checked: int = 0
+    total: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"checked": self.checked, "total": self.total, "mode": self.mode}
+
+
+@dataclass
+class Report:
+    """The outcome of one audit. Sizes and counts are entries unless named otherwise."""
+
+    origin: str
+    commitments: Coverage
+    answers: Coverage
+    url: str = ""
+    tree_size: int | None = None
+    root: bytes | None = None
+    entries_audited: int = 0
+    leaf_signatures: int = 0
+    message_signatures: int = 0
+    tiles: int = 0
+    actors: int = 0
+    cosigners: tuple[str, ...] = ()
+    findings: Findings = field(default_factory=Findings)
+    evidence: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    signed_head: bytes | None = None
+    """The checkpoint as served; what a clean audit remembers. Not part of the output."""
+
+    @property
+    def ok(self) -> bool:
+        return len(self.findings) == 0
+
+    @property
+    def exit_code(self) -> int:
+        return self.findings.exit_code
+
+    def skip(self, sentence: str) -> None:
+        """Say once what was not checked."""
+        if sentence not in self.not_checked:
+            self.not_checked.append(sentence)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "origin": self.origin,
+            "url": self.url,
+            "tree_size": self.tree_size,
+            "root": encode_base64(self.root) if self.root is not None else None,
+            "entries_audited": self.entries_audited,
+            "leaf_signatures": self.leaf_signatures,
+            "message_signatures": self.message_signatures,
+            "tiles": self.tiles,
+            "commitments": self.commitments.as_dict(),
+            "actors": self.actors,
+            "answers": self.answers.as_dict(),
+            "cosigners": list(self.cosigners),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "findings_omitted": self.findings.omitted,
+            "evidence": list(self.evidence),
+            "ok": self.ok,
+            "exit_code": self.exit_code,
+            "seconds": round(self.seconds, 3),
+            "not_checked": list(self.not_checked),
+        }
+
+
+ADVICE = {
+    "Forked": "The log signed two histories. Keep the evidence file and give it to others: anyone can "
+              "confirm it with 'ktlog-auditor verify-evidence FILE'. Do not trust keys from this log.",
+    "Invalid": "What the log serves does not hold together. It is no proof for others: audit again over "
+               "another network path, then ask the operator.",
+    "PolicyUnmet": "Too few cosigners stand behind this head, so it may have been made for you alone. "
+                   "Audit again in some minutes; then ask the witnesses which head they see.",
+    "Stale": "The log shows less, or older, than is already known. It convicts nobody: audit again later, and "
+             "compare with what the witnesses see.",
+    "Unreachable": "The log did not answer as a log does; nothing is known about it. Try again later.",
+}
+
+
+def _plural(count: int, noun: str) -> str:
+    if noun.endswith("y"):
+        return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun[:-1]}ies"
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def format_report(report: Report) -> str:
+    """The report for a person: the verdict first, then why, then what was not checked."""
+    lines = []
+    if report.ok:
+        lines.append(f"{report.origin}: no fault found in {_plural(report.entries_audited, 'entry')}.")
+    else:
+        lines.append(f"{report.origin}: {_plural(len(report.findings), 'finding')}.")
+    if report.tree_size is not None and report.root is not None:
+        lines.append(f"  tree size {report.tree_size:,}, root {encode_base64(report.root)}")
+    for finding in report.findings:
+        where = "" if finding.leaf_index is None else f" at entry {finding.leaf_index}"
+        lines.append(f"  [{finding.kind}] {finding.name}{where}: {finding.what}")
+    for name, count in report.findings.omitted.items():
+        lines.append(f"  ... and {count:,} more named {name}")
+    for path in report.evidence:
+        lines.append(f"  evidence: {path}")
+    lines.append(
+        f"  checked: {_plural(report.entries_audited, 'entry')}, {_plural(report.tiles, 'tile')}, "
+        f"{_plural(report.leaf_signatures, 'leaf signature')}, "
+        f"{_plural(report.message_signatures, 'message signature')}, "
+        f"{report.commitments.checked:,} of {_plural(report.commitments.total, 'commitment')}, "
+        f"API answers for {report.answers.checked:,} of {_plural(report.answers.total, 'actor')}, "
+        f"in {report.seconds:.1f} s"
+    )
+    lines += [f"  not checked: {sentence}" for sentence in report.not_checked]
+    kinds = {finding.kind for finding in report.findings}
+    lines += [f"  {ADVICE[kind]}" for kind in EXIT_CODES if kind in kinds]
+    return "\n".join(lines)

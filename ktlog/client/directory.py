@@ -1,0 +1,327 @@
+"""Looks up an actor's keys and believes none of them before every check has passed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from urllib.parse import quote
+
+from ktlog.client import verify
+from ktlog.client.answer import CAUSE, STATUS, Present
+from ktlog.client.page import ActorPage, parse_actor_page, parse_leaf_keys
+from ktlog.client.replay import (
+    History,
+    Replayed,
+    check_listed,
+    check_rows,
+    judge_pending,
+    needed_histories,
+    replay,
+)
+from ktlog.client.terms import Getter, bad_status, fetch_body
+from ktlog.client.trust import ActorMemory, TrustStore, check_history
+from ktlog.client.verify import Cosigned, Head, Log
+from ktlog.durable import read_file
+from ktlog.errors import EncodingError, KtlogError, NotLogged, StoreError, Unreachable, UsageError
+from ktlog.pkd.canonical import parse_json
+from ktlog.tlog.policy import Policy, parse_policy
+from ktlog.tlog.tiles import TileHashReader
+from ktlog.wire.actor_id import actor_domain, canonical_actor_id, parse_handle
+from ktlog.wire.fetch import Fetcher, Response
+from ktlog.wire.webfinger import resolve_handle
+
+DEFAULT_STATE = "~/.local/share/ktlog"
+MAX_CHECKPOINT_BYTES = 1 << 20
+MAX_TILE_BYTES = 256 * 32
+MAX_LEAF_KEYS_BYTES = 4 << 20
+MAX_ANSWER_BYTES = 32 << 20
+MAX_HISTORIES = 16
+"""Of other actors in one lookup: a chain of moves, or operators that burned the actor down."""
+_SAVE_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class _Trusted:
+    """A head that passed every check, and the remembered one it was compared with."""
+
+    log: Log
+    head: Head
+    cosigned: Cosigned
+    remembered: Head | None
+
+
+class Directory:
+    """Looks handles and actor ids up in the logs that a policy trusts. Usable from many threads.
+
+    >>> directory = Directory.from_policy_file("trust.policy")             # doctest: +SKIP
+    >>> answer = directory.lookup("@alice@example.social")                 # doctest: +SKIP
+    >>> [key.key_id for key in answer.usable_keys]                         # doctest: +SKIP
+
+    Args:
+        policy: the only root of trust: the logs' keys, the witnesses, and the quorum.
+        state: a directory for what must be remembered. Two programs may share one.
+        domains: which log serves which domain, by origin, before what domains.toml in the state
+            directory says. A server has no say in it.
+        fetcher: makes the requests; by default one that obeys KTLOG_DIAL.
+        now: the clock, in Unix seconds.
+        max_age_seconds: how long ago the quorum may at most have seen a head.
+
+    Raises:
+        PolicyUnmet: ``UnsafePolicy``: no quorum, or one that two disjoint sets of witnesses can make.
+        StoreError: the state directory cannot be used.
+    """
+
+    def __init__(
+        self, policy: Policy, *, state: str | PathLike[str] = DEFAULT_STATE,
+        domains: Mapping[str, str] | None = None, fetcher: Getter | None = None,
+        now: Callable[[], float] = time.time, max_age_seconds: int = verify.DEFAULT_MAX_AGE_SECONDS,
+    ) -> None:
+        policy.check_safe()
+        self._policy = policy
+        self._trust = TrustStore(state)
+        self._domains = dict(domains or {})
+        self._fetcher = Fetcher.from_environment() if fetcher is None else fetcher
+        self._now = now
+        self._max_age = max_age_seconds
+
+    @classmethod
+    def from_policy_file(
+        cls, path: str | PathLike[str], *, state: str | PathLike[str] = DEFAULT_STATE,
+        domains: Mapping[str, str] | None = None, fetcher: Getter | None = None,
+        now: Callable[[], float] = time.time, max_age_seconds: int = verify.DEFAULT_MAX_AGE_SECONDS,
+    ) -> Directory:
+        """A Directory with the policy in a tlog-policy file.
+
+        Raises:
+            UsageError: ``NoPolicy``, the file is not there; ``BadPolicy``, it does not parse.
+        """
+        data = read_file(Path(path).expanduser())
+        if data is None:
+            raise UsageError(
+                "NoPolicy", f"{path} does not exist",
+                hint="The policy names the logs and witnesses that you trust; nothing can be verified without it.",
+            )
+        try:
+            policy = parse_policy(data)
+        except EncodingError as error:
+            raise UsageError("BadPolicy", f"{path}: {error.message}") from error
+        return cls(
+            policy, state=state, domains=domains, fetcher=fetcher, now=now, max_age_seconds=max_age_seconds
+        )
+
+    def lookup(self, name: str) -> Present:
+        """The keys of a handle (``@alice@example.social``) or an actor id (``https://…``).
+
+        Every key in the answer is proven to be in the log, and its whole chain of messages back to
+        the first key of its generation was checked. The answer is not proven to be complete: a
+        dishonest log can still leave out a newer message, for instance a revocation. ``checks``,
+        ``taken`` and ``not_proven`` of the answer say so in words.
+
+        Raises:
+            NotLogged: the log says that it knows nothing of the actor. This is not proven either.
+            Invalid, PolicyUnmet, Stale: a check failed; the name says which.
+            Forked: the log is caught, and ``evidence`` convicts it.
+            Unreachable: nothing was learnt.
+            Conflict: ``HandleChanged``, the handle now means another actor.
+            UsageError, EncodingError: the name, or the configuration, is wrong.
+            StoreError: the state directory cannot be used.
+        """
+        handle, actor_id = self._resolve(name)
+        log = self._log_of(actor_id)
+        trusted = self._trusted_head(log)
+        page = self._page(log, actor_id, trusted.head.size)
+        with ThreadPoolExecutor(2, "ktlog-verify") as pool:
+            replayed, histories, leaf_keys = self._replay(trusted, page, pool)
+            check_listed(replayed.actor, page.keys)
+            pending = check_rows(page, page.unpublished, trusted.head, leaf_keys, pool.map)
+        usable, shown = judge_pending(replayed.actor, pending)
+        memory = _memory_of(trusted.head.size, replayed, histories[actor_id])
+        before = self._save(trusted, handle, actor_id, memory)
+        return _answer(handle, trusted, replayed, histories, usable, shown, before)
+
+    # Who, and which log
+
+    def _resolve(self, name: str) -> tuple[str | None, str]:
+        """(handle or None, actor id); the handle's pin is checked, and set only after the lookup."""
+        if "://" in name:
+            return None, canonical_actor_id(name)
+        handle = "@{}@{}".format(*parse_handle(name))
+        try:
+            actor_id = resolve_handle(self._fetcher, handle)
+        except Unreachable:
+            # The pin would refuse any other id anyway, so an instance that is down need not stop us.
+            pinned = self._trust.pinned(handle)
+            if pinned is None:
+                raise
+            return handle, pinned
+        self._trust.check_pin(handle, actor_id)
+        return handle, actor_id
+
+    def _log_of(self, actor_id: str) -> Log:
+        domain = actor_domain(actor_id)
+        origin = self._domains.get(domain) or self._trust.domains().get(domain)
+        if origin is None:
+            raise UsageError(
+                "UnknownDomain", f"no log is configured for {domain}",
+                hint=f'Say which log serves it: --domain {domain}=ORIGIN, or in domains.toml of the state directory:\n'
+                     f'[domains]\n"{domain}" = "ORIGIN"',
+            )
+        return verify.find_log(self._policy, origin)
+
+    # The head
+
+    def _trusted_head(self, log: Log) -> _Trusted:
+        # Before the request: another thread may remember a larger head while it is under way.
+        remembered = self._remembered(log)
+        head = verify.open_head(fetch_body(self._fetcher, log.url, "/checkpoint", MAX_CHECKPOINT_BYTES), log)
+        if remembered is not None:
+            verify.check_two_roots(log, remembered, head)
+        cosigned = verify.check_cosigned(head, self._policy, int(self._now()), self._max_age)
+        if remembered is not None:
+            verify.check_not_smaller(remembered, head)
+            verify.check_extends(log, remembered, head, self._reader(log, head))
+        return _Trusted(log, head, cosigned, remembered)
+
+    def _remembered(self, log: Log) -> Head | None:
+        note = self._trust.head(log.origin)
+        return None if note is None else verify.open_remembered(note, log)
+
+    def _reader(self, log: Log, head: Head) -> TileHashReader:
+        return TileHashReader(
+            lambda path: fetch_body(self._fetcher, log.url, f"/{path}", MAX_TILE_BYTES), head.size, head.root
+        )
+
+    # The actor
+
+    def _page(self, log: Log, actor_id: str, tree_size: int) -> ActorPage:
+        """The log's answer about an actor, with a history that is not empty."""
+        if tree_size:  # nothing is in an empty tree, so there is nothing to ask
+            target = f"/api/actor/{quote(actor_id, safe='')}/keys?include-proofs=true&tree-size={tree_size}"
+            response = self._fetcher.get(log.url + target, max_bytes=MAX_ANSWER_BYTES)
+            if response.status == 200:
+                page = parse_actor_page(response.body, actor_id, tree_size)
+                if page.published:
+                    return page
+            elif not _is_not_found(response):
+                raise bad_status(response)
+        raise NotLogged(
+            "NotLogged", f"{log.origin} shows no published message about {actor_id}",
+            hint="The log says so; it cannot prove it in this version.",
+        )
+
+    def _replay(
+        self, trusted: _Trusted, page: ActorPage, pool: ThreadPoolExecutor
+    ) -> tuple[Replayed, dict[str, History], Mapping[bytes, bytes]]:
+        """Check the actor's messages, and those of the actors they depend on, and replay them."""
+        log, head = trusted.log, trusted.head
+        leaf_keys = parse_leaf_keys(fetch_body(self._fetcher, log.url, "/leaf-keys", MAX_LEAF_KEYS_BYTES))
+        checked = {page.actor_id: check_rows(page, page.published, head, leaf_keys, pool.map)}
+        histories = {page.actor_id: History(checked[page.actor_id], head.size - 1)}
+        missing: set[str] = set()
+        while needs := {
+            name: until for name, until in needed_histories(histories).items() if name not in missing
+        }:
+            for name, until in needs.items():
+                if name not in checked:
+                    try:
+                        if len(checked) > MAX_HISTORIES:
+                            raise NotLogged("NotLogged", f"{name} is one history too many")
+                        other = self._page(log, name, head.size)
+                    except NotLogged:
+                        missing.add(name)
+                        continue
+                    checked[name] = check_rows(other, other.published, head, leaf_keys, pool.map)
+                rows = tuple(item for item in checked[name] if item.row.leaf_index <= until)
+                histories[name] = History(rows, until)
+        return replay(log.origin, page.actor_id, histories), histories, leaf_keys
+
+    # Memory
+
+    def _save(
+        self, trusted: _Trusted, handle: str | None, actor_id: str, memory: ActorMemory
+    ) -> ActorMemory | None:
+        """Remember head, actor and handle, in one hold of the lock; return what was remembered of the actor.
+
+        Another thread or process may have saved a head meanwhile. Then the two are compared like any
+        two heads, so that a log cannot show one tree to each of two lookups that overlap.
+        """
+        log, head, compared = trusted.log, trusted.head, trusted.remembered
+        for _ in range(_SAVE_ATTEMPTS):
+            with self._trust.locked():
+                stored = self._remembered(log)
+                if stored == compared:
+                    before = self._trust.actor(log.origin, actor_id)
+                    if before is not None:
+                        check_history(actor_id, before, memory)
+                    if handle is not None:
+                        self._trust.pin(handle, actor_id)
+                    if before is None or before.tree_size <= memory.tree_size:
+                        self._trust.save_actor(log.origin, actor_id, memory)
+                    if stored is None or stored.size < head.size:
+                        self._trust.save_head(log.origin, head.note)
+                    return before
+            if stored is None:
+                raise StoreError("BadState", f"the remembered head of {log.origin} vanished during a lookup")
+            older, newer = sorted((stored, head), key=lambda one: one.size)
+            verify.check_extends(log, older, newer, self._reader(log, newer))
+            compared = stored
+        raise StoreError(
+            "Locked", "other lookups keep changing the remembered head", hint="Trying again is safe."
+        )
+
+
+def _is_not_found(response: Response) -> bool:
+    """Whether a log says "not found", rather than a proxy before it or another server."""
+    if response.status != 404:
+        return False
+    try:
+        body = parse_json(response.body)
+    except KtlogError:
+        return False
+    # "not_published" has the specification's code "not_found" too, and says nothing about the actor.
+    return isinstance(body, dict) and body.get("code", body.get("error")) == "not_found"
+
+
+def _memory_of(tree_size: int, replayed: Replayed, history: History) -> ActorMemory:
+    return ActorMemory(
+        tree_size=tree_size,
+        generation=replayed.actor.generation,
+        history=tuple((item.row.leaf_index, item.leaf_hash) for item in history.rows),
+        key_ids=tuple(key.key_id for key in replayed.actor.keys),
+    )
+
+
+def _answer(
+    handle: str | None, trusted: _Trusted, replayed: Replayed, histories: Mapping[str, History],
+    usable: tuple, pending: tuple, before: ActorMemory | None,
+) -> Present:
+    actor, head, cosigned = replayed.actor, trusted.head, trusted.cosigned
+    messages = len({item.row.leaf_index for history in histories.values() for item in history.rows})
+    if trusted.remembered is None:
+        linked = "this is the first head of this log that was seen here; from now on each must extend it"
+    else:
+        linked = f"the tree contains the one of {trusted.remembered.size} entries that was trusted last time"
+    checks = (
+        f"which log serves the domain: {head.origin}, by your own configuration",
+        f"the head of {head.size} entries is signed by the log",
+        f"the witnesses' quorum cosigned it: {', '.join(cosigned.names)}, as of {cosigned.as_of}",
+        linked,
+        f"all {messages} messages that the answer rests on are in the tree, and the log's leaf key signed each",
+        "the plaintext of every attribute is what its message committed to (Argon2id)",
+        "every message is signed by a key that was valid then, and allowed by the rules",
+        "the listed keys are exactly those that the messages lead to",
+    )
+    known = () if before is None else before.key_ids
+    return Present(
+        actor_id=actor.actor_id, handle=handle, origin=head.origin, keys=actor.keys, usable_keys=usable,
+        aux=actor.aux, fireproof=actor.fireproof, status=STATUS[actor.status], cause=CAUSE[actor.cause],
+        version=actor.version, generation=actor.generation,
+        new_keys=tuple(key for key in actor.keys if before is not None and key.key_id not in known),
+        reset=CAUSE[actor.cause] if before is not None and actor.generation > before.generation else None,
+        tree_size=head.size, root_hash=head.root, as_of=cosigned.as_of, cosigners=cosigned.names,
+        checks=checks, taken=replayed.taken, pending=pending,
+    )

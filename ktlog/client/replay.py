@@ -1,0 +1,325 @@
+"""Checks what a log says about an actor, and replays it. Pure: parsed answers in, verdict out.
+
+Each message is checked on its own (it is in the tree; the log's leaf key signed it; the published
+plaintext is what the message committed to) and then all are replayed in the order of the log with
+the one transition function of :mod:`ktlog.pkd.state`. Histories of several actors are replayed
+together, because a MoveIdentity carries keys from one to the other and a BurnDown is signed by a
+third.
+
+What this proves: every key in the result was put there by messages that are in this tree, each
+signed by a key that was valid then, back to the first key of the generation. What it does not
+prove: that the history shown is complete. A log can still leave out a message, a revocation too,
+until lookups carry a proof from the directory map. Nor is it checked that a message named a recent
+root; auditors check that.
+
+Spec: directory map §3, §9 (steps 10, 12 and 13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ktlog.client.answer import PendingMessage
+from ktlog.client.page import ActorPage, HistoryRow, ListedKey
+from ktlog.client.verify import Head
+from ktlog.errors import EncodingError, Invalid, MessageRejected
+from ktlog.pkd.entry import parse_entry, verify_entry
+from ktlog.pkd.keys import derive_key_id, key_hash, verify_mldsa44
+from ktlog.pkd.messages import (
+    AddKey,
+    BurnDown,
+    Message,
+    MoveIdentity,
+    RevokeKey,
+    RevokeKeyThirdParty,
+    WireMessage,
+    message_from_plain,
+)
+from ktlog.pkd.state import (
+    Actor,
+    Cause,
+    Key,
+    Status,
+    View,
+    apply,
+    created_time,
+    find_signer,
+    touched_by,
+)
+from ktlog.tlog.tree import hash_leaf, verify_inclusion
+
+Map = Callable[[Callable[[HistoryRow], "CheckedRow"], Iterable[HistoryRow]], Iterable["CheckedRow"]]
+"""Like the built-in ``map``; an executor's may be passed in, since each check takes some 100 ms."""
+
+_STAND_IN = b""
+"""Stands for the key of an operator whose history is not known; no real key is empty."""
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """A row that holds on its own; whether the message was allowed, only the replay shows."""
+
+    row: HistoryRow
+    leaf_hash: bytes
+    dialect_name: str
+    wire: WireMessage
+    message: Message
+
+
+@dataclass(frozen=True)
+class History:
+    """The checked messages of one actor, and up to which leaf index (inclusive) they are all known."""
+
+    rows: tuple[CheckedRow, ...]
+    until: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The actor at the checkpoint's tree size, and in words what had to be believed for it."""
+
+    actor: Actor
+    taken: tuple[str, ...]
+
+
+def check_rows(
+    page: ActorPage, rows: Sequence[HistoryRow], head: Head, leaf_keys: Mapping[bytes, bytes],
+    map_rows: Map = map,
+) -> tuple[CheckedRow, ...]:
+    """Check *rows* of *page*, each on its own.
+
+    Args:
+        leaf_keys: the log's leaf keys, by SHA-256 of the raw key.
+
+    Raises:
+        Invalid: ``BadEntryProof``, ``BadEntry``, ``BadLeafSignature``, ``PlaintextMismatch``,
+            ``WrongActor``.
+    """
+    # What is cheap comes first and for all rows, so that a false answer costs no Argon2id.
+    for row in rows:
+        _check_inclusion(row, head)
+    checked = tuple(map_rows(lambda row: _check_row(row, leaf_keys), rows))
+    for item in checked:
+        _check_about(item, page.actor_id)
+    return checked
+
+
+def _check_inclusion(row: HistoryRow, head: Head) -> None:
+    if row.leaf_index >= head.size:
+        return
+    if row.proof is None:
+        raise Invalid("BadEntryProof", f"entry {row.leaf_index} comes without a proof that it is in the log")
+    try:
+        verify_inclusion(hash_leaf(row.entry), row.leaf_index, head.size, row.proof, head.root)
+    except Invalid as error:
+        raise Invalid(
+            "BadEntryProof", f"entry {row.leaf_index} is not in the tree of {head.size} entries: {error.message}"
+        ) from error
+
+
+def _check_row(row: HistoryRow, leaf_keys: Mapping[bytes, bytes]) -> CheckedRow:
+    at = f"entry {row.leaf_index}"
+    try:
+        dialect, _ = parse_entry(row.entry)
+        verify_entry(row.entry, row.preimage, leaf_keys)
+        wire, message = message_from_plain(dialect, row.preimage, row.plain, commitments=True)
+    except EncodingError as error:
+        raise Invalid("BadEntry", f"{at}: {error.message}") from error
+    except Invalid as error:
+        raise Invalid(error.name, f"{at}: {error.message}") from error
+    if message is None:
+        raise Invalid("PlaintextMismatch", f"{at}: the log withholds an attribute, so it cannot be checked")
+    return CheckedRow(row, hash_leaf(row.entry), dialect.name, wire, message)
+
+
+def _check_about(item: CheckedRow, actor_id: str) -> None:
+    """A token names no actor; whether it concerns this one, the replay shows."""
+    if isinstance(item.message, RevokeKeyThirdParty):
+        return
+    if actor_id not in touched_by(item.message, lambda _: ()):
+        raise Invalid("WrongActor", f"entry {item.row.leaf_index} is not about {actor_id}")
+
+
+def needed_histories(histories: Mapping[str, History]) -> dict[str, int]:
+    """Which other actors' messages the replay needs, and up to which leaf index.
+
+    The source of a MoveIdentity is needed because its keys are carried over, the operator of a
+    BurnDown because its key signed.
+    """
+    needs: dict[str, int] = {}
+    for actor_id, history in histories.items():
+        for item in history.rows:
+            match item.message:
+                case MoveIdentity(old_actor=other) | BurnDown(operator=other):
+                    index = item.row.leaf_index
+                case _:
+                    continue
+            known = histories.get(other)
+            if other != actor_id and (known is None or known.until < index):
+                needs[other] = max(index, needs.get(other, -1))
+    return needs
+
+
+@dataclass
+class _State:
+    """The replay in progress. Actors are known only up to where their histories reach."""
+
+    origin: str
+    histories: Mapping[str, History]
+    actors: dict[str, Actor | None] = field(default_factory=dict)
+    tokens: set[bytes] = field(default_factory=set)
+    unique: set[bytes] = field(default_factory=set)
+    taken: list[str] = field(default_factory=list)
+    greatest_time: int = 0
+
+    def knows(self, actor_id: str, leaf_index: int) -> bool:
+        return actor_id in self.histories and leaf_index <= self.histories[actor_id].until
+
+    def holders(self, leaf_index: int) -> dict[bytes, tuple[str, ...]]:
+        held: dict[bytes, tuple[str, ...]] = {}
+        for actor_id, actor in self.actors.items():
+            if actor is not None and self.knows(actor_id, leaf_index):
+                for key in actor.keys:
+                    hashed = key_hash(key.public_key)
+                    held[hashed] = (*held.get(hashed, ()), actor_id)
+        return held
+
+    def step(self, item: CheckedRow, roles: Mapping[str, int]) -> None:
+        """Apply one message, and compare whom it touched with what the log said."""
+        index, message = item.row.leaf_index, item.message
+        if item.wire.unique_hash in self.unique:
+            raise Invalid("BadEntry", f"entry {index} repeats an earlier message")
+        self.unique.add(item.wire.unique_hash)
+        if isinstance(message, MoveIdentity) and not self.knows(message.old_actor, index):
+            # Keys whose origin nobody can see are not believed: this is no case for ``taken``.
+            raise Invalid(
+                "BadTransition", f"entry {index}: the log shows no history of {message.old_actor}, whose keys it moved"
+            )
+        holders = self.holders(index)
+        names = touched_by(message, lambda hashed: holders.get(hashed, ()))
+        rows = {name: self.actors.get(name) if self.knows(name, index) else None for name in names}
+        operator = message.operator if isinstance(message, BurnDown) else None
+        believed = operator is not None and not self.knows(operator, index)
+        if believed:
+            rows[operator] = _unknown_operator(operator)
+            self.taken.append(
+                f"entry {index}: that {operator} signed the BurnDown, since the log shows no history of that operator"
+            )
+        view = View(rows, self.tokens, holders)
+        created = created_time(message, self.greatest_time)
+        try:
+            signer = _STAND_IN if believed else find_signer(view, message, item.wire)
+            change = apply(view, message, index, derive_key_id(self.origin, index), signer, created)
+        except MessageRejected as error:
+            name = "BadMessageSignature" if error.code == "bad_signature" else "BadTransition"
+            raise Invalid(name, f"entry {index}, {message.action}: {error.message}") from error
+        touched = {leaf.actor_id: int(leaf.role) for leaf in change.history if self.knows(leaf.actor_id, index)}
+        if touched != roles:
+            raise Invalid("BadTransition", f"entry {index}: the log misstates whom the {message.action} concerns")
+        self.actors.update({actor.actor_id: actor for actor in change.actors})
+        if change.token_revoked is not None:
+            self.tokens.add(change.token_revoked)
+        self.greatest_time = max(self.greatest_time, created)
+
+
+def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Replayed:
+    """Replay the published messages of *actor_id* and of the actors they depend on.
+
+    Args:
+        histories: by actor id; that of actor_id itself is not empty.
+
+    Raises:
+        Invalid: ``BadMessageSignature``, ``BadTransition``, ``BadEntry`` (a message logged twice, or entries
+            in different dialects).
+    """
+    steps: dict[int, CheckedRow] = {}
+    roles: dict[int, dict[str, int]] = {}
+    for name, history in histories.items():
+        for item in history.rows:
+            steps[item.row.leaf_index] = item
+            roles.setdefault(item.row.leaf_index, {})[name] = item.row.role
+    if len({item.dialect_name for item in steps.values()}) > 1:
+        raise Invalid("BadEntry", "the log mixes entries of different dialects")
+    state = _State(origin, histories)
+    for index in sorted(steps):
+        state.step(steps[index], roles[index])
+    actor = state.actors.get(actor_id)
+    if actor is None:
+        raise AssertionError("a history that is not empty leads to a state")
+    return Replayed(actor, tuple(state.taken))
+
+
+def _unknown_operator(actor_id: str) -> Actor:
+    """An operator about whom only this is assumed: they have a key, and it signed."""
+    return Actor(
+        actor_id=actor_id, keys=(Key(_STAND_IN, "", 0, 0),), aux=(), fireproof=False, version=0, generation=0,
+        erasures=0, cause=Cause.FIRST, generation_leaf=0, status=Status.ACTIVE, status_leaf=0, revoked=frozenset(),
+    )
+
+
+def check_listed(actor: Actor, listed: Sequence[ListedKey]) -> None:
+    """Compare the keys that the log lists with those that its own messages lead to.
+
+    Raises:
+        Invalid: ``OmittedKey`` when one is missing; ``UnlistedKey`` when one is there that no message
+            enrolled, or with another key id, leaf index or time.
+    """
+    replayed = {key.public_key: key for key in actor.keys}
+    for claim in listed:
+        key = replayed.get(claim.public_key)
+        if key is None:
+            raise Invalid(
+                "UnlistedKey", f"the log lists a key ({claim.key_id[:64]!r}) that no message in the log put there",
+                hint="Somebody swapped or added a key in this answer. Do not use it.",
+            )
+        if (claim.key_id, claim.leaf_index, claim.created) != (key.key_id, key.leaf_index, key.created):
+            raise Invalid("UnlistedKey", f"the log lists key {key.key_id} under another name, place or time")
+    claimed = [claim.public_key for claim in listed]
+    if len(set(claimed)) != len(claimed):
+        raise Invalid("UnlistedKey", "the log lists a key twice")
+    for public_key, key in replayed.items():
+        if public_key not in claimed:
+            raise Invalid("OmittedKey", f"the log leaves out the key {key.key_id}, which its own messages put there")
+
+
+def judge_pending(
+    actor: Actor, pending: Sequence[CheckedRow]
+) -> tuple[tuple[Key, ...], tuple[PendingMessage, ...]]:
+    """Which listed keys stay usable in view of messages that are accepted but not published.
+
+    Such a message is believed for one purpose only: to take a key out of use. A RevokeKey counts
+    when a listed key signed it, or a key that a listed key added in a pending message before; a
+    token proves itself.
+
+    Returns:
+        The usable keys and a summary of each pending message.
+    """
+    voices = {key.public_key for key in actor.keys}
+    usable = {key.public_key: key for key in actor.keys}
+    shown = []
+    for item in pending:
+        removed: bytes | None = None
+        match item.message:
+            case RevokeKeyThirdParty(token=token):
+                removed = token.public_key
+            case AddKey(public_key=new) if _spoken_by(voices, item.wire):
+                voices.add(new)
+            case RevokeKey(public_key=old) if _spoken_by(voices - {old}, item.wire):
+                removed = old
+            case _:
+                pass
+        key = usable.pop(removed, None) if removed is not None else None
+        removes = (key.key_id,) if key is not None else ()
+        shown.append(PendingMessage(item.row.leaf_index, item.message.action, removes))
+    return tuple(key for key in actor.keys if key.public_key in usable), tuple(shown)
+
+
+def _spoken_by(voices: Iterable[bytes], wire: WireMessage) -> bool:
+    for public_key in voices:
+        try:
+            verify_mldsa44(public_key, wire.signature or b"", wire.signed_bytes)
+        except Invalid:
+            continue
+        return True
+    return False

@@ -1,0 +1,270 @@
+"""What a client remembers between lookups: heads, actors, and which actor a handle meant.
+
+::
+
+    DIR/                   mode 0700
+      domains.toml         which log serves which domain; written by you, never by the library
+      heads/ORIGIN.json    the largest head of each log that every check was passed against
+      actors/….json        how much of an actor's history was verified, by log and actor
+      handles/….json       the actor id that a handle meant when it was first looked up
+      lock                 held while anything is written
+
+Every file is replaced in one step, so a reader sees the old state or the new. A file that cannot be
+read is an error and never an empty memory: forgetting is what an attacker would want.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ktlog.durable import FileLock, read_file, write_atomic
+from ktlog.errors import Conflict, EncodingError, Invalid, Stale, StoreError, UsageError
+from ktlog.pkd.canonical import canonical, parse_json
+from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
+
+LOCK_TIMEOUT_SECONDS = 20.0
+DOMAINS_FILE = "domains.toml"
+
+_HEAD, _ACTOR, _HANDLE = "ktlog-head/v1", "ktlog-actor/v1", "ktlog-handle/v1"
+_LONGEST_NAME_BYTES = 180
+
+
+@dataclass(frozen=True)
+class ActorMemory:
+    """An actor as last verified.
+
+    Attributes:
+        tree_size: of the checkpoint it was verified against.
+        generation: as the directory map counts them.
+        history: (leaf index, leaf hash) of every published message that touched the actor, in order.
+        key_ids: of the active keys.
+    """
+
+    tree_size: int
+    generation: int
+    history: tuple[tuple[int, bytes], ...]
+    key_ids: tuple[str, ...]
+
+
+def check_history(actor_id: str, remembered: ActorMemory, found: ActorMemory) -> None:
+    """Check that two verified histories of one actor do not contradict each other.
+
+    Both are said to be complete for their tree size, so below the smaller size they are equal. A
+    contradiction shows that the log left something out, then or now. It is no portable evidence:
+    the answers are not signed.
+
+    Raises:
+        Stale: ``ActorRolledBack``, a message that was shown before is missing now.
+        Invalid: ``HistoryRewritten``, a message is shown now that was left out before.
+    """
+    size = min(remembered.tree_size, found.tree_size)
+    before = {row for row in remembered.history if row[0] < size}
+    after = {row for row in found.history if row[0] < size}
+    where = "To start over with this actor, move its file out of actors/ in the state directory."
+    if missing := sorted(before - after):
+        raise Stale(
+            "ActorRolledBack",
+            f"the log left out entry {missing[0][0]} of {actor_id}, which it showed before",
+            hint=f"Do not use these keys: a revocation may be hidden. {where}",
+        )
+    if added := sorted(after - before):
+        raise Invalid(
+            "HistoryRewritten",
+            f"the log now shows entry {added[0][0]} of {actor_id}, which it left out before",
+            hint=f"An earlier answer was incomplete. {where}",
+        )
+
+
+class TrustStore:
+    """The state directory. Usable from many threads and processes at once.
+
+    Raises:
+        StoreError: "UnsafeState" when others may write to the directory; otherwise as
+            :mod:`ktlog.durable`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory).expanduser()
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("heads", "actors", "handles"):
+                (self.directory / name).mkdir(mode=0o700, exist_ok=True)
+            mode = self.directory.stat().st_mode
+        except OSError as error:
+            raise StoreError(
+                "BadState", f"{self.directory} cannot be used as the state directory: {error.strerror}"
+            ) from error
+        if mode & 0o022:
+            raise StoreError(
+                "UnsafeState", f"{self.directory} may be written by others (mode {mode & 0o777:04o})",
+                hint=f"What is in it decides whom you trust. If nobody did: chmod 700 {self.directory}",
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the state's lock; waits for others.
+
+        Raises:
+            StoreError: "Locked" after LOCK_TIMEOUT_SECONDS.
+        """
+        deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+        lock = FileLock(self.directory / "lock")
+        pause = 0.001
+        while True:
+            try:
+                lock.acquire()
+                break
+            except StoreError as error:
+                if error.name != "Locked" or time.monotonic() > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def domains(self) -> dict[str, str]:
+        """Domain -> origin, from domains.toml; empty without the file.
+
+        Raises:
+            UsageError: "BadDomains".
+        """
+        path = self.directory / DOMAINS_FILE
+        data = read_file(path)
+        if data is None:
+            return {}
+        try:
+            document = tomllib.loads(data.decode("utf-8"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError("BadDomains", f"{path}: {error}") from None
+        table = document.get("domains")
+        if document.keys() != {"domains"} or not isinstance(table, dict) or not all(
+            isinstance(origin, str) for origin in table.values()
+        ):
+            raise UsageError(
+                "BadDomains", f"{path} must hold one table of strings",
+                hint='Like this:\n[domains]\n"example.social" = "keys.example.social"',
+            )
+        return table
+
+    # Heads
+
+    def head(self, origin: str) -> bytes | None:
+        """The signed note of the largest head verified, or None before the first lookup."""
+        return self._read(self._path("heads", origin), _HEAD, {"origin": origin})
+
+    def save_head(self, origin: str, note: bytes) -> None:
+        """Replace the head. The caller holds the lock and has compared it with the stored one."""
+        self._write(self._path("heads", origin), _HEAD, {"origin": origin, "note": encode_base64(note)})
+
+    # Actors
+
+    def actor(self, origin: str, actor_id: str) -> ActorMemory | None:
+        """What was verified of an actor in one log, or None."""
+        path = self._path("actors", f"{origin} {actor_id}")
+        return self._read(path, _ACTOR, {"origin": origin, "actor-id": actor_id})
+
+    def save_actor(self, origin: str, actor_id: str, memory: ActorMemory) -> None:
+        """Replace what is remembered of an actor. The caller holds the lock."""
+        self._write(self._path("actors", f"{origin} {actor_id}"), _ACTOR, {
+            "origin": origin, "actor-id": actor_id, "tree-size": str(memory.tree_size),
+            "generation": str(memory.generation), "key-ids": list(memory.key_ids),
+            "history": [[str(index), encode_base64(leaf_hash)] for index, leaf_hash in memory.history],
+        })
+
+    # Handles
+
+    def pinned(self, handle: str) -> str | None:
+        """The actor id that *handle* ("@user@domain") is pinned to, or None."""
+        return self._read(self._path("handles", handle), _HANDLE, {"handle": handle})
+
+    def check_pin(self, handle: str, actor_id: str) -> None:
+        """Refuse another actor id than the pinned one.
+
+        Raises:
+            Conflict: "HandleChanged"; ``stored`` is the pinned id.
+        """
+        stored = self.pinned(handle)
+        if stored is not None and stored != actor_id:
+            raise Conflict(
+                "HandleChanged", f"{handle} meant {stored} before and means {actor_id} now",
+                hint="Ask the person through another channel. If it is right, remove"
+                     f" {self._path('handles', handle)} and look up again.",
+                stored=stored,
+            )
+
+    def pin(self, handle: str, actor_id: str) -> None:
+        """Pin a handle that is not pinned yet. The caller holds the lock.
+
+        Raises:
+            Conflict: as :meth:`check_pin`.
+        """
+        self.check_pin(handle, actor_id)
+        if self.pinned(handle) is None:
+            self._write(self._path("handles", handle), _HANDLE, {"handle": handle, "actor-id": actor_id})
+
+    # Files
+
+    def _path(self, kind: str, name: str) -> Path:
+        """A file name that shows what it is about and cannot leave its directory."""
+        text = quote(name, safe="")
+        if len(text) > _LONGEST_NAME_BYTES:
+            text = hashlib.sha256(name.encode("utf-8")).hexdigest()
+        return self.directory / kind / f"{text}.json"
+
+    def _write(self, path: Path, form: str, members: Mapping[str, Any]) -> None:
+        write_atomic(path, canonical({"format": form, **members}) + b"\n", mode=0o600)
+
+    def _read(self, path: Path, form: str, identity: Mapping[str, str]) -> Any:
+        """The value in a file, or None when there is no file."""
+        data = read_file(path)
+        if data is None:
+            return None
+        try:
+            members = parse_json(data)
+            if not isinstance(members, dict) or members.get("format") != form:
+                raise EncodingError("BadState", f"not of the format {form}")
+            if any(members.get(name) != value for name, value in identity.items()):
+                raise EncodingError("BadState", "about something else")
+            return _PARSERS[form](members)
+        except (EncodingError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                "BadState", f"{path} is damaged: {error}",
+                hint="Restore it from a backup. Without it, a roll-back since then cannot be noticed.",
+            ) from None
+
+
+def _parse_head(members: Mapping[str, Any]) -> bytes:
+    return decode_base64(members["note"])
+
+
+def _parse_handle(members: Mapping[str, Any]) -> str:
+    actor_id = members["actor-id"]
+    if not isinstance(actor_id, str):
+        raise EncodingError("BadState", "no actor id")
+    return actor_id
+
+
+def _parse_actor(members: Mapping[str, Any]) -> ActorMemory:
+    key_ids = members["key-ids"]
+    if not isinstance(key_ids, list) or not all(isinstance(key_id, str) for key_id in key_ids):
+        raise EncodingError("BadState", "no list of key ids")
+    return ActorMemory(
+        tree_size=parse_decimal(members["tree-size"]),
+        generation=parse_decimal(members["generation"]),
+        history=tuple((parse_decimal(index), decode_base64(text, 32)) for index, text in members["history"]),
+        key_ids=tuple(key_ids),
+    )
+
+
+_PARSERS = {_HEAD: _parse_head, _ACTOR: _parse_actor, _HANDLE: _parse_handle}

@@ -1,0 +1,56 @@
+"""``ktlog key``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ktlog.client.keyfile import SigningKey, load_key, save_key
+from ktlog.pkd.keys import key_hash
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def command() -> None:
+    """Make and show an actor's signing keys (ML-DSA-44)."""
+
+
+@command.command()
+@click.option("--out", "path", type=_FILE, required=True, help="Where the secret goes; must not exist yet.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def new(path: Path, as_json: bool) -> None:
+    """Make a key. The file holds the secret (32 bytes in hex, mode 0600): back it up."""
+    key = SigningKey.generate()
+    save_key(path, key)
+    _print(key, as_json, {"file": str(path)})
+
+
+@command.command()
+@click.argument("path", metavar="FILE", type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show(path: Path, as_json: bool) -> None:
+    """Print the public half of the key in FILE, and its SHA-256, to compare by voice."""
+    _print(load_key(path), as_json, {})
+
+
+@command.command("revocation-token")
+@click.argument("path", metavar="FILE", type=_FILE)
+def revocation_token(path: Path) -> None:
+    """Print a token that revokes the key in FILE, in every log, at any time.
+
+    Make one now and keep it offline, away from the key: it is good when the key is lost or stolen.
+    Whoever has it can revoke the key, and can do nothing else.
+    """
+    click.echo(load_key(path).revocation_token())
+
+
+def _print(key: SigningKey, as_json: bool, more: dict[str, str]) -> None:
+    fingerprint = key_hash(key.public_key).hex()
+    if as_json:
+        click.echo(json.dumps({"public-key": key.public_text, "sha256": fingerprint, **more}))
+        return
+    click.echo(key.public_text)
+    click.echo(f"sha256 {fingerprint}")

@@ -1,0 +1,118 @@
+"""``ktlog lookup``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from ktlog.client import Directory, Present
+from ktlog.client.directory import DEFAULT_STATE
+from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS
+from ktlog.durable import file_errors, write_once
+from ktlog.errors import Forked, UsageError
+from ktlog.pkd.keys import key_hash
+from ktlog.wire.dial import load_dial
+from ktlog.wire.fetch import Fetcher
+
+
+@click.command()
+@click.argument("name")
+@click.option("--policy", type=click.Path(path_type=Path), required=True,
+              help="tlog-policy file: the logs and witnesses you trust. The only root of trust.")
+@click.option("--state", type=click.Path(path_type=Path), default=DEFAULT_STATE, show_default=True,
+              help="Where trusted heads, actors and handles are remembered between lookups.")
+@click.option("--domain", "domains", multiple=True, metavar="DOMAIN=ORIGIN",
+              help="Which log serves a domain; may be repeated. Beats domains.toml in the state directory.")
+@click.option("--max-age", type=click.IntRange(min=1), default=DEFAULT_MAX_AGE_SECONDS, show_default=True,
+              metavar="SECONDS", help="How long ago the witnesses may have seen the head.")
+@click.option("--evidence-dir", type=click.Path(path_type=Path),
+              help="Where to write evidence against a log that forked; by default STATE/evidence.")
+@click.option("--dial", type=click.Path(path_type=Path), help="Dial table, for tests; also KTLOG_DIAL.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the whole keys.")
+def command(
+    name: str, policy: Path, state: Path, domains: tuple[str, ...], max_age: int, evidence_dir: Path | None,
+    dial: Path | None, as_json: bool,
+) -> None:
+    """Find the keys of NAME, a handle (@alice@example.social) or an actor id (https://...).
+
+    Prints the keys only after every check passed, and says what was checked and what was not. A
+    failure has a name and its class's exit code: 3 unreachable, 4 not logged, 5 invalid, 6 policy
+    unmet, 7 misbehaviour proven (evidence written), 8 local conflict, 9 stale.
+    """
+    directory = Directory.from_policy_file(
+        policy, state=state, domains=_parse_domains(domains), max_age_seconds=max_age,
+        fetcher=Fetcher(load_dial(dial)) if dial else Fetcher.from_environment(),
+    )
+    try:
+        answer = directory.lookup(name)
+    except Forked as error:
+        if error.evidence is not None:
+            path = _write_evidence(evidence_dir or state.expanduser() / "evidence", error)
+            error.message += f"; evidence written to {path}"
+        raise
+    click.echo(json.dumps(answer.as_dict()) if as_json else "\n".join(_describe(answer)))
+
+
+def _parse_domains(texts: Iterable[str]) -> dict[str, str]:
+    domains = {}
+    for text in texts:
+        domain, equals, origin = text.partition("=")
+        if not (domain and equals and origin):
+            raise UsageError("BadDomain", f"--domain {text!r} is not DOMAIN=ORIGIN")
+        domains[domain] = origin
+    return domains
+
+
+def _write_evidence(directory: Path, error: Forked) -> Path:
+    """Write what convicts the log, durably; the same evidence twice is one file."""
+    with file_errors(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / f"{error.name}-{hashlib.sha256(error.evidence or b'').hexdigest()[:16]}.json"
+    write_once(path, error.evidence or b"")
+    return path
+
+
+def _describe(answer: Present) -> list[str]:
+    """The answer in plain words, a line each. What a stranger wrote is escaped."""
+    lines = [f"{answer.handle or answer.actor_id}"]
+    if answer.handle:
+        lines.append(f"  is {answer.actor_id}")
+    state = "fireproof" if answer.fireproof else "not fireproof"
+    lines.append(f"  {answer.status}, {state}; since: {answer.cause} (generation {answer.generation})")
+    if answer.reset:
+        lines += [
+            "", f"RESET: {answer.reset}. Somebody began anew since your last lookup.",
+            "Treat this person as a stranger until you compared keys in another way.",
+        ]
+    lines += ["", f"{len(answer.keys)} active key{'' if len(answer.keys) == 1 else 's'}:"]
+    usable, new = set(answer.usable_keys), set(answer.new_keys)
+    for key in answer.keys:
+        marks = [] if key in usable else ["NOT USABLE: a revocation is pending"]
+        marks += ["new since your last lookup"] if key in new else []
+        lines.append(f"  {key.key_id}  {'; '.join(marks)}".rstrip())
+        lines.append(f"    sha256 {key_hash(key.public_key).hex()}")
+        lines.append(f"    entry {key.leaf_index}, created {_moment(key.created)}")
+    if answer.aux:
+        lines += ["", "Auxiliary data:"]
+    for aux in answer.aux:
+        lines += [f"  {aux.aux_id}  {aux.aux_type}", f"    {ascii(aux.aux_data)}"]
+    if answer.pending:
+        lines += ["", "Accepted, not published yet:"]
+    lines += [f"  {item.action} as entry {item.leaf_index}" for item in answer.pending]
+    lines += ["", "Checked:", *(f"  - {text}" for text in answer.checks)]
+    if answer.taken:
+        lines += ["", "Taken on trust:", *(f"  - {text}" for text in answer.taken)]
+    return [*lines, "", "Not proven:", *(f"  - {text}" for text in answer.not_proven)]
+
+
+def _moment(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):
+        # The time is the sender's claim, and may be any number.
+        return f"{seconds} (Unix seconds)"

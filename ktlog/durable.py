@@ -1,0 +1,496 @@
+"""What must survive: files, locks, secrets and SQLite connections.
+
+A file is durable when its bytes are on disk *and* its name is: the first takes an fsync of the
+file, the second an fsync of the directory that names it. The functions here do both, holding the
+directory open across the change so that the kernel cannot lose an error in between. An fsync that
+failed is never repeated here, because a second one may lie about what is on disk: a file is written
+anew, and a process that keeps a log had better stop.
+
+Nothing here leaves ``OSError`` or ``sqlite3.Error`` behind; both become ``StoreError``. The
+``sqlite3`` module is imported only where a database is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import signal
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ktlog.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+KILL_VARIABLE = "KTLOG_KILL_AT"
+
+HOOKS = ("durable.staged", "durable.named")
+"""Kill points of every file written here: its bytes are on disk under a temporary name; it has its
+name, but the directory was not synced yet."""
+
+PAGE_SIZE = 16384
+BUSY_TIMEOUT_SECONDS = 5.0
+
+_kill_counts: dict[str, int] = {}
+_kill_lock = threading.Lock()
+
+
+def reach(name: str) -> None:
+    """A kill point for fault tests: die here, by SIGKILL, if the environment says so.
+
+    ``KTLOG_KILL_AT=name`` kills the process the first time it gets to *name*, and
+    ``KTLOG_KILL_AT=name:3`` the third time. Without the variable nothing happens. Whoever calls
+    this lists the names it uses in a tuple ``HOOKS``, so that a test can try them all.
+
+    Raises:
+        UsageError: "BadKillPoint", the number is none.
+    """
+    wanted = os.environ.get(KILL_VARIABLE)
+    if wanted is None:
+        return
+    wanted_name, colon, number = wanted.partition(":")
+    if wanted_name != name:
+        return
+    if colon and not (number.isascii() and number.isdigit() and int(number) > 0):
+        raise UsageError("BadKillPoint", f"{KILL_VARIABLE}={wanted}: after the colon comes a count from 1")
+    with _kill_lock:
+        _kill_counts[name] = _kill_counts.get(name, 0) + 1
+        if _kill_counts[name] == (int(number) if colon else 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Files
+
+
+def write_atomic(path: Path | str, data: bytes, mode: int = 0o644) -> None:
+    """Make *path* hold *data*, durably; a reader sees the old content or the new, never a mix.
+
+    Args:
+        path: its directory must exist. An existing file is replaced.
+        mode: permission bits of the new file, whatever the umask.
+
+    Raises:
+        StoreError: "MissingStore" without the directory, "DiskFull", "ReadOnly", "NoPermission",
+            "InputOutput". The path then holds the old content, or after a failed sync of the
+            directory perhaps the new.
+    """
+    path = Path(path)
+    with file_errors(path), _open_directory(path.parent) as directory:
+        temporary = _stage(directory, path.name, data, mode)
+        try:
+            os.rename(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            _discard(directory, temporary)
+            raise
+        reach("durable.named")
+        os.fsync(directory)
+
+
+def write_once(path: Path | str, data: bytes, mode: int = 0o444) -> None:
+    """Make *path* hold *data*, durably and for ever. Writing the same bytes again does nothing.
+
+    Raises:
+        StoreError: "ImmutableChanged" if it holds anything else, and it stays so; otherwise as
+            ``write_atomic``.
+    """
+    path = Path(path)
+    with file_errors(path), _open_directory(path.parent) as directory:
+        _place_once(directory, path, data, mode)
+        os.fsync(directory)
+
+
+def write_once_all(files: Mapping[Path, bytes], mode: int = 0o444) -> None:
+    """``write_once`` for many files, each directory synced once. The directories must exist.
+
+    Files get their names in the order given. After an error some may be there and some not; writing
+    the same again completes them.
+    """
+    directories: dict[Path, int] = {}
+    try:
+        for path, data in files.items():
+            with file_errors(path):
+                if path.parent not in directories:
+                    directories[path.parent] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                _place_once(directories[path.parent], path, data, mode)
+        for parent, directory in directories.items():
+            with file_errors(parent):
+                os.fsync(directory)
+    finally:
+        for directory in directories.values():
+            os.close(directory)
+
+
+def make_directories(root: Path, directory: Path) -> None:
+    """Make *directory*, somewhere below *root*, durably.
+
+    Every directory on the way is synced, also one that exists: whoever made it may have died before
+    it was.
+    """
+    ancestors = [directory, *directory.parents]
+    if root not in ancestors:
+        raise AssertionError(f"{directory} is not below {root}")
+    for new in reversed(ancestors[: ancestors.index(root)]):
+        with file_errors(new), _open_directory(new.parent) as parent:
+            with suppress(FileExistsError):
+                os.mkdir(new.name, 0o755, dir_fd=parent)
+            os.fsync(parent)
+
+
+def sync_directory(directory: Path | str) -> None:
+    """Make the names in *directory* durable."""
+    with file_errors(Path(directory)), _open_directory(Path(directory)) as handle:
+        os.fsync(handle)
+
+
+def read_file(path: Path | str) -> bytes | None:
+    """Content of a file, or None when there is none."""
+    with file_errors(Path(path)):
+        try:
+            return Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove temporary files that an earlier process left behind when it died.
+
+    Only for a directory that nobody else writes to: a living writer's would go as well.
+    """
+    with file_errors(directory):
+        for entry in os.scandir(directory):
+            if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                with suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` about *path* into a coded ``StoreError``."""
+    try:
+        yield
+    except OSError as error:
+        names = {
+            errno.ENOENT: "MissingStore", errno.ENOTDIR: "MissingStore", errno.EROFS: "ReadOnly",
+            errno.ENOSPC: "DiskFull", errno.EDQUOT: "DiskFull",
+            errno.EACCES: "NoPermission", errno.EPERM: "NoPermission",
+        }
+        name = names.get(error.errno or 0, "InputOutput")
+        raise StoreError(name, f"{path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _open_directory(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _stage(directory: int, name: str, data: bytes, mode: int) -> str:
+    """Write *data*, synced, under a temporary name in the same directory; return that name."""
+    temporary = f".{name}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    handle = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(handle, view):]
+            os.fchmod(handle, mode)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except BaseException:
+        _discard(directory, temporary)
+        raise
+    reach("durable.staged")
+    return temporary
+
+
+def _place_once(directory: int, path: Path, data: bytes, mode: int) -> None:
+    """Give *data* the name *path* unless the name is taken; the caller syncs the directory."""
+    if _already_there(directory, path, data):
+        return
+    temporary = _stage(directory, path.name, data, mode)
+    try:
+        # A link refuses to replace a file, where a rename would do it without a word.
+        os.link(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileExistsError:
+        if not _already_there(directory, path, data):
+            raise AssertionError(f"{path}: exists and does not exist") from None
+    finally:
+        _discard(directory, temporary)
+    reach("durable.named")
+
+
+def _already_there(directory: int, path: Path, data: bytes) -> bool:
+    try:
+        handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    with os.fdopen(handle, "rb") as file:
+        if file.read(len(data) + 1) != data:
+            raise StoreError(
+                "ImmutableChanged", f"{path}: exists with other content, which must never change",
+                hint="Something wrote to this directory, or an older state was restored. Do not delete the "
+                     "file before you know which.",
+            )
+    return True
+
+
+def _discard(directory: int, name: str) -> None:
+    with suppress(OSError):
+        os.unlink(name, dir_fd=directory)
+
+
+# Locks and secrets
+
+
+class FileLock:
+    """An exclusive lock on a file, for one process at a time; a context manager.
+
+    The kernel gives it up when the process dies, so none is ever left behind. It belongs to the open
+    file: a forked child shares it, and it is free once parent and child have both let go. The file
+    stays, and holds the owner's process id for people to read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._handle: int | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._handle is not None
+
+    def acquire(self) -> None:
+        """Take the lock, without waiting.
+
+        Raises:
+            StoreError: "Locked" when another process, or another lock object here, has it.
+        """
+        if self._handle is not None:
+            raise StoreError("Locked", f"{self.path}: this lock is held already")
+        with file_errors(self.path):
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
+            except BlockingIOError:
+                owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
+                os.close(handle)
+                raise StoreError(
+                    "Locked", f"{self.path}: in use by another process",
+                    hint=f"It says that it is process {owner}." if owner else "",
+                ) from None
+            except BaseException:
+                os.close(handle)
+                raise
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let go. Doing so twice does nothing."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            with file_errors(self.path):
+                os.close(handle)
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def read_secret(path: Path | str, size: int) -> bytes:
+    """Read a secret of exactly *size* bytes that nobody else may read.
+
+    Raises:
+        StoreError: "MissingSecret"; "UnsafeSecret" if it is no regular file, belongs to another user,
+            or its mode lets group or others do anything; "BadSecret" for another length.
+    """
+    path = Path(path)
+    with file_errors(path):
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StoreError("MissingSecret", f"{path}: no such file") from None
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise StoreError("UnsafeSecret", f"{path}: not a regular file")
+            if found.st_uid != os.geteuid():
+                raise StoreError("UnsafeSecret", f"{path}: belongs to another user")
+            if found.st_mode & 0o077:
+                raise StoreError(
+                    "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
+                    hint=f"If nobody did: chmod 600 {path}",
+                )
+            secret = file.read(size + 1)
+    if len(secret) != size:
+        raise StoreError("BadSecret", f"{path}: must hold exactly {size} bytes")
+    return secret
+
+
+_SEED_HEX = re.compile(rb"[0-9a-fA-F]{64}\r?\n?")
+
+
+def read_seed_file(path: Path | str) -> bytes:
+    """The 32 bytes that *path* holds in hex, on one line: what ``init --seed-file`` takes.
+
+    Its mode is the caller's business, unlike a stored key's: the file is read once and not kept.
+
+    Raises:
+        UsageError: "BadSeedFile".
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError("BadSeedFile", f"cannot read {path}: {error.strerror}") from None
+    if _SEED_HEX.fullmatch(data) is None:
+        raise UsageError("BadSeedFile", f"{path} must hold 32 bytes in hex (64 digits) and nothing else")
+    return bytes.fromhex(data.decode("ascii").strip())
+
+
+def write_secret(path: Path | str, data: bytes) -> None:
+    """Store a new secret with mode 0600. Never replaces one, not even by the same bytes.
+
+    Raises:
+        StoreError: "SecretExists", or as ``write_atomic``.
+    """
+    path = Path(path)
+    with file_errors(path), _open_directory(path.parent) as directory:
+        temporary = _stage(directory, path.name, data, 0o600)
+        try:
+            os.link(temporary, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        except FileExistsError:
+            raise StoreError("SecretExists", f"{path}: exists, and is not replaced") from None
+        finally:
+            _discard(directory, temporary)
+        reach("durable.named")
+        os.fsync(directory)
+
+
+# SQLite
+
+
+def open_database(
+    path: Path | str, *, read_only: bool = False, create: bool = False, journal_mode: str = "WAL"
+) -> sqlite3.Connection:
+    """Open a SQLite file so that a commit is durable and a deletion deletes.
+
+    The connection is in autocommit mode (``isolation_level=None``): say BEGIN IMMEDIATE and COMMIT
+    yourself. It may be used from any thread, but by one at a time: lock around it.
+
+    Args:
+        read_only: the file must exist; nothing can be written through the connection, and it never
+            checkpoints the write-ahead log (before 3.51.3 SQLite can corrupt a file whose log two
+            connections checkpoint, so only the one writer does).
+        create: make a new file, mode 0600. Without it a missing file is an error, so that a mistyped
+            path does not begin an empty database.
+        journal_mode: "WAL"; or "DELETE" for a small file that may be lost.
+
+    Raises:
+        StoreError: "MissingStore", "StoreExists", or what ``database_errors`` says.
+    """
+    import sqlite3
+
+    path = Path(path).absolute()
+    if create:
+        if read_only:
+            raise AssertionError("a new database cannot be read only")
+        with file_errors(path):
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            except FileExistsError:
+                raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
+        sync_directory(path.parent)
+    elif not path.is_file():
+        raise StoreError(
+            "MissingStore", f"{path}: no such database",
+            hint="Check the directory; a new database is made by init only.",
+        )
+    mode = "ro" if read_only else "rw"
+    with database_errors(path):
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS,
+            isolation_level=None, check_same_thread=False,
+        )
+        try:
+            _configure(connection, path, read_only, journal_mode)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _configure(connection: sqlite3.Connection, path: Path, read_only: bool, journal_mode: str) -> None:
+    def setting(statement: str) -> object:
+        row = connection.execute(f"PRAGMA {statement}").fetchone()
+        return None if row is None else row[0]
+
+    if read_only:
+        setting("query_only=ON")
+    else:
+        setting(f"page_size={PAGE_SIZE}")  # counts only while the file is empty, before it becomes WAL
+        if str(setting(f"journal_mode={journal_mode}")).upper() != journal_mode:
+            raise StoreError(
+                "UnsafeStore", f"{path}: SQLite cannot use journal mode {journal_mode} here",
+                hint="Keep it on a local file system.",
+            )
+        setting("synchronous=FULL")
+        setting("fullfsync=ON")
+        setting("checkpoint_fullfsync=ON")
+        setting("secure_delete=ON")
+        if setting("synchronous") != 2 or setting("secure_delete") != 1:
+            raise StoreError("UnsafeStore", f"{path}: SQLite refuses synchronous=FULL or secure_delete=ON")
+    setting("foreign_keys=ON")
+    setting("recursive_triggers=ON")  # or REPLACE deletes rows without asking the triggers
+    setting("trusted_schema=OFF")
+    setting("cell_size_check=ON")
+    setting("temp_store=MEMORY")  # no plaintext in temporary files
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # reads the file: is it a database?
+
+
+@contextmanager
+def database_errors(path: Path | str) -> Iterator[None]:
+    """Turn ``sqlite3.Error`` about *path* into a coded ``StoreError``.
+
+    Names: "DiskFull", "Corrupt", "Locked", "ReadOnly", "InputOutput", "CannotOpen", "Refused" (a type, a
+    constraint or a trigger), and "DatabaseError" for anything else.
+    """
+    import sqlite3
+
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise database_error(path, error) from error
+    except UnicodeDecodeError as error:  # sqlite3's own, for an error message made of damaged bytes
+        raise StoreError("Corrupt", f"{path}: {error}") from error
+
+
+def database_error(path: Path | str, error: sqlite3.Error) -> StoreError:
+    """The coded form of *error*; see ``database_errors``."""
+    import sqlite3
+
+    names = {
+        sqlite3.SQLITE_FULL: "DiskFull", sqlite3.SQLITE_CORRUPT: "Corrupt", sqlite3.SQLITE_NOTADB: "Corrupt",
+        sqlite3.SQLITE_BUSY: "Locked", sqlite3.SQLITE_LOCKED: "Locked", sqlite3.SQLITE_READONLY: "ReadOnly",
+        sqlite3.SQLITE_IOERR: "InputOutput", sqlite3.SQLITE_CANTOPEN: "CannotOpen",
+        sqlite3.SQLITE_CONSTRAINT: "Refused", sqlite3.SQLITE_MISMATCH: "Refused",
+    }
+    primary_code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    return StoreError(names.get(primary_code, "DatabaseError"), f"{path}: {error}")

@@ -1,0 +1,160 @@
+"""The SQLite connections of one handle: who may use which, and what a failure means.
+
+A writing handle has one connection, and its threads take turns. A reading handle has a pool; each
+thread borrows a connection for as long as one read, or one snapshot, lasts. Both belong to the
+process that opened them: SQLite's locks do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from ktlog import durable
+from ktlog.errors import StoreError
+from ktlog.store.contracts import AMBIGUOUS
+
+HOOKS = ("store.written", "store.committed")
+"""Kill points of every write: all of it is in an open transaction; the transaction is durable."""
+
+# At COMMIT these two say for certain that nothing was committed: the lock was never given, or the
+# frame that ends the transaction found no room in the write-ahead log.
+_NOT_COMMITTED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
+
+
+class Connections:
+    """Connections to *path*, of which *first* is open already.
+
+    Raises, from every method: StoreError "WrongProcess" after a fork, "ClosedStore" after ``close``.
+    """
+
+    def __init__(self, path: Path, first: sqlite3.Connection, *, read_only: bool) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._process = os.getpid()
+        self._turn = nullcontext() if read_only else threading.Lock()
+        self._pool_lock = threading.Lock()
+        self._idle = [first]
+        self._local = threading.local()  # .snapshot: the connection of this thread's snapshot
+        self._closed = False
+        self._needs_reopen = False
+
+    def close(self) -> None:
+        """Close what is idle; what is in use is closed when it is given back."""
+        with self._pool_lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            with durable.database_errors(self._path):
+                connection.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for one read: it sees one commit, the snapshot's if the thread is in one."""
+        with self.snapshot() as connection, durable.database_errors(self._path):
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """One commit for all reads of this thread inside; the outermost context counts."""
+        outer: sqlite3.Connection | None = getattr(self._local, "snapshot", None)
+        if outer is not None:
+            yield outer
+            return
+        with self._borrowed() as connection:
+            try:
+                with durable.database_errors(self._path):
+                    connection.execute("BEGIN")
+                    # BEGIN alone does not choose the commit to be seen; the first read does.
+                    connection.execute("SELECT id FROM log_meta WHERE id = 1").fetchone()
+                self._local.snapshot = connection
+                yield connection
+            finally:
+                self._local.snapshot = None
+                _roll_back(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection inside an IMMEDIATE transaction, committed at the end.
+
+        Raises:
+            StoreError: "ReadOnly"; "NeedsReopen"; ``AMBIGUOUS`` when COMMIT failed in a way that
+                leaves open what is on disk. Otherwise an error means that nothing was written.
+        """
+        if self._read_only:
+            raise StoreError("ReadOnly", f"{self._path}: opened for reading only")
+        if getattr(self._local, "snapshot", None) is not None:
+            raise AssertionError("a write inside a snapshot of the same thread")
+        with self._borrowed() as connection:
+            if self._needs_reopen:
+                raise StoreError(
+                    "NeedsReopen", f"{self._path}: an earlier write may or may not have been stored",
+                    hint="Close the store, open it again, and read its state before anything else.",
+                )
+            try:
+                with durable.database_errors(self._path):
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield connection
+            except BaseException:
+                _roll_back(connection)
+                raise
+            durable.reach("store.written")
+            self._commit(connection)
+            durable.reach("store.committed")
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            _roll_back(connection)
+            if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _NOT_COMMITTED:
+                raise durable.database_error(self._path, error) from error
+            self._needs_reopen = True
+            raise StoreError(
+                AMBIGUOUS, f"{self._path}: {error}; what was being written may be stored or not",
+                hint="Discard what is in memory, open the store again and read its state.",
+            ) from error
+        except BaseException:
+            self._needs_reopen = True
+            _roll_back(connection)
+            raise
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        if self._process != os.getpid():
+            raise StoreError("WrongProcess", f"{self._path}: opened before a fork; open it after")
+        with self._turn:
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                self._give_back(connection)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._pool_lock:
+            if self._closed:
+                raise StoreError("ClosedStore", f"{self._path}: the store was closed")
+            if self._idle:
+                return self._idle.pop()
+        if not self._read_only:
+            raise StoreError("NeedsReopen", f"{self._path}: the one write connection was lost")
+        return durable.open_database(self._path, read_only=True)
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._pool_lock:
+            if not self._closed and not connection.in_transaction:
+                self._idle.append(connection)
+                return
+        with suppress(sqlite3.Error):
+            connection.close()
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    """End the transaction without a trace. If even that fails, the connection is thrown away later."""
+    with suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")

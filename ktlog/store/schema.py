@@ -1,0 +1,212 @@
+"""The SQLite schema: what each table is for, how it came to be, and who may open it.
+
+Every change is one step in ``STEPS``, applied by sqlite-utils' ``Migrations`` and never edited once
+released. ``log_meta`` in the file names the schema's version and the oldest version of this code
+that may still open it, so that old code refuses a file it would misread.
+
+``entries`` and ``leaf_roots`` are the log; triggers refuse every change to them, also by somebody
+with a SQL prompt. ``record_plain`` holds everything that an erasure may take away, and
+``directory_actors`` the only other copy of an actor's name. The ``directory_`` tables follow from
+the log and could be made again from it. secure_delete overwrites what is deleted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One migration: a name that never changes, and SQL statements that run in one transaction."""
+
+    name: str
+    statements: tuple[str, ...]
+
+
+def _append_only(table: str) -> tuple[str, str]:
+    """Triggers that refuse to change or remove a row of *table*."""
+    return tuple(  # type: ignore[return-value]
+        f"""CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}
+        BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"""
+        for verb in ("UPDATE", "DELETE")
+    )
+
+
+def _hash(column: str) -> str:
+    return f"{column} BLOB NOT NULL CHECK (length({column}) = 32)"
+
+
+def _count(column: str) -> str:
+    return f"{column} INTEGER NOT NULL CHECK ({column} >= 0)"
+
+
+_LOG = (
+    f"""CREATE TABLE entries (
+        leaf_index INTEGER PRIMARY KEY,
+        {_hash("leaf_hash")},
+        {_hash("unique_hash")} UNIQUE,
+        entry BLOB NOT NULL
+    ) STRICT""",
+    *_append_only("entries"),
+    # REPLACE deletes without asking the delete trigger unless recursive_triggers is on, which a
+    # stranger's connection may not have; hence the checks before an insert.
+    """CREATE TRIGGER entries_in_order BEFORE INSERT ON entries
+        WHEN NEW.leaf_index IS NOT (SELECT coalesce(max(leaf_index) + 1, 0) FROM entries)
+        BEGIN SELECT RAISE(ABORT, 'entries are numbered without gaps'); END""",
+    """CREATE TRIGGER entries_unique BEFORE INSERT ON entries
+        WHEN EXISTS (SELECT 1 FROM entries WHERE unique_hash = NEW.unique_hash)
+        BEGIN SELECT RAISE(ABORT, 'an entry with this unique hash exists'); END""",
+    f"""CREATE TABLE leaf_roots (
+        tree_size INTEGER PRIMARY KEY,
+        {_hash("root")}
+    ) STRICT""",
+    "CREATE INDEX leaf_roots_by_root ON leaf_roots (root)",
+    *_append_only("leaf_roots"),
+    """CREATE TRIGGER leaf_roots_in_order BEFORE INSERT ON leaf_roots
+        WHEN NEW.tree_size IS NOT (SELECT coalesce(max(tree_size), 0) + 1 FROM leaf_roots)
+        BEGIN SELECT RAISE(ABORT, 'tree sizes are numbered without gaps'); END""",
+    f"""CREATE TABLE log_state (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        {_count("size")},
+        {_hash("root")},
+        frontier BLOB NOT NULL,
+        {_count("epoch")},
+        {_count("greatest_time")}
+    ) STRICT""",
+    """CREATE TRIGGER log_state_stays BEFORE DELETE ON log_state
+        BEGIN SELECT RAISE(ABORT, 'the state of the log cannot be removed'); END""",
+    """CREATE TRIGGER log_state_once BEFORE INSERT ON log_state WHEN EXISTS (SELECT 1 FROM log_state)
+        BEGIN SELECT RAISE(ABORT, 'a log has one state'); END""",
+    """CREATE TRIGGER log_state_advances BEFORE UPDATE ON log_state
+        WHEN NEW.size < OLD.size OR NEW.epoch < OLD.epoch OR NEW.greatest_time < OLD.greatest_time
+            OR (NEW.size = OLD.size AND NEW.root IS NOT OLD.root)
+        BEGIN SELECT RAISE(ABORT, 'the state of a log only advances'); END""",
+)
+
+_RECORDS = (
+    f"""CREATE TABLE records (
+        leaf_index INTEGER PRIMARY KEY REFERENCES entries,
+        preimage BLOB NOT NULL,
+        action TEXT NOT NULL,
+        {_count("created")},
+        {_count("accepted")},
+        withheld INTEGER NOT NULL DEFAULT 0 CHECK (withheld IN (0, 1))
+    ) STRICT""",
+    """CREATE TRIGGER records_no_delete BEFORE DELETE ON records
+        BEGIN SELECT RAISE(ABORT, 'records is append-only'); END""",
+    """CREATE TRIGGER records_no_update BEFORE UPDATE OF leaf_index, preimage, action, created, accepted
+        ON records BEGIN SELECT RAISE(ABORT, 'only whether a record is withheld may change'); END""",
+    # plain: {attribute: text or null}. keys and salts: {attribute: base64}.
+    """CREATE TABLE record_plain (
+        leaf_index INTEGER PRIMARY KEY REFERENCES records,
+        plain TEXT NOT NULL,
+        keys TEXT NOT NULL,
+        salts TEXT NOT NULL
+    ) STRICT""",
+)
+
+_DIRECTORY = (
+    f"""CREATE TABLE directory_actors (
+        actor_number INTEGER PRIMARY KEY,
+        actor_id TEXT NOT NULL UNIQUE,
+        fireproof INTEGER NOT NULL CHECK (fireproof IN (0, 1)),
+        {_count("version")},
+        {_count("generation")},
+        {_count("erasures")},
+        {_count("cause")},
+        {_count("generation_leaf")},
+        {_count("status")},
+        {_count("status_leaf")},
+        salt BLOB CHECK (length(salt) = 32)
+    ) STRICT""",
+    f"""CREATE TABLE directory_keys (
+        actor_number INTEGER NOT NULL REFERENCES directory_actors,
+        position INTEGER NOT NULL,
+        public_key BLOB NOT NULL,
+        {_hash("key_hash")},
+        key_id TEXT NOT NULL,
+        {_count("leaf_index")},
+        {_count("created")},
+        PRIMARY KEY (actor_number, position)
+    ) STRICT""",
+    "CREATE INDEX directory_keys_by_hash ON directory_keys (key_hash)",
+    f"""CREATE TABLE directory_aux (
+        actor_number INTEGER NOT NULL REFERENCES directory_actors,
+        position INTEGER NOT NULL,
+        aux_type TEXT NOT NULL,
+        aux_id TEXT NOT NULL,
+        aux_data TEXT,
+        {_count("leaf_index")},
+        {_count("created")},
+        PRIMARY KEY (actor_number, position)
+    ) STRICT""",
+    f"""CREATE TABLE directory_revoked (
+        actor_number INTEGER NOT NULL REFERENCES directory_actors,
+        {_hash("key_hash")},
+        PRIMARY KEY (actor_number, key_hash)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE directory_history (
+        actor_number INTEGER NOT NULL REFERENCES directory_actors,
+        leaf_index INTEGER NOT NULL,
+        role INTEGER NOT NULL CHECK (role IN (1, 2, 3)),
+        PRIMARY KEY (actor_number, leaf_index, role)
+    ) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE token_revoked (
+        key_hash BLOB PRIMARY KEY CHECK (length(key_hash) = 32),
+        {_count("leaf_index")}
+    ) STRICT, WITHOUT ROWID""",
+)
+
+_META = (
+    """CREATE TABLE log_meta (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        origin TEXT NOT NULL,
+        dialect TEXT NOT NULL,
+        schema_version INTEGER NOT NULL,
+        oldest_code INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TRIGGER log_meta_stays BEFORE UPDATE OF origin, dialect ON log_meta
+        BEGIN SELECT RAISE(ABORT, 'origin and dialect are chosen once'); END""",
+)
+
+STEPS = (
+    Step("0001_log", _META + _LOG + _RECORDS + _DIRECTORY),
+)
+
+SCHEMA_VERSION = len(STEPS)
+"""Version of the schema that this code writes."""
+
+OLDEST_CODE = 1
+"""Oldest ``SCHEMA_VERSION`` whose code may open a file of this version. Raise it together with a
+step that older code would misread."""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Apply every pending step. The caller has begun an IMMEDIATE transaction, and commits it.
+
+    Without that transaction two processes may both find a step pending and both apply it. Each step
+    nests inside as a savepoint.
+    """
+    # Imported here because only the writer migrates, and the import costs a reader 0.2 s.
+    from sqlite_utils import Database, Migrations
+
+    if not connection.in_transaction:
+        raise AssertionError("migrations run inside the caller's transaction")
+    migrations = Migrations("ktlog")
+    for step in STEPS:
+        migrations(name=step.name)(_runner(step))
+    migrations.apply(Database(connection, execute_plugins=False))
+    if not connection.in_transaction:
+        raise AssertionError("a migration ended the caller's transaction")
+    connection.execute(
+        "UPDATE log_meta SET schema_version = ?, oldest_code = ? WHERE id = 1", (SCHEMA_VERSION, OLDEST_CODE)
+    )
+
+
+def _runner(step: Step):  # noqa: ANN202 - sqlite-utils' own protocol type
+    def run(database) -> None:  # noqa: ANN001
+        for statement in step.statements:
+            database.conn.execute(statement)
+
+    return run

@@ -1,0 +1,286 @@
+"""A log store in one SQLite file.
+
+One handle writes, over one connection, and it alone checkpoints the write-ahead log. Any number of
+read-only handles, in any process, read beside it and never wait for it. Every handle may be used from
+several threads, and only in the process that opened it: open one after a fork, not before.
+
+A missing file is refused, never made; ``SqliteStore.create`` is the only way to begin a log.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ktlog import durable
+from ktlog.errors import StoreError
+from ktlog.pkd.state import Actor
+from ktlog.store import connections, rows, schema
+from ktlog.store.batch import (
+    check_batch,
+    check_limit,
+    check_range,
+    duplicate,
+    is_text,
+    last_actors,
+    lost,
+    salts_by_actor,
+)
+from ktlog.store.contracts import Batch, LogState, Record
+
+HOOKS = connections.HOOKS
+
+OLDEST_SQLITE = (3, 37, 0)
+"""STRICT tables came with it."""
+
+
+class SqliteStore:
+    """``LogStore`` over the SQLite file *path*.
+
+    Opening checks that state, entries, records and roots agree about where the log ends. That costs
+    the same for every size; reading all entries again is another tool's work.
+
+    Args:
+        path: the file, made by ``SqliteStore.create``.
+        read_only: nothing can be written through this handle, whatever happens.
+        origin: refuse the log of any other origin.
+
+    Raises:
+        StoreError: "MissingStore"; "NotALog"; "WrongOrigin"; "NewerSchema", written by code that this
+            code cannot follow; "OlderSchema", only with read_only: the writer has to migrate it first;
+            "Corrupt", the file contradicts itself; "OldSqlite"; or any name of
+            ``durable.database_errors``.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False, origin: str | None = None) -> None:
+        _check_sqlite()
+        self.path = Path(path).absolute()
+        self.read_only = read_only
+        connection = durable.open_database(self.path, read_only=read_only)
+        self._connections = connections.Connections(self.path, connection, read_only=read_only)
+        try:
+            with durable.database_errors(self.path):
+                self.origin, self.dialect = _check_meta(connection, self.path, read_only, origin)
+            with self._connections.reading() as db:
+                wrong = rows.contradiction(db)
+            if wrong is not None:
+                raise StoreError(
+                    "Corrupt", f"{self.path}: {wrong}",
+                    hint="Do not write to it and sign nothing. Compare it with the published log.",
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path | str, *, read_only: bool = False, origin: str | None = None) -> SqliteStore:
+        """The same as the constructor."""
+        return cls(path, read_only=read_only, origin=origin)
+
+    @classmethod
+    def create(cls, path: Path | str, origin: str, dialect: str) -> SqliteStore:
+        """Begin the log *origin* in a new file, and open it for writing.
+
+        The file appears with everything in it or not at all. Only its owner can read it.
+
+        Args:
+            dialect: name of the PKD dialect of every entry to come.
+
+        Raises:
+            StoreError: "StoreExists".
+        """
+        _check_sqlite()
+        path = Path(path).absolute()
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            connection = durable.open_database(unfinished, create=True)
+            try:
+                with durable.database_errors(path), _transaction(connection):
+                    schema.migrate(connection)
+                    connection.execute(
+                        "INSERT INTO log_meta (id, origin, dialect, schema_version, oldest_code)"
+                        " VALUES (1, ?, ?, ?, ?)",
+                        (origin, dialect, schema.SCHEMA_VERSION, schema.OLDEST_CODE),
+                    )
+                    rows.insert_first_state(connection)
+            finally:
+                connection.close()  # moves everything from the write-ahead log into the file, and syncs it
+            with durable.file_errors(path):
+                try:
+                    os.link(unfinished, path)
+                except FileExistsError:
+                    raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    os.unlink(f"{unfinished}{suffix}")
+        durable.sync_directory(path.parent)
+        return cls(path, origin=origin)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def __enter__(self) -> SqliteStore:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    # Writing
+
+    def claim_epoch(self) -> int:
+        with self._connections.writing() as db:
+            return rows.raise_epoch(db)
+
+    def commit(self, batch: Batch) -> None:
+        check_batch(batch)
+        with self._connections.writing() as db:
+            if not rows.swap_state(db, batch.expected, batch.state):
+                raise lost(rows.read_state(db), batch.expected)
+            for record in batch.records:
+                stored = rows.read_seen(db, record.unique_hash)
+                if stored is not None:
+                    raise duplicate(record.leaf_index, stored)
+            rows.insert_records(db, batch.records)
+            for actor in last_actors(batch.changes).values():
+                rows.write_actor(db, actor)
+            for record, change in zip(batch.records, batch.changes, strict=True):
+                rows.insert_changes(db, record.leaf_index, change)
+                for actor_id, salt in salts_by_actor(record).items():
+                    rows.write_salt(db, actor_id, salt)
+
+    # Reading
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        with self._connections.snapshot():
+            yield
+
+    def state(self) -> LogState:
+        with self._connections.reading() as db:
+            return rows.read_state(db)
+
+    def entries(self, start: int, end: int) -> tuple[bytes, ...]:
+        with self._connections.reading() as db:
+            check_range(start, end, rows.read_size(db))
+            return rows.read_column(db, "entry", start, end)
+
+    def leaf_hashes(self, start: int, end: int) -> tuple[bytes, ...]:
+        with self._connections.reading() as db:
+            check_range(start, end, rows.read_size(db))
+            return rows.read_column(db, "leaf_hash", start, end)
+
+    def records(self, start: int, end: int) -> tuple[Record, ...]:
+        with self._connections.reading() as db:
+            check_range(start, end, rows.read_size(db))
+            return rows.read_records(db, start, end)
+
+    def root_after(self, size: int) -> bytes:
+        with self._connections.reading() as db:
+            check_range(0, size, rows.read_size(db))
+            return rows.read_root(db, size)
+
+    def size_of_root(self, root: bytes) -> int | None:
+        with self._connections.reading() as db:
+            return rows.read_size_of_root(db, root)
+
+    def seen(self, unique_hash: bytes) -> int | None:
+        with self._connections.reading() as db:
+            return rows.read_seen(db, unique_hash)
+
+    def actor(self, actor_id: str) -> Actor | None:
+        if not is_text(actor_id):
+            return None
+        with self._connections.reading() as db:
+            return rows.read_actor(db, actor_id)
+
+    def holders(self, key_hash: bytes) -> tuple[str, ...]:
+        with self._connections.reading() as db:
+            return rows.read_holders(db, key_hash)
+
+    def token_revoked(self, key_hash: bytes) -> bool:
+        with self._connections.reading() as db:
+            return rows.read_token_revoked(db, key_hash)
+
+    def history(self, actor_id: str) -> tuple[tuple[int, int], ...]:
+        if not is_text(actor_id):
+            return ()
+        with self._connections.reading() as db:
+            return rows.read_history(db, actor_id)
+
+    def salt(self, actor_id: str) -> bytes | None:
+        if not is_text(actor_id):
+            return None
+        with self._connections.reading() as db:
+            return rows.read_salt(db, actor_id)
+
+    def actor_ids(self, after: str, limit: int) -> tuple[str, ...]:
+        check_limit(limit)
+        if not is_text(after):
+            raise StoreError("OutOfRange", "text without a UTF-8 form has no place in the order")
+        with self._connections.reading() as db:
+            return rows.read_actor_ids(db, after, limit)
+
+
+def _check_sqlite() -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise StoreError("OldSqlite", f"SQLite {sqlite3.sqlite_version} is too old, {oldest} is needed")
+
+
+def _check_meta(
+    db: sqlite3.Connection, path: Path, read_only: bool, wanted_origin: str | None
+) -> tuple[str, str]:
+    """Refuse a file that is not this log's, or not this code's. A writer migrates an older one."""
+    origin, dialect, schema_version = _read_meta(db, path)
+    if wanted_origin is not None and wanted_origin != origin:
+        raise StoreError(
+            "WrongOrigin", f"{path}: holds the log {origin}, not {wanted_origin}",
+            hint="Check the directory: every log has its own.",
+        )
+    if schema_version < schema.SCHEMA_VERSION:
+        if read_only:
+            raise StoreError(
+                "OlderSchema", f"{path}: has schema {schema_version}, {schema.SCHEMA_VERSION} is needed",
+                hint="Start the log once: its writer migrates the file.",
+            )
+        with _transaction(db):
+            if _read_meta(db, path)[2] < schema.SCHEMA_VERSION:  # or another process was faster
+                schema.migrate(db)
+    return origin, dialect
+
+
+def _read_meta(db: sqlite3.Connection, path: Path) -> tuple[str, str, int]:
+    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'log_meta'").fetchone() is None:
+        raise StoreError("NotALog", f"{path}: a database, but not a log's")
+    row = db.execute(
+        "SELECT origin, dialect, schema_version, oldest_code FROM log_meta WHERE id = 1"
+    ).fetchone()
+    if row is None:
+        raise StoreError("NotALog", f"{path}: it does not say which log it holds")
+    if [type(value) for value in row] != [str, str, int, int]:
+        raise StoreError("Corrupt", f"{path}: what it says about itself is damaged")
+    origin, dialect, schema_version, oldest_code = row
+    if oldest_code > schema.SCHEMA_VERSION:
+        raise StoreError(
+            "NewerSchema",
+            f"{path}: has schema {schema_version}, and code for {schema.SCHEMA_VERSION} must not open it",
+            hint=f"Install a release of ktlog with schema {oldest_code} or newer.",
+        )
+    return origin, dialect, schema_version
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")

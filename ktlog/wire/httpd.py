@@ -1,0 +1,220 @@
+"""Our HTTP server: gunicorn with threads, started from a function.
+
+    serve(lambda: create_app(...), "127.0.0.1:8000", name="ktlog web")
+
+gunicorn stands behind a TLS front or a reverse proxy and believes nothing that a request says about
+itself: no forwarding header is honoured. An app finds the request target and the header lines as they came,
+which HTTP signatures are over, with raw_target and header_lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, UsageError
+from ktlog.tlog.encoding import parse_decimal
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+# Above the idle time of our own client (ktlog.wire.fetch), so that it is the client who hangs up.
+KEEPALIVE_SECONDS = 20
+REQUEST_TIMEOUT_SECONDS = 60
+GRACEFUL_SECONDS = 10
+BACKLOG = 1024
+
+_LINES = "ktlog.header_lines"
+_FD = re.compile(r"fd://([0-9]+)")
+_LISTEN = re.compile(r"(?:([0-9.]+|localhost)|\[([0-9a-f:]+)\]):([0-9]+)")
+_request = threading.local()
+
+
+def parse_listen(text: str) -> int | tuple[str, int]:
+    """Where to listen: the descriptor of ``fd://N``, or (address, port) of ``127.0.0.1:8000``, ``[::1]:8000``.
+
+    Raises:
+        UsageError: ``BadListen``.
+    """
+    try:
+        if match := _FD.fullmatch(text):
+            return parse_decimal(match[1], 65535)
+        if match := _LISTEN.fullmatch(text):
+            return match[1] or match[2], parse_decimal(match[3], 65535)
+    except EncodingError:
+        pass
+    raise UsageError("BadListen", f"{text!r} is neither ADDRESS:PORT nor fd://N")
+
+
+def open_listener(listen: str) -> socket.socket:
+    """A listening socket for *listen*: a new one, or the one inherited under ``fd://N``.
+
+    Raises:
+        UsageError: ``BadListen``: no address of this machine, the port is taken, or no such socket is there.
+    """
+    where = parse_listen(listen)
+    try:
+        if isinstance(where, int):
+            listener = socket.socket(fileno=where)
+        else:
+            family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+            listener = socket.create_server(where, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UsageError("BadListen", f"cannot listen on {listen}: {error.strerror or error}") from None
+    return listener
+
+
+def format_address(listener: socket.socket) -> str:
+    """``ADDRESS:PORT`` of a listening socket, as parse_listen reads it."""
+    address, port = listener.getsockname()[:2]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def serve(
+    app_factory: Callable[[], WsgiApp],
+    listen: str,
+    *,
+    workers: int = 1,
+    threads: int = 4,
+    name: str = "ktlog",
+    on_starting: Callable[[], None] | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    after_fork: Callable[[], None] | None = None,
+    on_exit: Callable[[], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; return when every request in hand is answered.
+
+    Args:
+        app_factory: makes the app, once in each worker, after the fork: what cannot cross a fork (threads,
+            database connections) may be opened there. What is imported by now is shared by all workers.
+        listen: see parse_listen. Port 0 takes a free one, which *on_ready* is told.
+        name: for the process list and the log.
+        on_starting: in this process, before the first worker.
+        on_ready: in this process, with ``ADDRESS:PORT``, when connections are accepted.
+        after_fork: in each worker, before *app_factory*.
+        on_exit: in this process, after the last worker.
+
+    Raises:
+        UsageError: ``BadListen``.
+        SystemExit: not 0, when a worker cannot start; the reason is on standard error.
+    """
+    listener = open_listener(listen)
+    address = format_address(listener)
+    settings = _settings(workers, threads, name)
+    settings["bind"] = f"fd://{listener.detach()}"
+    if on_starting is not None:
+        settings["on_starting"] = lambda _arbiter: on_starting()
+    if on_ready is not None:
+        settings["when_ready"] = lambda _arbiter: on_ready(address)
+    if after_fork is not None:
+        settings["post_fork"] = lambda _arbiter, _worker: after_fork()
+    if on_exit is not None:
+        settings["on_exit"] = lambda _arbiter: on_exit()
+    _run(app_factory, settings)
+
+
+def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
+    return {
+        "workers": workers,
+        "threads": threads,
+        "worker_class": "gthread",
+        "proc_name": name,
+        "keepalive": KEEPALIVE_SECONDS,
+        "timeout": REQUEST_TIMEOUT_SECONDS,
+        "graceful_timeout": GRACEFUL_SECONDS,
+        "loglevel": "warning",
+        "accesslog": None,
+        "errorlog": "-",
+        "limit_request_line": 8190,
+        "limit_request_fields": 64,
+        "limit_request_field_size": 8190,
+        # The peer is a proxy on loopback that passes on whatever strangers send.
+        "forwarded_allow_ips": "",
+        "forwarder_headers": "",
+        "secure_scheme_headers": {},
+        "header_map": "drop",
+        "http_parser": "python",
+        "control_socket_disable": True,
+        "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
+        "pre_request": _remember_lines,
+    }
+
+
+def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
+    from gunicorn.app.base import BaseApplication  # late: only servers need it installed
+    from gunicorn.arbiter import Arbiter
+
+    class Application(BaseApplication):
+        def load_config(self) -> None:
+            for key, value in settings.items():
+                if key in self.cfg.settings:  # some are younger than the oldest gunicorn we take
+                    self.cfg.set(key, value)
+
+        def load(self) -> WsgiApp:
+            try:
+                return _with_lines(app_factory())
+            except KtlogError as error:
+                print(f"{settings['proc_name']}: {error.diagnostics()}", file=sys.stderr, flush=True)
+                # The code that tells the master not to try for ever.
+                raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
+
+    # A stray variable of this name would change every path that apps see.
+    os.environ.pop("SCRIPT_NAME", None)
+    master = os.getpid()
+    try:
+        Application().run()
+    except SystemExit as leaving:
+        if os.getpid() != master:
+            # A worker: the frames above belong to the parent, and so does their cleaning up.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(leaving.code if isinstance(leaving.code, int) else 1)
+        if leaving.code:
+            raise
+
+
+def _remember_lines(_worker: Any, request: Any) -> None:
+    """gunicorn calls this just before it builds the environ, in the same thread."""
+    _request.lines = tuple(request.headers)
+
+
+def _with_lines(app: WsgiApp) -> WsgiApp:
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ[_LINES] = getattr(_request, "lines", None)
+        return app(environ, start_response)
+
+    return application
+
+
+def raw_target(environ: dict[str, Any]) -> str:
+    """The request target as it was sent: path and query, nothing decoded.
+
+    Raises:
+        MessageRejected: ``bad_request``: absolute form (it would smuggle in another host), or a fragment.
+        UsageError: ``NoRawTarget``: this server does not hand it on.
+
+    Spec: RFC 9112 §3.2.1.
+    """
+    target = environ.get("RAW_URI")
+    if not isinstance(target, str):
+        raise UsageError("NoRawTarget", "the HTTP server does not pass RAW_URI on", hint="Use gunicorn.")
+    if not target.startswith("/") or "#" in target:
+        raise MessageRejected("bad_request", "the request target is not a path")
+    return target
+
+
+def header_lines(environ: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """Every header line of the request, repeated ones apart.
+
+    Under a server that is not ours (a test client) the joined form is all there is.
+    """
+    lines = environ.get(_LINES)
+    if lines is not None:
+        return lines
+    names = {key: key.removeprefix("HTTP_") for key in environ if key.startswith("HTTP_")}
+    names.update({key: key for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)})
+    return tuple((name.replace("_", "-"), environ[key]) for key, name in names.items())

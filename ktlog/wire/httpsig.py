@@ -1,0 +1,312 @@
+"""HTTP Message Signatures on requests: the profile that PKD allows, and no more.
+
+Two algorithms, ``ed25519`` and ``ml-dsa-44``, chosen by the type of the trusted key and never by what the
+message says; an ``alg`` parameter must agree with it. ``@method``, ``@target-uri`` and ``content-digest`` are
+covered, ``created`` is there and recent, the digest is right for the body's bytes, and a header that occurs
+twice is not covered. Cheap checks come first: the key is asked for last, because finding it may mean a fetch.
+
+A message may carry one signature of each algorithm; then both must hold.
+
+Spec: RFC 9421; RFC 9530; C2SP httpsig-pq v1.0.0; PKD v0.8 "JSON REST API".
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import http_sf
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
+from http_message_signatures import (
+    ContentDigest,
+    HTTPMessageSigner,
+    HTTPMessageVerifier,
+    HTTPSignatureAlgorithm,
+    HTTPSignatureKeyResolver,
+)
+from http_message_signatures.exceptions import HTTPMessageSignaturesException
+
+from ktlog.errors import EncodingError, MessageRejected
+from ktlog.pkd.keys import verify_mldsa44
+from ktlog.tlog.ed25519 import verify_ed25519
+from ktlog.tlog.encoding import decode_base64
+from ktlog.wire.actor import ED25519, ML_DSA_44, Multikey
+from ktlog.wire.actor_id import parse_https_url
+
+MAX_SKEW_SECONDS = 300
+COMPONENTS = ("@method", "@target-uri", "content-digest")
+#: What a 401 asks for. Spec: RFC 9421 §5.
+ACCEPT_SIGNATURE = 'sig1=("@method" "@target-uri" "content-digest");created;keyid;alg="ed25519"'
+
+_LABEL = "sig1"
+_MAX_SIGNATURES = 2
+_MAX_COMPONENTS = 16
+_PARAMETERS = frozenset({"created", "expires", "keyid", "alg", "nonce", "tag"})
+_BYTE_SEQUENCE = re.compile(r":([A-Za-z0-9+/=]*):")
+
+PrivateKey = Ed25519PrivateKey | MLDSA44PrivateKey
+PublicKey = Multikey | Ed25519PublicKey | MLDSA44PublicKey
+ResolveKey = Callable[[str], PublicKey]
+
+
+@dataclass(frozen=True)
+class VerifiedRequest:
+    """A signature that holds. signature: its decoded bytes, which with key_id name it in a replay cache.
+
+    Of two signatures it is the ML-DSA-44 one. algorithms: all that were verified.
+    """
+
+    key_id: str
+    created: int
+    signature: bytes
+    algorithms: tuple[str, ...]
+
+
+@dataclass
+class _Message:
+    """A request as the signature library reads one."""
+
+    method: str
+    url: str
+    headers: Any
+
+
+class _Lines:
+    """Header lines, repeated ones apart. The library reads nothing but ``items``."""
+
+    def __init__(self, lines: Sequence[tuple[str, str]]) -> None:
+        self._lines = lines
+
+    def items(self) -> Sequence[tuple[str, str]]:
+        return self._lines
+
+
+class _Ed25519(HTTPSignatureAlgorithm):
+    algorithm_id = ED25519
+
+    def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
+        self._public, self._private = public_key, private_key
+
+    def sign(self, message: bytes) -> bytes:
+        return self._private.sign(message)
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        verify_ed25519(self._public, signature, message)
+
+
+class _MlDsa44(HTTPSignatureAlgorithm):
+    """Pure ML-DSA-44 with an empty context string."""
+
+    algorithm_id = ML_DSA_44
+
+    def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
+        self._public, self._private = public_key, private_key
+
+    def sign(self, message: bytes) -> bytes:
+        return self._private.sign(message)
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        verify_mldsa44(self._public, signature, message)
+
+
+_ALGORITHMS = {ED25519: _Ed25519, ML_DSA_44: _MlDsa44}
+
+
+class _OneKey(HTTPSignatureKeyResolver):
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    def resolve_public_key(self, key_id: str) -> Any:
+        return self._key
+
+    def resolve_private_key(self, key_id: str) -> Any:
+        return self._key
+
+
+class _Verifier(HTTPMessageVerifier):
+    """The library's verifier without its clock: the times were checked against the caller's."""
+
+    def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
+        return
+
+
+def target_uri(origin_host: str, raw_target: str) -> str:
+    """The URI that a request to *origin_host* (from configuration, never the Host header) is for.
+
+    raw_target: path and query exactly as received.
+    """
+    return f"https://{origin_host}{raw_target}"
+
+
+def sign_request(
+    method: str, url: str, headers: Mapping[str, str], body: bytes, key_id: str, private_key: PrivateKey,
+    created: int,
+) -> dict[str, str]:
+    """*headers* with ``Content-Digest``, ``Signature-Input`` and ``Signature`` for this request added.
+
+    Args:
+        method: in capitals. url: absolute, exactly as it will be requested.
+        key_id: absolute https URL of the key. created: Unix seconds.
+
+    Raises:
+        EncodingError: ``BadUrl``: *url* or *key_id* is none that may be signed.
+
+    Spec: RFC 9421 §3.1, with the components PKD's inbox needs.
+    """
+    parse_https_url(url)
+    parse_https_url(key_id.partition("#")[0])
+    algorithm = _Ed25519 if isinstance(private_key, Ed25519PrivateKey) else _MlDsa44
+    signed = dict(headers)
+    if any(name.lower() in ("content-digest", "signature", "signature-input") for name in signed):
+        raise AssertionError("the request already has a digest or a signature")
+    HTTPMessageSigner(signature_algorithm=algorithm, key_resolver=_OneKey(private_key)).sign(
+        _Message(method, url, signed),
+        key_id=key_id,
+        created=datetime.datetime.fromtimestamp(created, tz=datetime.UTC),
+        label=_LABEL,
+        covered_component_ids=COMPONENTS,
+        body=body,
+    )
+    return signed
+
+
+def verify_request(
+    method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, resolve_key: ResolveKey, now: int
+) -> VerifiedRequest:
+    """Check every signature of a request.
+
+    Args:
+        method: as received. url: see target_uri. headers: every header line, repeated ones apart.
+        body: the bytes as received. now: Unix seconds.
+        resolve_key: gives the trusted key for a key id, or raises.
+
+    Raises:
+        MessageRejected: ``unauthorized``; and whatever *resolve_key* raises.
+    """
+    inputs, signatures = _parse_fields(headers)
+    _check_digest(headers, body)
+    for parameters in inputs.values():
+        _check_parameters(parameters, now)
+    verified = [
+        _verify_one(method, url, headers, body, label, inputs[label], signatures[label], resolve_key)
+        for label in inputs
+    ]
+    if len({one.key_id.partition("#")[0] for one in verified}) != 1:
+        raise _unauthorized("the signatures are by keys of different actors")
+    algorithms = tuple(algorithm for one in verified for algorithm in one.algorithms)
+    if len(set(algorithms)) != len(algorithms):
+        raise _unauthorized("two signatures of one algorithm")
+    best = max(verified, key=lambda one: one.algorithms == (ML_DSA_44,))
+    return VerifiedRequest(best.key_id, best.created, best.signature, algorithms)
+
+
+def _unauthorized(why: str) -> MessageRejected:
+    return MessageRejected("unauthorized", why)
+
+
+def _one_line(headers: Sequence[tuple[str, str]], name: str) -> str:
+    values = [value for key, value in headers if key.lower() == name]
+    if len(values) != 1:
+        raise _unauthorized(f"{len(values)} {name} headers where one belongs")
+    return values[0]
+
+
+def _parse_fields(headers: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Signature-Input and Signature by label: (components, parameters) and (bytes, parameters)."""
+    inputs = _parse_dictionary(_one_line(headers, "signature-input"))
+    signatures = _parse_dictionary(_one_line(headers, "signature"), byte_sequences=True)
+    if inputs.keys() != signatures.keys() or not 1 <= len(inputs) <= _MAX_SIGNATURES:
+        raise _unauthorized(f"not one or {_MAX_SIGNATURES} signatures, each with its input")
+    repeated = _repeated_names(headers)
+    for label, (components, _) in inputs.items():
+        if not isinstance(components, list) or len(components) > _MAX_COMPONENTS:
+            raise _unauthorized("a Signature-Input is not a list of a few components")
+        names = {name for name, _ in components if isinstance(name, str)}
+        plain = {name for name, parameters in components if isinstance(name, str) and not parameters}
+        if not plain.issuperset(COMPONENTS):
+            raise _unauthorized(f"the signature does not cover {' '.join(COMPONENTS)}")
+        if names & repeated:
+            raise _unauthorized(f"covered headers occur twice: {' '.join(sorted(names & repeated))}")
+        if not isinstance(signatures[label][0], bytes):
+            raise _unauthorized("a Signature is not a byte sequence")
+    return inputs, signatures
+
+
+def _repeated_names(headers: Sequence[tuple[str, str]]) -> set[str]:
+    names = [name.lower() for name, _ in headers]
+    return {name for name in names if names.count(name) > 1}
+
+
+def _parse_dictionary(value: str, *, byte_sequences: bool = False) -> dict[str, Any]:
+    def refuse(key: str, _: str) -> None:
+        raise _unauthorized(f"{ascii(key)} occurs twice in a signature header")
+
+    try:
+        # The library forgives missing padding and stray bits. One signature has one text here.
+        for text in _BYTE_SEQUENCE.findall(value) if byte_sequences else ():
+            decode_base64(text)
+        return dict(http_sf.parse(value.encode("ascii"), tltype="dictionary", on_duplicate_key=refuse))
+    except (EncodingError, ValueError, TypeError):
+        raise _unauthorized("a signature header does not parse") from None
+
+
+def _check_digest(headers: Sequence[tuple[str, str]], body: bytes) -> None:
+    value = _one_line(headers, "content-digest")
+    _parse_dictionary(value, byte_sequences=True)
+    try:
+        ContentDigest.verify(value, body)
+    except HTTPMessageSignaturesException as error:
+        raise _unauthorized(str(error)) from None
+
+
+def _check_parameters(member: Any, now: int) -> None:
+    parameters = member[1]
+    if not parameters.keys() <= _PARAMETERS:
+        raise _unauthorized("a signature has parameters that RFC 9421 does not know")
+    created, expires = parameters.get("created"), parameters.get("expires")
+    if type(created) is not int or abs(now - created) > MAX_SKEW_SECONDS:
+        raise _unauthorized(f"created is missing, or more than {MAX_SKEW_SECONDS} s from now ({now})")
+    if expires is not None and (type(expires) is not int or expires < now):
+        raise _unauthorized("the signature has expired")
+    key_id = parameters.get("keyid")
+    try:
+        parse_https_url(key_id.partition("#")[0] if isinstance(key_id, str) else "")
+    except EncodingError:
+        raise _unauthorized("keyid is not an https URL") from None
+
+
+def _verify_one(
+    method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, label: str, member: Any,
+    signature: Any, resolve_key: ResolveKey,
+) -> VerifiedRequest:
+    parameters = member[1]
+    key_id = parameters["keyid"]
+    algorithm, public_key = _key_material(resolve_key(key_id))
+    if parameters.get("alg", algorithm) != algorithm:
+        raise _unauthorized(f"alg does not agree with the key, which is for {algorithm}")
+    # The library verifies the only signature of a message without asking which; show it one at a time.
+    alone = [line for line in headers if line[0].lower() not in ("signature", "signature-input")]
+    alone.append(("Signature-Input", http_sf.ser({label: member})))
+    alone.append(("Signature", http_sf.ser({label: signature})))
+    verifier = _Verifier(signature_algorithm=_ALGORITHMS[algorithm], key_resolver=_OneKey(public_key))
+    try:
+        verifier.verify(
+            _Message(method, url, _Lines(alone)), max_age=None, require_components=COMPONENTS, body=body
+        )
+    except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
+        raise _unauthorized(f"the HTTP signature does not verify: {error}") from None
+    return VerifiedRequest(key_id, parameters["created"], signature[0], (algorithm,))
+
+
+def _key_material(key: PublicKey) -> tuple[str, bytes]:
+    if isinstance(key, Multikey):
+        return key.algorithm, key.public_key
+    if isinstance(key, Ed25519PublicKey):
+        return ED25519, key.public_bytes_raw()
+    if isinstance(key, MLDSA44PublicKey):
+        return ML_DSA_44, key.public_bytes_raw()
+    raise AssertionError(f"a trusted key of type {type(key).__name__}")
