@@ -287,3 +287,5 @@ def test_every_look_up_uses_an_index(store: SqliteStore, path: Path, monkeypatch
         }
     assert len(plans) > 15
     assert not [statement for statement, plan in plans.items() if "SCAN" in plan and "SCAN CONSTANT" not in plan]
+    (plan,) = {plan for statement, plan in plans.items() if "FROM leaf_roots WHERE root = " in statement}
+    assert "leaf_roots_by_root" in plan
