@@ -13,6 +13,7 @@ from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import decode_public_key, encode_public_key
 from ktlog.store.sqlite import SqliteStore
+from ktlog.store.tilefiles import TileFiles
 from ktlog.wire.actor_id import parse_actor_id
 
 PUBLIC_KEYS = "public-keys.json"
@@ -39,7 +40,7 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
         raise StoreError("CannotCreate", f"{directory}: {error}") from None
     create_keys(settings.keys, origin, root_seed or os.urandom(32))
     SqliteStore.create(settings.database, origin=origin, dialect=dialect).close()
-    settings.tiles.mkdir(mode=0o755)
+    TileFiles.create(settings.tiles)
     write_public_keys(settings)
     # The settings come last: without them nothing here counts as a log.
     write_settings(settings)

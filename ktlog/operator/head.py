@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktlog.durable import write_atomic
+from ktlog.durable import read_file, write_atomic
 from ktlog.errors import EncodingError, StoreError
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
@@ -60,14 +60,15 @@ def load_signed_head(path: Path) -> SignedHead | None:
     Raises:
         StoreError: the file is there but cannot be trusted. It is not replaced.
     """
+    data = read_file(path)
+    if data is None:
+        return None
     try:
-        found = parse_json(path.read_bytes())
+        found = parse_json(data)
         return SignedHead(
             parse_decimal(found["size"]), decode_base64(found["root"], 32), parse_decimal(found["time"])
         )
-    except FileNotFoundError:
-        return None
-    except (EncodingError, KeyError, TypeError) as error:
+    except (EncodingError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             "BadSignedHead", f"{path} is damaged ({error}); without it a fork cannot be ruled out",
             hint="Restore it from a backup, or write the size and root of the newest checkpoint that any witness has.",

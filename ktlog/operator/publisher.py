@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ktlog.config import Settings
 from ktlog.durable import reach
-from ktlog.errors import KtlogError, StoreError
+from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
 from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
 from ktlog.operator.nodes import LogNodes
 from ktlog.operator.witnessing import collect_cosignatures, peers_of
@@ -45,6 +45,8 @@ HOOKS = (
     "publisher.published",
 )
 
+LONGEST_PAUSES = 16
+
 log = logging.getLogger("ktlog.publisher")
 
 
@@ -70,13 +72,14 @@ class Publisher:
         self._load_published()
 
     def _load_published(self) -> None:
-        """Start from the checkpoint on disk; refuse a store that does not contain it."""
+        """Start from the head and the checkpoint on disk; refuse a store that does not contain them."""
+        head = load_signed_head(self._settings.signed_head)
+        if head is not None:
+            self._check_tree("signed head", head.size, head.root)
         raw = self._tiles.checkpoint()
         if raw is None:
             return
-        note, checkpoint = parse_signed_checkpoint(raw)
-        open_note(note, [signer.vkey for signer in self._signers])
-        head = load_signed_head(self._settings.signed_head)
+        checkpoint = self._open_published(raw)
         if head is None or head.size < checkpoint.size:
             raise StoreError(
                 "SignedHeadLost",
@@ -84,27 +87,52 @@ class Publisher:
                 " know of it",
                 hint="The file was lost or restored from an older copy. Restore the newest one before serving.",
             )
-        self._check_tree(checkpoint.size, checkpoint.root)
+        self._check_tree("published checkpoint", checkpoint.size, checkpoint.root)
         self._tiles_size = self.published_size = checkpoint.size
 
-    def _check_tree(self, size: int, root: bytes) -> None:
+    def _open_published(self, raw: bytes) -> Checkpoint:
+        try:
+            note, checkpoint = parse_signed_checkpoint(raw)
+            known = open_note(note, [signer.vkey for signer in self._signers])
+        except (EncodingError, Invalid) as error:
+            raise StoreError(
+                "BadCheckpoint", f"the published checkpoint is damaged: {error}",
+                hint="Put back the file that was published; any witness or mirror has one.",
+            ) from None
+        if not known or checkpoint.origin != self._settings.origin:
+            raise StoreError(
+                "BadCheckpoint", f"the published checkpoint of {checkpoint.origin} was not signed by this log's keys",
+                hint="Keys and tiles come from two different logs. Signing on would fork one of them.",
+            )
+        return checkpoint
+
+    def _check_tree(self, what: str, size: int, root: bytes) -> None:
         have = self._store.state().size
         if have < size or self._store.root_after(size) != root:
             raise StoreError(
-                "StoreBehindCheckpoint",
-                f"the published checkpoint has {size} entries; the store has {have}, or other ones",
+                "StoreBehindCheckpoint", f"the {what} has {size} entries; the store has {have}, or other ones",
                 hint="The store looks restored from an older copy. Serving it would fork the log.",
             )
 
     def run(self, stop: threading.Event) -> None:
-        """Publish until *stop* is set; what fails is logged and tried again."""
+        """Publish until *stop* is set. Too few witnesses are logged and asked again, ever less often.
+
+        Raises:
+            StoreError: the process must end; what is in memory or on disk cannot be trusted.
+        """
         interval = self._settings.checkpoint_interval_ms / 1000
-        while not stop.wait(interval):
+        pause = interval
+        while not stop.wait(pause):
             try:
                 self.publish_if_due()
+                pause = interval
             except KtlogError as error:
-                # Nothing half-done is visible: the next round starts from durable state.
+                # A disk that failed may have lost what it said was synced (requirement R12), and a store
+                # that contradicts what was signed stays so: only time and the witnesses get better.
+                if isinstance(error, StoreError) and error.name != "ClockWentBack":
+                    raise
                 log.error("not published: %s", error.diagnostics())
+                pause = min(2 * pause, LONGEST_PAUSES * interval)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def publish_if_due(self) -> bool:
@@ -113,12 +141,14 @@ class Publisher:
         fresh = self._now() - self._published_time < self._settings.heartbeat_seconds
         if size == self.published_size and fresh:
             return False
-        return self.publish(size)
+        self.publish(size)
+        return True
 
-    def publish(self, size: int) -> bool:
-        """Publish the tree of *size* entries; False when too few witnesses cosigned.
+    def publish(self, size: int) -> None:
+        """Publish the tree of *size* entries.
 
         Raises:
+            PolicyUnmet: too few witnesses cosigned; nothing was published.
             StoreError: the store and what was signed before contradict each other.
         """
         root = self._store.root_after(size)
@@ -133,17 +163,19 @@ class Publisher:
         lines = tuple(signer.sign(text, now) for signer in self._signers)
         reach("publisher.signed")
         cosigned = collect_cosignatures(
-            self._fetcher, self._peers, format_note(Note(text, lines)), text, size, self._prove, self._pool
+            self._fetcher, self._peers, format_note(Note(text, lines)), text, size, self._prove, self._pool, self._now
         )
         for url, failure in cosigned.failures.items():
             log.warning("no cosignature from %s: %s", url, failure)
         reach("publisher.cosigned")
-        if not self._policy.satisfied([v.vkey for v in cosigned.verified]):
-            have, need = self._policy.shortfall([v.vkey for v in cosigned.verified])
-            log.error("checkpoint of size %d not published: %d cosigners, the policy needs %d", size, have, need)
-            return False
+        vkeys = [verified.vkey for verified in cosigned.verified]
+        if not self._policy.satisfied(vkeys):
+            have, need = self._policy.shortfall(vkeys)
+            raise PolicyUnmet(
+                "TooFewWitnesses", f"of the cosigners for size {size}, {have} count and the policy needs {need}",
+                have=have, need=need,
+            )
         self._publish_note(text, lines, cosigned.verified, size)
-        return True
 
     def _publish_note(
         self, text: bytes, lines: tuple, verified: tuple[Verified, ...], size: int

@@ -203,7 +203,8 @@ def check_recent_root(
     limits of the directory map specification, section 3.
     """
     root = decode_root(recent_root)
-    size = 0 if root == bytes(32) else size_of_root(root)
+    # The store also knows SHA-256(""), the tree's own empty root. It is no root of PKD's: replayers refuse it.
+    size = 0 if root == bytes(32) else size_of_root(root) or None
     if size is None:
         raise MessageRejected("merkle_root_stale", "recent-merkle-root is not a root of this log")
     if not recent_root_ok(tree_size - size, tree_size):

@@ -103,7 +103,7 @@ class Service:
     def run(self) -> None:
         """Serve until told to stop; then finish what was accepted and publish it."""
         listener = self._listen()
-        publisher = threading.Thread(target=self._publisher.run, args=(self._stop,), name="publisher")
+        publisher = threading.Thread(target=self._publish, name="publisher")
         publisher.start()
         threading.Thread(target=self._accept, args=(listener,), daemon=True, name="accept").start()
         try:
@@ -116,6 +116,14 @@ class Service:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def _publish(self) -> None:
+        try:
+            self._publisher.run(self._stop)
+        except BaseException:
+            # A log that accepts and never publishes would look alive: better to start afresh.
+            log.exception("the publisher stops, and the sequencer with it")
+            os._exit(70)
 
     def _listen(self) -> socket.socket:
         path = socket_path(self._settings)

@@ -20,7 +20,7 @@ from ktlog.tlog.note import (
     parse_signature_lines,
     verify_line,
 )
-from ktlog.tlog.policy import Policy
+from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, Policy
 from ktlog.wire.fetch import Fetcher, Response
 
 CONFLICT_TYPE = "text/x.tlog.size"
@@ -65,7 +65,7 @@ def format_request(old_size: int, proof: Sequence[bytes], checkpoint: bytes) -> 
 
 def collect_cosignatures(
     fetcher: Fetcher, peers: Sequence[WitnessPeer], checkpoint: bytes, text: bytes, size: int,
-    prove: ProveConsistency, pool: ThreadPoolExecutor,
+    prove: ProveConsistency, pool: ThreadPoolExecutor, now: Callable[[], int],
 ) -> Cosigned:
     """Send *checkpoint* (a signed note over *text*, for tree size *size*) to every peer at once.
 
@@ -74,7 +74,7 @@ def collect_cosignatures(
     """
     def ask(peer: WitnessPeer) -> tuple[Verified, ...]:
         try:
-            found = _ask(fetcher, peer, checkpoint, text, size, prove)
+            found = _check_times(peer, _ask(fetcher, peer, checkpoint, text, size, prove), now())
         except KtlogError as error:
             peer.failure = str(error)
             return ()
@@ -98,9 +98,7 @@ def _ask(
     if response.status != 200:
         words = response.body[:200].decode("utf-8", "replace").strip()
         raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")
-    return tuple(
-        _verify(peer, text, line) for line in parse_signature_lines(response.body)
-    )
+    return _verify(peer, text, parse_signature_lines(response.body))
 
 
 def _post(
@@ -128,10 +126,25 @@ def _conflict_size(response: Response, size: int) -> int:
     return known
 
 
-def _verify(peer: WitnessPeer, text: bytes, line: SignatureLine) -> Verified:
-    for vkey in peer.vkeys:
-        if vkey.name == line.name and vkey.key_id == line.key_id:
-            return Verified(vkey, line, verify_line(vkey, text, line))
-    raise Invalid("UnknownCosigner", f"{peer.url} signed as {line.name}, which is not a key of this witness")
+def _verify(peer: WitnessPeer, text: bytes, lines: Sequence[SignatureLine]) -> tuple[Verified, ...]:
+    """The lines by this witness's keys, every one of which must hold; lines of other keys mean nothing to us."""
+    known = {(vkey.name, vkey.key_id): vkey for vkey in peer.vkeys}
+    found = tuple(
+        Verified(vkey, line, verify_line(vkey, text, line))
+        for line in lines
+        if (vkey := known.get((line.name, line.key_id))) is not None
+    )
+    if not found:
+        names = ", ".join(sorted({line.name for line in lines}))
+        raise Invalid("UnknownCosigner", f"{peer.url} signed as {names!a}, which is not a key of this witness")
+    return found
 
 
+def _check_times(peer: WitnessPeer, found: tuple[Verified, ...], now: int) -> tuple[Verified, ...]:
+    """A cosignature that clients would not count, for its time, must not count towards publishing either."""
+    for verified in found:
+        if abs(verified.timestamp - now) > CLOCK_SKEW_SECONDS:
+            raise Invalid(
+                "WitnessClock", f"{peer.url} cosigned at {verified.timestamp}, which is not the time here ({now})"
+            )
+    return found
