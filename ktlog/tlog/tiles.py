@@ -24,6 +24,8 @@ MAXIMUM_ENTRY_BYTES = 65535
 ENTRIES: Literal["entries"] = "entries"
 Level = int | Literal["entries"]
 
+_Levels = list[list[bytes]]
+
 _PATH = re.compile(r"tile/(entries|[0-9]{1,2})/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?", re.ASCII)
 
 
@@ -133,11 +135,9 @@ def parse_bundle(data: bytes, width: int) -> list[bytes]:
     for _ in range(width):
         start = at + 2
         at = start + int.from_bytes(data[at:start], "big")
-        if start > len(data) or at > len(data):
-            raise EncodingError("BadBundle", "a bundle ends early")
         entries.append(data[start:at])
     if at != len(data):
-        raise EncodingError("BadBundle", "bytes are left over after the last entry")
+        raise EncodingError("BadBundle", f"a bundle does not end with its entry number {width}")
     return entries
 
 
@@ -181,7 +181,8 @@ class TileHashReader:
     The right edge is fetched first and folded into *root_hash*; from there every full tile must
     hash to its place in the tile above it. Only then is a hash computed from it. Of partial tiles,
     only those of exactly *tree_size* are asked for, and the full tile instead when the log has
-    dropped one. Verified tiles are kept, the oldest dropped beyond *cache_tiles* (8 KiB each).
+    dropped one. Verified tiles are kept with the levels inside them (about 35 kB for each), the oldest
+    dropped beyond *cache_tiles*.
 
     Args:
         fetch: path to bytes; raises Unreachable or NotLogged for what is not there.
@@ -195,15 +196,15 @@ class TileHashReader:
     """
 
     def __init__(
-        self, fetch: Callable[[str], bytes], tree_size: int, root_hash: bytes, *, cache_tiles: int = 1024
+        self, fetch: Callable[[str], bytes], tree_size: int, root_hash: bytes, *, cache_tiles: int = 512
     ) -> None:
         _check_sizes(0, tree_size)
         self._fetch = fetch
         self._tree_size = tree_size
         self._root_hash = root_hash
         self._cache_tiles = cache_tiles
-        self._edge: dict[tuple[int, int], list[bytes]] | None = None
-        self._full: dict[tuple[int, int], list[bytes]] = {}
+        self._edge: dict[tuple[int, int], _Levels] | None = None
+        self._full: dict[tuple[int, int], _Levels] = {}
 
     def __call__(self, nodes: Sequence[Node]) -> list[bytes]:
         for level, index in nodes:
@@ -215,39 +216,38 @@ class TileHashReader:
 
     def _node(self, level: int, index: int) -> bytes:
         tile_level, height = divmod(level, TILE_HEIGHT)
-        first = index << height
-        hashes = self._tile(tile_level, first // TILE_WIDTH)
-        return _subtree(hashes, first % TILE_WIDTH, height)
+        number, place = divmod(index, TILE_WIDTH >> height)
+        return self._tile(tile_level, number)[height][place]
 
-    def _tile(self, level: int, number: int) -> list[bytes]:
-        """The verified hashes of one tile."""
+    def _tile(self, level: int, number: int) -> _Levels:
+        """One tile, verified."""
         place = (level, number)
         if self._edge is None:
             raise AssertionError("a tile was asked for before the right edge was verified")
         if (known := self._edge.get(place) or self._full.get(place)) is not None:
             return known
         # Full, since every partial tile is on the edge; so its hash stands in the tile above.
-        expected = self._tile(level + 1, number // TILE_WIDTH)[number % TILE_WIDTH]
-        hashes = _split_tile(self._fetch(tile_path(level, number)), TILE_WIDTH)
-        if _subtree(hashes, 0, TILE_HEIGHT) != expected:
+        expected = self._tile(level + 1, number // TILE_WIDTH)[0][number % TILE_WIDTH]
+        levels = _levels(_split_tile(self._fetch(tile_path(level, number)), TILE_WIDTH))
+        if levels[TILE_HEIGHT] != [expected]:
             raise Invalid("BadTile", f"{tile_path(level, number)} does not belong to the tree's root")
         if self._full and len(self._full) >= self._cache_tiles:
             del self._full[next(iter(self._full))]
-        self._full[place] = hashes
-        return hashes
+        self._full[place] = levels
+        return levels
 
-    def _read_edge(self) -> dict[tuple[int, int], list[bytes]]:
+    def _read_edge(self) -> dict[tuple[int, int], _Levels]:
         """Fetch the partial tiles of this size; together they hold all that the root is made of."""
-        edge: dict[tuple[int, int], list[bytes]] = {}
+        edge: dict[tuple[int, int], _Levels] = {}
         for level in range(MAXIMUM_LEVEL // TILE_HEIGHT + 1):
             number, width = divmod(self._tree_size >> TILE_HEIGHT * level, TILE_WIDTH)
             if width:
-                edge[level, number] = self._fetch_partial(level, number, width)
+                edge[level, number] = _levels(self._fetch_partial(level, number, width))
         subtrees = []
         for level, index in complete_subtrees(0, self._tree_size):
             tile_level, height = divmod(level, TILE_HEIGHT)
-            number, slot = divmod(index << height, TILE_WIDTH)
-            subtrees.append(_subtree(edge[tile_level, number], slot, height))
+            number, place = divmod(index, TILE_WIDTH >> height)
+            subtrees.append(edge[tile_level, number][height][place])
         if fold_right(subtrees) != self._root_hash:
             raise Invalid("BadTile", "the tiles of the right edge do not make up the tree's root")
         return edge
@@ -270,12 +270,12 @@ def _split_tile(data: bytes, width: int) -> list[bytes]:
     return [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
 
 
-def _subtree(hashes: list[bytes], start: int, height: int) -> bytes:
-    """The hash over hashes[start : start + 2^height]."""
-    level = hashes[start : start + (1 << height)]
-    for _ in range(height):
-        level = hash_level(level)
-    return level[0]
+def _levels(hashes: list[bytes]) -> _Levels:
+    """The hashes of every complete subtree inside a tile, by height: its own hashes first."""
+    levels = [hashes]
+    while len(levels) <= TILE_HEIGHT:
+        levels.append(hash_level(levels[-1]))
+    return levels
 
 
 def _check_tile(level: Level, number: int, width: int) -> None:

@@ -172,8 +172,9 @@ def test_bad_policies(lines):
 
 
 def test_a_policy_cut_short_is_refused():
-    with pytest.raises(EncodingError):
-        parse_policy(DEMO[:-1])
+    for data in (DEMO[:-1], DEMO + b"# cut", DEMO + b" "):
+        with pytest.raises(EncodingError):
+            parse_policy(data)
     with pytest.raises(EncodingError):
         parse_policy(DEMO + b"#" * (1 << 20) + b"\n")
 
