@@ -58,7 +58,9 @@ def ktlog() -> None:
 def main() -> None:
     """Run the command; a KtlogError becomes its message and its exit code."""
     try:
-        ktlog(standalone_mode=False)
+        # Outside standalone mode click returns the code of ctx.exit() instead of leaving with it.
+        code = ktlog(prog_name="ktlog", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         click.echo("ktlog: aborted", err=True)
         sys.exit(130)

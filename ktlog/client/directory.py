@@ -305,12 +305,13 @@ def _answer(
         linked = "this is the first head of this log that was seen here; from now on each must extend it"
     else:
         linked = f"the tree contains the one of {trusted.remembered.size} entries that was trusted last time"
+    moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(cosigned.as_of))
     checks = (
         f"which log serves the domain: {head.origin}, by your own configuration",
         f"the head of {head.size} entries is signed by the log",
-        f"the witnesses' quorum cosigned it: {', '.join(cosigned.names)}, as of {cosigned.as_of}",
+        f"the witnesses' quorum cosigned it: {', '.join(cosigned.names)}, as of {moment}",
         linked,
-        f"all {messages} messages that the answer rests on are in the tree, and the log's leaf key signed each",
+        f"every message that the answer rests on ({messages}) is in the tree, and the log's leaf key signed it",
         "the plaintext of every attribute is what its message committed to (Argon2id)",
         "every message is signed by a key that was valid then, and allowed by the rules",
         "the listed keys are exactly those that the messages lead to",

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ktlog.demo import topology as places
-from ktlog.demo.processes import Processes
-from ktlog.demo.story import CHECKS, Result, Story
+from ktlog.demo.processes import ENDING, Processes
+from ktlog.demo.story import CHECKS, CheckFailed, Result, Story
 from ktlog.demo.teller import Teller, choose_teller
-from ktlog.errors import KtlogError
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="End after the story instead of staying up.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Keep everything in this new directory.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False),
+              help="Keep everything in this new directory.")
 @click.option("--actors", type=click.IntRange(4, 200), default=20, show_default=True, help="How many enrol.")
 @click.option("--pause-before", type=click.Choice(CHECKS), hidden=True,
               help="For tests: stop before this check, say where things are, go on after a line on standard input.")
@@ -34,55 +37,104 @@ def command(once: bool, as_json: bool, directory: Path | None, actors: int, paus
     Two instances with a log each, three witnesses, actors that enrol and rotate, clients that look
     them up and check every proof, an auditor that replays everything, and three lies told with a
     log's real keys. All of it real, in separate processes, on loopback only. Exit code 0 means
-    that every step held.
+    that every step held; 5 that a check did not, and then everything is kept for you to look at.
     """
     teller = choose_teller(as_json)
-    started = time.monotonic()
-    kept = directory is not None
-    home = directory or Path(tempfile.mkdtemp(prefix="ktlog-demo-"))
-    if kept and home.exists() and any(home.iterdir()):
-        raise click.UsageError(f"{home} is not empty; the demo starts from nothing")
-    topology = places.plan(home.resolve(), actors)
-    processes = Processes(home / "output", {"KTLOG_DIAL": str(topology.dial_file)})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
-
-    def pause(name: str) -> None:
-        if name == pause_before:
-            told = [running.as_dict() for running in story.all_processes()]
-            click.echo(json.dumps({"paused": name, "dir": str(topology.directory), "processes": told}))
-            sys.stdin.readline()
-
-    result = Result()
-    code = 0
-    try:
-        try:
-            teller.say("Making keys, stores and policies …")
-            places.build(topology)
-            places.start(topology, processes)
-            story = Story(topology, processes, teller, pause, result)
-            story.tell()
-            failure = None
-        except KtlogError as error:
-            failure, code = error, 5
-        found = {**result.as_dict(), "ok": failure is None, "seconds": round(time.monotonic() - started, 1)}
-        if failure is not None:
-            found["failed"] = failure.as_dict()
-        if as_json:
-            click.echo(json.dumps(found))
-        else:
-            _close(teller, found, failure)
-        if failure is None and not once:
-            _stay(teller, topology, processes)
-    finally:
-        processes.stop_all()
-        if not kept:
-            shutil.rmtree(home, ignore_errors=True)
+    with _ending_by_signal(), _home(directory) as home:
+        topology = places.plan(home.directory, actors)
+        with _running(home) as processes:
+            result = Result()
+            story = Story(topology, processes, teller, _pauser(pause_before, topology, lambda: story), result)
+            started = time.monotonic()
+            failure = _tell(story)
+            home.kept = home.kept or failure is not None
+            found = {**result.as_dict(), "ok": failure is None, "seconds": round(time.monotonic() - started, 1)}
+            if failure is not None:
+                found |= {"failed": failure.as_dict(), "kept": str(home.directory)}
+            if as_json:
+                click.echo(json.dumps(found))
+            else:
+                _close(teller, found, failure, home.directory)
+            code = 0 if failure is None else failure.exit_code
+            if failure is None and not once:
+                code = _stay(teller, topology, processes)
     sys.exit(code)
 
 
-def _close(teller: Teller, found: dict, failure: KtlogError | None) -> None:
+class _Home:
+    """Where everything is; ``kept`` unless it is a temporary directory that nobody needs any more."""
+
+    def __init__(self, directory: Path, kept: bool) -> None:
+        self.directory = directory
+        self.kept = kept
+
+
+@contextmanager
+def _home(directory: Path | None) -> Iterator[_Home]:
+    if directory is not None:
+        if directory.exists() and any(directory.iterdir()):
+            raise click.UsageError(f"{directory} is not empty; the demo starts from nothing")
+        yield _Home(directory.resolve(), kept=True)
+        return
+    home = _Home(Path(tempfile.mkdtemp(prefix="ktlog-demo-")).resolve(), kept=False)
+    try:
+        yield home
+    finally:
+        if not home.kept:
+            shutil.rmtree(home.directory, ignore_errors=True)
+
+
+@contextmanager
+def _ending_by_signal() -> Iterator[None]:
+    """Make every signal that ends us a KeyboardInterrupt, but those that we were told to ignore (``nohup``)."""
+    def interrupt(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _running(home: _Home) -> Iterator[Processes]:
+    """The processes, all of which are gone afterwards, however impatient the person at the keyboard is."""
+    processes = Processes(home.directory / "output", {"KTLOG_DIAL": str(home.directory / "dial.json")})
+    try:
+        yield processes
+    finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        processes.stop_all()
+
+
+def _pauser(pause_before: str | None, topology: places.Topology, story: Callable[[], Story]) -> Callable[[str], None]:
+    def pause(name: str) -> None:
+        if name == pause_before:
+            told = [running.as_dict() for running in story().all_processes()]
+            click.echo(json.dumps({"paused": name, "dir": str(topology.directory), "processes": told}))
+            sys.stdin.readline()
+
+    return pause
+
+
+def _tell(story: Story) -> CheckFailed | None:
+    try:
+        story.tell()
+    except CheckFailed as failure:
+        return failure
+    return None
+
+
+def _close(teller: Teller, found: dict[str, Any], failure: CheckFailed | None, directory: Path) -> None:
     if failure is not None:
-        click.echo(f"\nThe check `{failure.name}` did not hold: {failure.diagnostics()}", err=True)
+        click.echo(f"\nThe check `{failure.name}` did not hold: {failure.diagnostics()}\n", err=True)
+        click.echo(f"Everything is kept in {directory}; what each process wrote is in output/ there.", err=True)
         return
     teller.say("")
     teller.say(
@@ -91,25 +143,31 @@ def _close(teller: Teller, found: dict, failure: KtlogError | None) -> None:
     )
 
 
-def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> None:
-    """Stay up until Ctrl-C, so that a person can look around."""
+def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> int:
+    """Stay up until Ctrl-C, so that a person can look around; gives the exit code."""
     front = next(running for running in processes.running() if running.name == "front")
-    ca_file = topology.front_directory / "ca.pem"
+    ca_file = shlex.quote(str(topology.front_directory / "ca.pem"))
     teller.say("")
     teller.say("Everything stays up until you press Ctrl-C. Look around, for example:")
-    curl = f"curl --cacert {ca_file} --connect-to ::127.0.0.1:{front.port}"
     for instance in topology.instances:
-        teller.say(f"  {curl} {instance.log_url}/checkpoint")
+        teller.say(f"  curl --cacert {ca_file} --connect-to ::127.0.0.1:{front.port} {instance.log_url}/checkpoint")
+    teller.say(f"  {_lookup_command(topology)}")
+    try:
+        while not processes.ended():
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        return 0
+    click.echo(f"ended by itself: {', '.join(processes.ended())}", err=True)
+    return CheckFailed.exit_code
+
+
+def _lookup_command(topology: places.Topology) -> str:
+    """How to look somebody up, as the reader can paste it: this same program, wherever it was found."""
     first = topology.instances[0]
-    domains = " ".join(f"--domain {domain}={origin}" for domain, origin in topology.domains().items())
-    teller.say(
-        f"  KTLOG_DIAL={topology.dial_file} {os.path.basename(sys.argv[0])} lookup {first.handle(first.users[-1])}"
-        f" --policy {topology.trust_policy} --state {topology.directory / 'mine'} {domains}"
-    )
-    with_signal = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: with_signal.set())
-    while not with_signal.wait(0.5):
-        if processes.ended():
-            teller.say(f"ended by itself: {', '.join(processes.ended())}")
-            return
+    is_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    words = [sys.executable, "-m", "ktlog"] if is_module else [sys.argv[0]]
+    words += ["lookup", first.handle(first.users[-1]), "--policy", str(topology.trust_policy)]
+    words += ["--state", str(topology.directory / "mine")]
+    for domain, origin in topology.domains().items():
+        words += ["--domain", f"{domain}={origin}"]
+    return f"KTLOG_DIAL={shlex.quote(str(topology.dial_file))} {shlex.join(words)}"

@@ -86,7 +86,7 @@ def _describe(answer: Present) -> list[str]:
     lines.append(f"  {answer.status}, {state}; since: {answer.cause} (generation {answer.generation})")
     if answer.reset:
         lines += [
-            "", f"RESET: {answer.reset}. Somebody began anew since your last lookup.",
+            "", f"RESET: {answer.reset}. Somebody began again after your last lookup.",
             "Treat this person as a stranger until you compared keys in another way.",
         ]
     lines += ["", f"{len(answer.keys)} active key{'' if len(answer.keys) == 1 else 's'}:"]
