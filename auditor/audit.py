@@ -52,6 +52,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 NEVER_CHECKED = (
+    "That the log answers others as it answered this audit: proofs of completeness come with the directory map, which"
+    " this version does not have.",
     "What only the operator could see when it took a message: HTTP signatures, one-time passwords, its clock and"
     " its allow-lists.",
     "That the first key of an actor came from the person: the instance says so.",

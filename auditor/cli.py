@@ -18,7 +18,7 @@ from auditor.audit import AuditRequest, Progress, audit, parse_selection
 from auditor.convict import conviction, format_conviction
 from auditor.fetch import HttpFetcher, LogReader
 from auditor.heads import KnownHead, open_given_head, open_saved_head
-from auditor.report import Report, format_report
+from auditor.report import Report, format_report, printable
 from auditor.state import AuditDirectory
 from ktlog import __version__
 from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS, Log
@@ -136,7 +136,7 @@ def verify_evidence_command(file: Path, vkey: str | None, as_json: bool) -> None
     except KtlogError as error:
         if as_json:
             click.echo(json.dumps({"convicts": False, "error": error.as_dict()}))
-        click.echo(f"{file} convicts nobody. {error.diagnostics()}", err=True)
+        click.echo(f"{file} convicts nobody. {printable(str(error))}\n{error.hint}", err=True)
         sys.exit(error.exit_code)
     click.echo(json.dumps(verdict, ensure_ascii=False) if as_json else format_conviction(verdict))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from auditor.report import printable
 from ktlog.errors import KtlogError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
@@ -66,7 +67,7 @@ def format_conviction(verdict: dict[str, Any]) -> str:
     heads = "\n".join(f"  signed: {head['tree_size']} entries, root {head['root']}" for head in verdict["heads"])
     key = "the key you named" if verdict["vkey_was_given"] else "this key; make sure that it is the log's"
     return (
-        f"CONVICTED: the log {verdict['origin']}, by {key}\n"
+        f"CONVICTED: the log {printable(verdict['origin'])}, by {key}\n"
         f"  key: {verdict['algorithm']}, id {verdict['key_id']}, SHA-256 of the public key {verdict['fingerprint']}\n"
         f"{heads}\n"
         f"  {verdict['what']}\n"

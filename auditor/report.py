@@ -7,11 +7,12 @@ is proven to third parties, and only it comes with an evidence file.
 ========================  ===========  ======================================================
 name                      class        the check that failed
 ========================  ===========  ======================================================
-BadCheckpoint             Invalid      the checkpoint parses, and an empty tree has its one root
+MalformedCheckpoint       Invalid      the checkpoint parses, and an empty tree has its one root
 WrongLog                  Invalid      the checkpoint names the origin under audit
-BadLogSignature           Invalid      every line of a known log key verifies, at least one is there
+BadLogSignature           Invalid      every line of a named log key verifies, at least one is there
 BadCosignature            Invalid      every line of a cosigner named by the policy verifies
-TooFewWitnesses           PolicyUnmet  the policy's quorum stands behind the checkpoint
+TooFewWitnesses,          PolicyUnmet  the policy's quorum stands behind the checkpoint
+TooFewVerifiers
 OldCosignatures           Stale        ... and did so within ``--max-age``
 TwoRoots                  Forked       a head of the same size, known before, has the same root
 Inconsistent              Forked       the tree begins with the smaller tree known before
@@ -21,25 +22,31 @@ TreeMismatch              Invalid      the entries hash to the checkpoint's root
 TileMismatch              Invalid      every tile equals the one recomputed from the entries
 BadLeafKeys               Invalid      the list of leaf-signing keys parses
 BadEntry                  Invalid      an entry parses, in the dialect of the log
+BadLeafSignature          Invalid      an entry is signed by a published leaf key
 BadRecords, BadRecord     Invalid      a page of records has one well-formed record an entry
 RecordWithheld            Invalid      the plaintext of an entry is published
-PreimageMismatch          Invalid      the published message hashes to what the entry commits to
+PreimageMismatch          Invalid      the published message is the one the entry commits to
 NotCanonical              Invalid      ... and is the canonical form of itself
-BadMessage                Invalid      ... and is a protocol message with exactly its attributes
-BadLeafSignature          Invalid      the entry is signed by a published leaf key
-PlaintextMismatch         Invalid      a plaintext opens its Argon2id commitment
+BadMessage                Invalid      ... and is a well-formed protocol message
+PlaintextMismatch         Invalid      the plaintexts are those of the message's attributes, and
+                                       each opens its Argon2id commitment
 BadMessageSignature       Invalid      the message is signed by a key its signer had then
 DuplicateMessage          Invalid      no message is logged twice
 StaleRoot                 Invalid      a message names a root that was recent then
 BadTransition             Invalid      the directory's rules allow the message
 AnswerContradictsLog      Invalid      the API's keys and history are those the entries give
-BadAnswer                 Invalid      the API's answer parses
+MalformedAnswer           Invalid      the API's answer parses
 BadAnswerProof            Invalid      the API's inclusion proofs hold
-MissingEntries, -Records, Invalid      what the checkpoint commits to is served (404 and 410 are
--Tile, -LeafKeys, -Answer              answers; a time-out is not)
+MissingEntries,           Invalid      what the checkpoint commits to is served (404 and 410 are
+MissingRecords,                        answers; a time-out is none)
+MissingTile,
+MissingLeafKeys
 TooLarge                  Invalid      no answer exceeds what its name allows
+NoCheckpoint              Unreachable  the log has published a checkpoint
 Timeout, Refused, ...     Unreachable  the log answers
 ========================  ===========  ======================================================
+
+``TwoRoots`` and ``Inconsistent`` are of class ``Invalid`` when no single key signed both heads.
 """
 
 from __future__ import annotations
@@ -65,6 +72,7 @@ EXIT_CODES = {
 }
 # A log that breaks every entry must not fill the auditor's memory with complaints.
 KEPT_PER_NAME = 50
+_LONGEST_SHOWN = 1000
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ def finding_from(error: KtlogError, name: str | None = None, leaf_index: int | N
 
 
 class Findings:
-    """Findings in the order met. Keeps at most KEPT_PER_NAME of a name, and counts the rest."""
+    """What was found. Keeps at most KEPT_PER_NAME of a name, and counts the rest."""
 
     def __init__(self) -> None:
         self._kept: list[Finding] = []
@@ -120,7 +128,11 @@ class Findings:
             self._kept.append(finding)
 
     def __iter__(self) -> Iterator[Finding]:
-        return iter(self._kept)
+        """Gravest first, then by entry."""
+        order = list(EXIT_CODES)
+        return iter(sorted(
+            self._kept, key=lambda f: (order.index(f.kind), -1 if f.leaf_index is None else f.leaf_index)
+        ))
 
     def __len__(self) -> int:
         """How many were met, kept or not."""
@@ -228,6 +240,12 @@ ADVICE = {
 }
 
 
+def printable(text: str) -> str:
+    """*text* from elsewhere on one line of a terminal: nothing in it moves the cursor or hides other text."""
+    shown = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in shown)
+
+
 def _plural(count: int, noun: str) -> str:
     if noun.endswith("y"):
         return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun[:-1]}ies"
@@ -245,7 +263,7 @@ def format_report(report: Report) -> str:
         lines.append(f"  tree size {report.tree_size:,}, root {encode_base64(report.root)}")
     for finding in report.findings:
         where = "" if finding.leaf_index is None else f" at entry {finding.leaf_index}"
-        lines.append(f"  [{finding.kind}] {finding.name}{where}: {finding.what}")
+        lines.append(f"  [{finding.kind}] {finding.name}{where}: {printable(finding.what)}")
     for name, count in report.findings.omitted.items():
         lines.append(f"  ... and {count:,} more named {name}")
     for path in report.evidence:
@@ -258,7 +276,7 @@ def format_report(report: Report) -> str:
         f"API answers for {report.answers.checked:,} of {_plural(report.answers.total, 'actor')}, "
         f"in {report.seconds:.1f} s"
     )
-    lines += [f"  not checked: {sentence}" for sentence in report.not_checked]
+    lines += [f"  not checked: {printable(sentence)}" for sentence in report.not_checked]
     kinds = {finding.kind for finding in report.findings}
     lines += [f"  {ADVICE[kind]}" for kind in EXIT_CODES if kind in kinds]
     return "\n".join(lines)

@@ -32,6 +32,7 @@ from ktlog.pkd.messages import (
     RevokeKeyThirdParty,
     build_wire,
     encrypted_attributes,
+    message_from_plain,
     parse_wire,
     plain_attributes,
 )
@@ -137,6 +138,18 @@ class World:
         twin.entries, twin.records = list(self.entries), copy.deepcopy(self.records)
         twin.serve, twin.requests = dict(self.serve), []
         return twin
+
+    def first(self, count: int) -> World:
+        """The same log when it had *count* entries, published."""
+        young = World(self.dialect)
+        for entry, record in zip(self.entries[:count], self.records[:count], strict=True):
+            wire, message = message_from_plain(
+                self.dialect, record["message"].encode(), record["plain"], commitments=False
+            )
+            young.directory.replay(wire, message, entry)
+            young.entries.append(entry)
+            young.records.append(record)
+        return young.publish()
 
     @property
     def size(self) -> int:
