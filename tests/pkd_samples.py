@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ktlog.errors import MessageRejected
 from ktlog.pkd import attributes
 from ktlog.pkd.compose import plain_members
-from ktlog.pkd.dialects import Dialect
+from ktlog.pkd.dialects import SPEC, Dialect
 from ktlog.pkd.entry import make_entry
 from ktlog.pkd.keys import ZERO_ROOT, private_key_from_seed
 from ktlog.pkd.messages import (
@@ -35,6 +38,7 @@ from ktlog.pkd.messages import (
     open_message_attributes,
     parse_wire,
 )
+from ktlog.pkd.rejections import REJECTIONS
 from ktlog.pkd.replay import Directory
 from ktlog.pkd.state import Change
 from ktlog.pkd.token import make_token, parse_token
@@ -45,6 +49,7 @@ CAROL = "https://example.net/users/carol"
 NOW = 1_800_000_000
 
 _remembered = functools.cache(attributes.argon2id)
+_remembered_stream = functools.cache(attributes.xsalsa20_xor)
 
 
 def bytes_of(name: str, size: int = 32) -> bytes:
@@ -91,14 +96,17 @@ def quick_argon2():
     """A quick hash in Argon2id's place, for tests of what comes after commitments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attributes, "argon2id", lambda password, salt: hashlib.sha256(salt + password).digest())
+        text_of.cache_clear()
         yield
+        text_of.cache_clear()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def remembered_argon2():
-    """The real function, each distinct call made once: the tests ask the same things over and over."""
+    """The real functions, each distinct call made once: the tests ask the same things over and over."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attributes, "argon2id", _remembered)
+        patch.setattr(attributes, "xsalsa20_xor", _remembered_stream)
         yield
 
 
@@ -137,3 +145,16 @@ class Log:
         signer = self.directory.check(wire, message, **options)
         entry = make_entry(self.dialect, wire.preimage, private("leaf"), public("leaf"))
         return self.directory.accept(self.directory.size, wire, message, signer, entry)
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    """The code of the refusal that *call* must raise, whose text must be the table's."""
+    with pytest.raises(MessageRejected) as caught:
+        call()
+    assert caught.value.message == REJECTIONS[caught.value.code]
+    return caught.value.code
+
+
+def refused(text: str | bytes | dict[str, Any], dialect: Dialect = SPEC) -> str:
+    """The code with which the parser refuses *text*, or a message's JSON object."""
+    return refusal(lambda: parse_wire(dialect, json.dumps(text) if isinstance(text, dict) else text))

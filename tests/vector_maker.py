@@ -44,6 +44,10 @@ def at(step: int) -> int:
 
 
 STORIES: dict[str, list[Line]] = {
+    "short": [
+        (AddKey(ALICE, public("a"), at(0)), "a", None),
+        (AddAuxData(ALICE, "test-v1", "datum", None, at(1)), "a", None),
+    ],
     "moving": [
         (AddKey(ALICE, public("a"), at(0)), "a", None),
         (AddAuxData(ALICE, "test-v1", "datum", None, at(1)), "a", None),
@@ -73,11 +77,11 @@ STORIES: dict[str, list[Line]] = {
         (RevokeKey(ALICE, public("c"), at(2)), "a", None),
         (AddKey(BOB, public("b"), at(3)), "b", None),
         (BurnDown(BOB, ALICE, at(4)), "a", None),
+        (revoke_by_token("b"), "b", "unknown_token_key"),
         (CheckpointMessage(
-            "https://keys.example.net", ZERO_ROOT, public("directory"), "https://keys.example.com", ZERO_ROOT, at(5)
+            "https://keys.example.net", ZERO_ROOT, public("directory"), "https://keys.example.com", ZERO_ROOT, at(6)
         ), "directory", None),
         (revoke_by_token("a"), "a", None),
-        (revoke_by_token("b"), "b", "unknown_token_key"),
     ],
 }
 
@@ -155,9 +159,10 @@ def _actor(*names: str, fireproof: bool = False, aux: tuple[str, ...] = ()) -> d
 
 
 def make_vectors() -> dict[str, Any]:
-    """Three cases, all ten actions, refusals among them."""
+    """All ten actions, refusals among them."""
     final = {
-        "moving": {ALICE: _actor("b"), CAROL: _actor("a", aux=("datum",)), BOB: _actor()},
+        "short": {ALICE: _actor("a", aux=("datum",))},
+        "moving": {ALICE: _actor("b"), CAROL: _actor("a", aux=("datum",))},
         "auxiliary-data": {ALICE: _actor("a", aux=("third",))},
         "the-other-seven": {ALICE: _actor(), BOB: _actor()},
     }

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from ktlog.conformance import format_report, replay
-from ktlog.errors import EncodingError
+from ktlog.conformance import format_report, parse_vectors, replay
 
 
 @click.command()
@@ -21,11 +20,7 @@ def command(file: Path, as_json: bool) -> None:
     Compares every step, attribute, signature, leaf, root and final mapping byte for byte, and
     says of a failure what differs and where. Exit code 5 when anything does.
     """
-    try:
-        vectors = json.loads(file.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EncodingError("BadVectors", f"{file} is not JSON: {error}") from None
-    report = replay(vectors)
+    report = replay(parse_vectors(file.read_bytes()))
     click.echo(json.dumps(report.as_dict()) if as_json else format_report(report))
     if report.as_dict()["failed"]:
         sys.exit(5)

@@ -131,7 +131,7 @@ def test_depth_is_counted_exactly():
 @pytest.mark.parametrize(
     "value",
     [1.0, float("nan"), b"bytes", ("tuple",), {1: "number as key"}, {None: ""}, {"a": {"b": {1, 2}}},
-     "\ud800", {"\udfff": ""}, MAX_INTEGER + 1, [object()]],
+     "\ud800", {"\udfff": ""}, MAX_INTEGER + 1, pytest.param([object()], id="an object")],
     ids=repr,
 )
 def test_values_without_canonical_form_are_refused(value):

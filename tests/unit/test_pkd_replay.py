@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ktlog.errors import MessageRejected
 from ktlog.pkd.dialects import DIALECTS, SPEC
 from ktlog.pkd.entry import make_entry
 from ktlog.pkd.keys import ZERO_ROOT, derive_key_id, encode_root, key_hash
@@ -47,16 +45,11 @@ from tests.pkd_samples import (  # noqa: F401 - the fixture works by being here
     private,
     public,
     quick_argon2,
+    refusal,
     revoke_by_token,
 )
 
 EVERY_DIALECT = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
-
-
-def code_of(call: Callable[[], Any]) -> str:
-    with pytest.raises(MessageRejected) as caught:
-        call()
-    return caught.value.code
 
 
 def state_of(directory: Directory) -> dict[str, Any]:
@@ -66,7 +59,7 @@ def state_of(directory: Directory) -> dict[str, Any]:
 def refused(log: Log, *arguments: Any, **options: Any) -> str:
     """The code of a refusal, which must leave the directory as it was."""
     before = state_of(log.directory)
-    code = code_of(lambda: log.send(*arguments, **options))
+    code = refusal(lambda: log.send(*arguments, **options))
     assert state_of(log.directory) == before
     return code
 
@@ -178,7 +171,7 @@ def test_a_signature_over_anything_else_is_refused() -> None:
         {"recent-merkle-root": encode_root(log.directory.roots[0])},
     ]
     for change in changes:
-        assert code_of(lambda change=change: log.deliver(json.dumps(members | change))) == "bad_signature"
+        assert refusal(lambda change=change: log.deliver(json.dumps(members | change))) == "bad_signature"
     log.deliver(json.dumps(members))
 
 
@@ -194,7 +187,7 @@ def test_the_same_message_is_taken_once_however_it_is_written_or_signed() -> Non
     again = build(SPEC, AddAuxData(ALICE, "x", "y", None, NOW), "a", root)
     assert again["signature"] != members["signature"]
     for text in (json.dumps(members), json.dumps(members, indent=1), json.dumps(again)):
-        assert code_of(lambda text=text: log.deliver(text)) == "duplicate_message"
+        assert refusal(lambda text=text: log.deliver(text)) == "duplicate_message"
     log.send(AddAuxData(ALICE, "x", "y", None, NOW + 1), "a", root=root)
 
 
@@ -208,7 +201,7 @@ def test_a_key_is_revoked_by_token_once_whatever_token_it_is() -> None:
 def test_a_refused_message_may_come_again() -> None:
     log = enrolled(SPEC)
     text = format_wire(build(SPEC, Fireproof(CAROL, NOW), "c", log.directory.root_text))
-    assert code_of(lambda: log.deliver(text)) == "actor_not_enrolled"
+    assert refusal(lambda: log.deliver(text)) == "actor_not_enrolled"
     log.send(AddKey(CAROL, public("c"), NOW), "c")
     log.deliver(text)
     assert log.directory.actors[CAROL].fireproof
@@ -294,9 +287,9 @@ def test_the_key_id_is_a_hint_for_admission_and_nothing_to_a_replayer() -> None:
         wire = build(SPEC, Fireproof(ALICE, NOW), "c", log.directory.root_text, key_id=key_id)
         return format_wire(wire)
 
-    assert code_of(lambda: log.deliver(text(ids["a"]), use_key_id=True)) == "bad_signature"
-    assert code_of(lambda: log.deliver(text(ids["b"]), use_key_id=True)) == "unknown_key_id"
-    assert code_of(lambda: log.deliver(text(encode_base64url(bytes(32))), use_key_id=True)) == "unknown_key_id"
+    assert refusal(lambda: log.deliver(text(ids["a"]), use_key_id=True)) == "bad_signature"
+    assert refusal(lambda: log.deliver(text(ids["b"]), use_key_id=True)) == "unknown_key_id"
+    assert refusal(lambda: log.deliver(text(encode_base64url(bytes(32))), use_key_id=True)) == "unknown_key_id"
     log.deliver(text(ids["c"]), use_key_id=True)
     wire = build(SPEC, UndoFireproof(ALICE, NOW), "c", log.directory.root_text, key_id=ids["b"])
     log.deliver(format_wire(wire))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
 
-from ktlog.errors import MessageRejected
 from ktlog.pkd import state
 from ktlog.pkd.actors import MAX_HELD, Actor, Aux, Cause, HistoryLeaf, Key, Role, Status, View, check_invariants
 from ktlog.pkd.keys import key_hash
@@ -26,7 +24,6 @@ from ktlog.pkd.messages import (
     UndoFireproof,
     aux_data_id,
 )
-from ktlog.pkd.rejections import REJECTIONS
 from ktlog.pkd.state import (
     apply,
     created_time,
@@ -35,7 +32,7 @@ from ktlog.pkd.state import (
     signer_id,
     touched_by,
 )
-from tests.pkd_samples import ALICE, BOB, CAROL, NOW, ONE_OF_EACH, bytes_of, public, revoke_by_token
+from tests.pkd_samples import ALICE, BOB, CAROL, NOW, ONE_OF_EACH, bytes_of, public, refusal, revoke_by_token
 
 MALLORY = "https://example.com/users/mallory"
 
@@ -54,8 +51,9 @@ class World:
         self.size = 0
 
     def holders(self, hashed: bytes) -> tuple[str, ...]:
+        """Latest first: no order is promised to apply."""
         return tuple(
-            name for name, actor in self.rows.items()
+            name for name, actor in reversed(self.rows.items())
             if any(key_hash(key.public_key) == hashed for key in actor.keys)
         )
 
@@ -81,13 +79,6 @@ class World:
         code = refusal(lambda: self.do(message, signer))
         assert self.rows == before
         return code
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(MessageRejected) as caught:
-        call()
-    assert caught.value.message == REJECTIONS[caught.value.code]
-    return caught.value.code
 
 
 def add(actor: str = ALICE, name: str = "a") -> AddKey:
