@@ -77,7 +77,7 @@ class TlsServer:
 
     def dial(self, *hosts: str) -> Dial:
         """Leads *hosts* (HOST when none is named) here."""
-        return Dial({host: ("127.0.0.1", self.port) for host in hosts or (HOST,)}, self.ca_file)
+        return Dial(dict.fromkeys(hosts or (HOST,), ("127.0.0.1", self.port)), self.ca_file)
 
     def _accept(self) -> None:
         while True:

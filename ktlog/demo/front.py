@@ -20,6 +20,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ CHUNK_BYTES = 65536
 HANDSHAKE_SECONDS = 10
 IDLE_SECONDS = 120
 LINGER_SECONDS = 2
-QUIET_SECONDS = 0.05
 ROUTE_CHECK_SECONDS = 0.05
 
 Backend = tuple[str, int]
@@ -111,13 +111,21 @@ def tls_context(directory: Path, routes: Routes) -> ssl.SSLContext:
     return context
 
 
+@dataclass(eq=False)
+class _Relay:
+    """One connection. stale: its host leads elsewhere by now."""
+
+    host: str
+    backend: Backend
+    stale: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Front:
     """Relays the connections of one listening socket."""
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
-        # One event a relay, set when its backend is no longer where its host leads.
-        self._relays: dict[asyncio.Event, tuple[str, Backend]] = {}
+        self._relays: set[_Relay] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, listener: socket.socket, context: ssl.SSLContext) -> None:
@@ -129,9 +137,9 @@ class Front:
         try:
             while True:
                 await asyncio.sleep(ROUTE_CHECK_SECONDS)
-                for stale, (host, backend) in self._relays.items():
-                    if self._routes.find(host) != backend:
-                        stale.set()
+                for relay in self._relays:
+                    if self._routes.find(relay.host) != relay.backend:
+                        relay.stale.set()
         finally:
             server.close()
             for task in self._tasks:
@@ -161,37 +169,37 @@ class Front:
     async def _relay(
         self, host: str, backend: Backend, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        stale = asyncio.Event()
-        self._relays[stale] = (host, backend)
+        relay = _Relay(host, backend)
+        self._relays.add(relay)
         tasks: list[asyncio.Task[Any]] = []
         try:
             answer, to_backend = await asyncio.open_connection(*backend, limit=CHUNK_BYTES)
             try:
-                asked = asyncio.create_task(self._copy(reader, to_backend, host, backend))
-                answered = asyncio.create_task(self._copy(answer, writer, host, backend))
-                tasks = [asked, answered, asyncio.create_task(stale.wait())]
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                if asked in done and asked.exception() is not None:
-                    # The backend reads no more, as it does with a body that is too long: wait for its answer.
-                    await asyncio.wait([answered], timeout=LINGER_SECONDS)
-                if answered.done() and not stale.is_set():
-                    await _stop(asked)
-                    await _discard(reader)
+                tasks = [
+                    asyncio.create_task(self._ask(reader, to_backend, relay)),
+                    asyncio.create_task(_copy(answer, writer)),
+                    asyncio.create_task(relay.stale.wait()),
+                ]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for task in tasks:
                     await _stop(task)
                 await _close(to_backend)
         finally:
-            del self._relays[stale]
+            self._relays.discard(relay)
 
-    async def _copy(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, host: str, backend: Backend
-    ) -> None:
-        while chunk := await asyncio.wait_for(source.read(CHUNK_BYTES), IDLE_SECONDS):
-            if self._routes.find(host) != backend:
+    async def _ask(self, reader: asyncio.StreamReader, to_backend: asyncio.StreamWriter, relay: _Relay) -> None:
+        while chunk := await asyncio.wait_for(reader.read(CHUNK_BYTES), IDLE_SECONDS):
+            if self._routes.find(relay.host) != relay.backend:
                 return
-            target.write(chunk)
-            await target.drain()
+            to_backend.write(chunk)
+            await to_backend.drain()
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while chunk := await asyncio.wait_for(source.read(CHUNK_BYTES), IDLE_SECONDS):
+        target.write(chunk)
+        await target.drain()
 
 
 async def _stop(task: asyncio.Task[Any]) -> None:
@@ -199,18 +207,9 @@ async def _stop(task: asyncio.Task[Any]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _discard(reader: asyncio.StreamReader) -> None:
-    """Take what the client is still sending off the wire.
-
-    With unread bytes on a closed connection its kernel would throw away the answer that is on the way.
-    """
-    with contextlib.suppress(OSError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while await asyncio.wait_for(reader.read(CHUNK_BYTES), QUIET_SECONDS):
-                pass
-
-
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Say good-bye. For TLS, asyncio takes what the peer still sends off the wire meanwhile: with unread bytes
+    on a closed connection, the peer's kernel would throw away the answer that is on the way."""
     writer.close()
     with contextlib.suppress(OSError):
         await asyncio.wait_for(writer.wait_closed(), LINGER_SECONDS)

@@ -31,8 +31,9 @@ from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64
 from ktlog.wire.actor import ED25519, actor_key
 from ktlog.wire.actor_id import parse_host
-from ktlog.wire.fetch import Fetcher, parse_foreign_json
+from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpd import serve
+from ktlog.wire.media import parse_foreign_json
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES, is_activity_type
 
 SETTINGS_FILE = "instance.json"
@@ -173,8 +174,7 @@ def create_app(settings: InstanceSettings, directory: Path) -> Flask:
     @app.post("/users/<user>/outbox")
     def outbox(user: str) -> Response:
         """Deliver a protocol message for a user who is logged in; the log's receipt, or its refusal, comes back."""
-        shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if user not in settings.users or not hmac.compare_digest(shown, read_token(directory, user)):
+        if user not in settings.users or not _is_logged_in(request.headers.get("Authorization", ""), directory, user):
             abort(401)
         try:
             posted = parse_json(request.get_data(cache=False))
@@ -190,7 +190,15 @@ def create_app(settings: InstanceSettings, directory: Path) -> Flask:
     return app
 
 
+def _is_logged_in(authorization: str, directory: Path, user: str) -> bool:
+    # As bytes: compare_digest takes no text beyond ASCII, and a header may hold some.
+    expected = f"Bearer {read_token(directory, user)}"
+    return hmac.compare_digest(authorization.encode("utf-8"), expected.encode("utf-8"))
+
+
 def _deliver(fetcher: Fetcher, actor_id: str, directory: Path, user: str, posted: Any) -> dict[str, Any]:
+    if not isinstance(posted["directory"], str) or not isinstance(posted["content"], str):
+        raise EncodingError("BadPost", "directory and content are strings")
     key = load_http_key(directory / KEYS_DIRECTORY / f"{user}.key")
     return deliver(
         fetcher, posted["directory"], actor_id, key, http_key_id(actor_id), posted["content"], int(time.time()),

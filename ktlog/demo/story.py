@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat, zip_longest
 from typing import Any
 
 from ktlog.client import Directory, Present
 from ktlog.demo.front import write_routes
 from ktlog.demo.people import Person
-from ktlog.demo.processes import Processes, Running, listen_on_loopback, run_command, wait_until
+from ktlog.demo.processes import Processes, Running, is_alive, listen_on_loopback, wait_until
 from ktlog.demo.teller import Teller
-from ktlog.demo.topology import Instance, Topology, address_of
+from ktlog.demo.topology import WITNESSES, Instance, Topology, address_of, build, start
 from ktlog.errors import Invalid, KtlogError, VerificationError
 from ktlog.pkd.keys import encode_public_key
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
@@ -67,10 +70,10 @@ class Story:
         self._processes = processes
         self._teller = teller
         self._pause = pause
-        self._fetcher = topology.fetcher()
-        self._environment = {"KTLOG_DIAL": str(topology.dial_file)}
+        self._check = CHECKS[0]
+        self._people: dict[Instance, list[Person]] = {}
+        self._clients: dict[Instance, Directory] = {}
         self._earlier_checkpoint = topology.directory / "earlier-checkpoint"
-        self._sequencers: dict[str, int] = {}
         self.result = result
 
     def tell(self) -> None:
@@ -92,16 +95,40 @@ class Story:
             ("swapped-key", "Lie 3: somebody else's key in an answer", self._swap_key),
             ("still-running", "Every process is still the one that was started", self._still_running),
         )
+        with self._checking("started"):
+            self._teller.say("Making keys, stores and policies …")
+            build(self._topology, self._processes)
+            start(self._topology, self._processes)
+            self._fetcher = self._topology.fetcher()
         for number, (name, title, chapter) in enumerate(chapters, 1):
             self._teller.step(number, title)
             self._pause(name)
-            try:
+            with self._checking(name):
                 chapter()
-            except CheckFailed:
-                raise
-            except KtlogError as error:
-                raise CheckFailed(name, f"{type(error).__name__} {error.diagnostics()}") from error
             self.result.checks.append(name)
+
+    @contextmanager
+    def _checking(self, name: str) -> Iterator[None]:
+        """Turn whatever goes wrong within into a CheckFailed of *name* that says what the processes said."""
+        self._check = name
+        self._processes.last_words()
+        try:
+            yield
+        except CheckFailed as failure:
+            self._explain(failure)
+            raise
+        except KtlogError as error:
+            raise self._explain(CheckFailed(name, f"{type(error).__name__} {error.diagnostics()}")) from error
+        except Exception as error:
+            # A bug, in the demo or in what it talks to. The traceback lies with the other output.
+            self._processes.note("demo", traceback.format_exc())
+            raise self._explain(CheckFailed(name, f"unexpected {type(error).__name__}: {error}")) from error
+
+    def _explain(self, failure: CheckFailed) -> CheckFailed:
+        gone = [f"{what} ended by itself" for what in self._processes.ended()]
+        said = self._processes.last_words()
+        failure.message = "\n".join([failure.message, *(f"  {line}" for line in gone + said)])
+        return failure
 
     # Chapters, in order.
 
@@ -109,13 +136,13 @@ class Story:
         for instance in self._topology.instances:
             wait_until(
                 f"{instance.origin} to be ready", lambda i=instance: self._status(f"{i.log_url}/readyz") == 200,
-                ended=self._processes.ended,
+                self._processes.ended,
             )
-        self.result.processes = [running.as_dict() for running in self.all_processes()]
-        self._sequencers = {r.name: r.pid for r in self.all_processes()}
-        for running in self.all_processes():
-            where = f"on 127.0.0.1:{running.port}" if running.port else ""
-            self._teller.say(f"{running.name:16} pid {running.pid:<7} {where}")
+        running = self.all_processes()
+        self.result.processes = [process.as_dict() for process in running]
+        for process in running:
+            where = f"on 127.0.0.1:{process.port}" if process.port else ""
+            self._teller.say(f"{process.name:16} pid {process.pid:<7} {where}")
 
     def _enrolled(self) -> None:
         self._people = {
@@ -124,11 +151,11 @@ class Story:
         }
         everybody = [person for people in self._people.values() for person in people]
         self.result.actors = len(everybody)
-        with self._teller.progress("enrolled", len(everybody)) as advance, ThreadPoolExecutor(2) as pool:
-            # Nobody can name a recent root before there is one, so the first of each log goes alone.
-            first = [people[0] for people in self._people.values() if people]
+        # Nobody can name a recent root before there is one, so the first of each log goes alone.
+        first = [people[0] for people in self._people.values()]
+        with self._teller.progress("enrolled", len(everybody)) as advance:
             for group in (first, [person for person in everybody if person not in first]):
-                for _ in pool.map(Person.enrol, group):
+                for _ in _together(Person.enrol, group):
                     advance()
         self._teller.held(f"{len(everybody)} actors have a leaf index, durably, and the log's receipt for it")
 
@@ -146,12 +173,13 @@ class Story:
         self._clients = {
             instance: self._client(f"client-{instance.name}") for instance in self._topology.instances
         }
-        total = sum(len(people) for people in self._people.values())
-        with self._teller.progress("looked up", total) as advance:
-            for instance, people in self._people.items():
-                for person in people:
-                    self._look_up(self._reader_of(instance), person)
-                    advance()
+        # In turn from each instance, so that two at a time are two clients.
+        pairs = [zip(people, repeat(instance)) for instance, people in self._people.items()]
+        everybody = [pair for pairs in zip_longest(*pairs) for pair in pairs if pair is not None]
+        with self._teller.progress("looked up", len(everybody)) as advance:
+            for _ in _together(lambda pair: self._look_up(*pair), everybody):
+                self.result.lookups_verified += 1
+                advance()
         self._teller.held("each answer: log signature, cosigner quorum, inclusion, commitments, message signatures")
         self._teller.say("not proven yet: that an answer is complete. That needs the directory map, which comes next.")
 
@@ -165,19 +193,21 @@ class Story:
 
     def _consistent(self) -> None:
         instance = self._topology.instances[0]
-        answer = self._look_up(self._reader_of(instance), self._rotating)
+        answer = self._look_up(self._rotating, instance)
         self._teller.held(f"{self._rotating.handle} has one key, the new one, at tree size {answer.tree_size}")
-        for other, people in self._people.items():
-            if other is not instance and people:
-                self._look_up(self._reader_of(other), people[0])
+        others = [other for other in self._people if other is not instance]
+        for other in others:
+            self._look_up(self._people[other][0], other)
+        self.result.lookups_verified += 1 + len(others)
         if self.result.lookups_verified < self.result.actors + 2:
             raise CheckFailed("consistent", f"only {self.result.lookups_verified} lookups were verified")
 
     def _audited(self) -> None:
-        for instance in self._topology.instances:
-            report = self._audit(instance)
+        for instance, report in zip(
+            self._topology.instances, _together(self._audit, self._topology.instances), strict=True
+        ):
             if report["exit_code"] != 0 or not report["ok"]:
-                raise CheckFailed("audited", f"{instance.origin}: {_first_finding(report)}")
+                raise CheckFailed("audited", f"{instance.origin}: {_describe_findings(report)}")
             self.result.entries_audited += report["entries_audited"]
             self._teller.held(
                 f"{instance.origin}: {report['entries_audited']} entries,"
@@ -206,7 +236,7 @@ class Story:
             raise CheckFailed("smaller", f"the auditor said {names} and exit code {report['exit_code']}")
         # A finding and no evidence: a smaller tree by itself convicts nobody.
         self.result.findings.append({"lie": "smaller", "found_by": "auditor", "reason": "RolledBack"})
-        self._teller.refused("auditor", f"RolledBack, a finding without evidence: {_first_finding(report)}")
+        self._teller.refused("auditor", f"RolledBack, a finding without evidence: {_describe_findings(report)}")
 
     def _swap_key(self) -> None:
         with self._liar("swapped-key", "--actor", self._rotating.actor_id):
@@ -215,12 +245,18 @@ class Story:
             self._auditor_refuses("swapped-key", report, "AnswerContradictsLog", 5)
 
     def _still_running(self) -> None:
+        for host in self._topology.hosts():
+            # Each answers something of its own; a log answers for its sequencer too.
+            path, wanted = ("/readyz", 200) if host.split(".")[0] in (*WITNESSES, "keys") else ("/", 404)
+            status = self._status(f"https://{host}{path}")
+            if status != wanted:
+                raise CheckFailed("still-running", f"{host} does not answer as it should ({status or 'nothing'})")
+        before = {process["name"]: process["pid"] for process in self.result.processes}
         now = {running.name: running.pid for running in self.all_processes()}
-        gone = self._processes.ended()
-        changed = [name for name, pid in self._sequencers.items() if now.get(name) != pid]
-        if gone or changed:
-            raise CheckFailed("still-running", f"ended: {gone or changed}")
-        self._teller.held(f"{len(now)} processes")
+        changed = [name for name, pid in before.items() if now.get(name) != pid or not is_alive(pid)]
+        if changed:
+            raise CheckFailed("still-running", f"no longer the process that was started: {', '.join(changed)}")
+        self._teller.held(f"{len(now)} processes, and every host answers")
 
     # What the chapters are made of.
 
@@ -243,12 +279,11 @@ class Story:
             domains=self._topology.domains(), fetcher=self._fetcher,
         )
 
-    def _look_up(self, client: Directory, person: Person) -> Present:
-        answer = client.lookup(person.handle)
+    def _look_up(self, person: Person, instance: Instance) -> Present:
+        answer = self._reader_of(instance).lookup(person.handle)
         found = [encode_public_key(key.public_key) for key in answer.usable_keys]
         if found != [person.public_key_text]:
-            raise CheckFailed("looked-up", f"{person.handle}: the log has another key than the person")
-        self.result.lookups_verified += 1
+            raise CheckFailed(self._check, f"{person.handle}: the log has other keys than the person")
         return answer
 
     def all_processes(self) -> list[Running]:
@@ -284,17 +319,24 @@ class Story:
             raw = self._raw_checkpoint(instance)
             return bool(raw) and parse_signed_checkpoint(raw)[1].size >= size
 
-        wait_until(f"{instance.origin} to publish {size} entries", published, PUBLISH_SECONDS, self._processes.ended)
+        wait_until(
+            f"{instance.origin} to publish {size} entries", published,
+            lambda: self._processes.ended("front", f"log-{instance.name}"), PUBLISH_SECONDS,
+        )
         checkpoint = self._checkpoint(instance)
         if checkpoint.size != size:
             raise Invalid("WrongSize", f"{instance.origin} has {checkpoint.size} entries; {size} were sent")
         return checkpoint
 
     def _audit(self, instance: Instance) -> dict[str, Any]:
-        return run_command(
-            "auditor", "audit", instance.origin, "--dir", str(self._topology.directory / f"auditor-{instance.name}"),
-            "--policy", str(self._topology.trust_policy), "--json", environment=self._environment,
+        directory = self._topology.directory / f"auditor-{instance.name}"
+        report = self._processes.run(
+            "auditor", "audit", instance.origin, "--dir", str(directory), "--policy", str(self._topology.trust_policy),
+            "--json",
         )
+        if not isinstance(report.get("findings"), list):
+            raise CheckFailed(self._check, f"the auditor could not audit {instance.origin}: {report.get('error')}")
+        return report
 
     def _liar(self, lie: str, *arguments: str) -> _Liar:
         return _Liar(self._topology, self._processes, self._lied_about, lie, arguments)
@@ -319,10 +361,10 @@ class Story:
         names = [finding["name"] for finding in report["findings"]]
         if name not in names or report["exit_code"] != exit_code:
             raise CheckFailed(lie, f"the auditor said {names} and exit code {report['exit_code']}, not {name}")
-        self._record(lie, "auditor", _first_finding(report))
+        self._record(lie, "auditor", _describe_findings(report))
 
     def _convict(self, path: str) -> None:
-        verdict = run_command("auditor", "verify-evidence", path, "--json")
+        verdict = self._processes.run("auditor", "verify-evidence", path, "--json")
         if verdict["exit_code"] != 0:
             raise CheckFailed("same-size", f"the evidence in {path} does not convict: {verdict}")
         self.result.evidence.append(path)
@@ -357,10 +399,7 @@ class _Liar:
              *self._arguments],
             listener,
         )
-        try:
-            wait_until(f"the liar to tell {self._lie}", out.exists, ended=self._processes.ended)
-        except KtlogError as error:
-            raise CheckFailed(self._lie, f"{error}\n{self._processes.output_of(name)}") from None
+        wait_until(f"the liar to tell its lie, {self._lie},", out.exists, lambda: self._processes.ended(name))
         write_routes(self._topology.front_directory, lying)
         return json.loads(out.read_text(encoding="utf-8"))["told"]
 
@@ -369,6 +408,17 @@ class _Liar:
         self._processes.stop(f"liar-{self._lie}")
 
 
-def _first_finding(report: dict[str, Any]) -> str:
-    findings = report.get("findings") or [{"name": "no finding", "what": str(report)[:500]}]
-    return f"{findings[0].get('name')}: {findings[0].get('what', '')}"
+def _describe_findings(report: dict[str, Any]) -> str:
+    """Every kind of finding by its name, and the first in words."""
+    names = dict.fromkeys(finding["name"] for finding in report["findings"])
+    words = report["findings"][0]["what"] if names else f"no finding, and exit code {report['exit_code']}"
+    return f"{', '.join(names)}: {words}"
+
+
+def _together(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """``map``, two at a time. What has not begun when one fails, or at Ctrl-C, is not begun."""
+    pool = ThreadPoolExecutor(2)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

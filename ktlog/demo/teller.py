@@ -69,15 +69,16 @@ class TerminalTeller(Teller):
         self._console.print(f"\n[bold]{number}. {title}[/bold]")
 
     def say(self, text: str) -> None:
-        self._console.print(f"   {text}", markup=False)
+        # Soft: the terminal wraps, so that a command stays one line for whoever copies it.
+        self._console.print(f"   {text}", markup=False, soft_wrap=True)
 
     def held(self, text: str) -> None:
         self._console.print("   [green]✓ ok[/green]      ", end="")
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def refused(self, who: str, text: str) -> None:
         self._console.print("   [yellow]✗ refused[/yellow] ", end="")
-        self._console.print(f"{who}: {text}", markup=False)
+        self._console.print(f"{who}: {text}", markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:

@@ -11,16 +11,18 @@ import json
 import os
 import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ktlog.config import Settings, write_settings
 from ktlog.demo.front import write_routes
 from ktlog.demo.instance import prepare_instance
 from ktlog.demo.pki import create_pki
-from ktlog.demo.processes import Processes, listen_on_loopback, run_command
+from ktlog.demo.processes import Processes, listen_on_loopback
 from ktlog.durable import write_atomic
+from ktlog.errors import Invalid
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, Vkey, parse_vkey
 from ktlog.tlog.policy import Group, LogKey, Policy, Witness, format_policy
@@ -120,36 +122,49 @@ def plan(directory: Path, actors: int) -> Topology:
     return Topology(directory, instances)
 
 
-def build(topology: Topology) -> None:
+def build(topology: Topology, processes: Processes) -> None:
     """Do once what each operator does by hand: init, exchange vkeys, write the policies."""
     topology.directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        cosigners = dict(zip(WITNESSES, pool.map(lambda name: _make_witness(topology, name), WITNESSES), strict=True))
+        made = pool.map(lambda name: _make_witness(topology, processes, name), WITNESSES)
+        cosigners = dict(zip(WITNESSES, made, strict=True))
     logs: list[LogKey] = []
-    for instance in topology.instances:
-        settings = create_log(topology.log_directory(instance), instance.origin, "spec", None)
-        # One worker and short intervals: two whole federations share this machine's cores.
-        write_settings(Settings(
-            settings.directory, settings.origin, settings.dialect, workers=1, checkpoint_interval_ms=200,
-        ))
-        write_atomic(settings.publish_policy, format_policy(_policy(cosigners, ())))
-        vkeys = load_public_keys(settings).vkeys
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(_follow, *zip(*((topology, name, vkeys) for name in WITNESSES), strict=True)))
-        logs.append(LogKey(topology.origin_vkey(instance), instance.log_url))
-        prepare_instance(topology.instance_directory(instance), instance.domain, instance.users)
+    with ThreadPoolExecutor(2) as pool:
+        follows: list[Future[None]] = []
+        for instance in topology.instances:
+            settings = create_log(topology.log_directory(instance), instance.origin, "spec", None)
+            # One worker and short intervals: two whole federations share this machine's cores.
+            write_settings(Settings(
+                settings.directory, settings.origin, settings.dialect, workers=1, checkpoint_interval_ms=200,
+            ))
+            write_atomic(settings.publish_policy, format_policy(_policy(cosigners, ())))
+            vkeys = load_public_keys(settings).vkeys
+            follows += [pool.submit(_follow, topology, processes, name, vkeys) for name in WITNESSES]
+            logs.append(LogKey(topology.origin_vkey(instance), instance.log_url))
+            prepare_instance(topology.instance_directory(instance), instance.domain, instance.users)
+        for follow in follows:
+            follow.result()
     write_atomic(topology.trust_policy, format_policy(_policy(cosigners, tuple(logs))))
     create_pki(topology.front_directory, topology.hosts())
 
 
-def _make_witness(topology: Topology, name: str) -> tuple[Vkey, ...]:
-    directory = str(topology.witness_directory(name))
-    made = run_command("witness", "init", "--dir", directory, "--name", f"{name}.witness.example", "--json")
+def _make_witness(topology: Topology, processes: Processes, name: str) -> tuple[Vkey, ...]:
+    made = _witness_command(topology, processes, name, "init", "--name", f"{name}.witness.example")
     return tuple(parse_vkey(text) for text in made["vkeys"])
 
 
-def _follow(topology: Topology, name: str, vkeys: Sequence[str]) -> None:
-    run_command("witness", "add-log", "--dir", str(topology.witness_directory(name)), *vkeys, "--json")
+def _follow(topology: Topology, processes: Processes, name: str, vkeys: Sequence[str]) -> None:
+    _witness_command(topology, processes, name, "add-log", *vkeys)
+
+
+def _witness_command(
+    topology: Topology, processes: Processes, name: str, command: str, *arguments: str
+) -> dict[str, Any]:
+    directory = str(topology.witness_directory(name))
+    done = processes.run("witness", command, "--dir", directory, *arguments, "--json")
+    if done["exit_code"] != 0:
+        raise Invalid("CommandFailed", f"ktlog-witness {command} for {name}: {done.get('error')}")
+    return done
 
 
 def _policy(cosigners: dict[str, tuple[Vkey, ...]], logs: tuple[LogKey, ...]) -> Policy:

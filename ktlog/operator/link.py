@@ -16,7 +16,7 @@ from typing import Any
 
 from ktlog.errors import EncodingError, MessageRejected, StoreError
 from ktlog.pkd.canonical import canonical, parse_json
-from ktlog.tlog.encoding import decode_base64, encode_base64
+from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 
 FRAME_LIMIT_BYTES = 1 << 20
 
@@ -55,11 +55,11 @@ def encode_submission(submission: Submission) -> bytes:
 
 def decode_submission(request: Mapping[str, Any]) -> Submission:
     try:
-        return Submission(
-            decode_base64(request["preimage"]),
-            dict(request["plain"]),
-            {name: decode_base64(key, 32) for name, key in request["keys"].items()},
-        )
+        plain = request["plain"]
+        if not isinstance(plain, dict) or not all(isinstance(text, str) for text in plain.values()):
+            raise EncodingError("BadRequest", "the attributes are not a table of texts")
+        keys = {name: decode_base64(key, 32) for name, key in request["keys"].items()}
+        return Submission(decode_base64(request["preimage"]), plain, keys)
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadRequest", "not a submission") from None
 
@@ -73,6 +73,23 @@ def encode_receipt(receipt: Receipt) -> bytes:
             "duplicate": "yes" if receipt.duplicate else "no",
         }
     })
+
+
+def decode_receipt(answer: Any) -> Receipt:
+    """Read what encode_receipt or encode_refusal made.
+
+    Raises:
+        MessageRejected: it is a refusal.
+        EncodingError: it is neither.
+    """
+    try:
+        if "error" in answer:
+            raise MessageRejected(answer["error"]["code"], answer["error"]["message"])
+        found = answer["ok"]
+        duplicate = {"yes": True, "no": False}[found["duplicate"]]
+        return Receipt(parse_decimal(found["leaf-index"]), decode_base64(found["entry"]), found["root"], duplicate)
+    except (KeyError, TypeError, AttributeError):
+        raise EncodingError("BadAnswer", "the sequencer's answer is neither a receipt nor a refusal") from None
 
 
 def encode_refusal(code: str, message: str) -> bytes:
@@ -119,7 +136,7 @@ class SequencerLink:
     accepted: a message is unique by its hash, and the second try gets the first one's receipt.
     """
 
-    def __init__(self, record: Path, timeout_seconds: float = 30.0) -> None:
+    def __init__(self, record: Path, timeout_seconds: float = 25.0) -> None:
         self._record = record
         self._timeout_seconds = timeout_seconds
         self._local = threading.local()
@@ -128,22 +145,23 @@ class SequencerLink:
         """Hand a message to the sequencer and wait until it is durable.
 
         Raises:
-            MessageRejected: refused; nothing changed.
+            MessageRejected: refused; nothing changed. ``too_large`` never gets as far as the sequencer.
             StoreError: ``SequencerUnreachable`` (whether it was accepted is not known).
         """
-        answer = self._ask(encode_submission(submission))
-        if "error" in answer:
-            raise MessageRejected(answer["error"]["code"], answer["error"]["message"])
-        found = answer["ok"]
-        return Receipt(
-            int(found["leaf-index"]), decode_base64(found["entry"]), found["root"], found["duplicate"] == "yes"
-        )
+        payload = encode_submission(submission)
+        if len(payload) > FRAME_LIMIT_BYTES:
+            raise MessageRejected("too_large", "the message is longer than this log takes")
+        try:
+            return decode_receipt(self._ask(payload))
+        except EncodingError as error:
+            self._drop()
+            raise StoreError("SequencerUnreachable", f"the sequencer's answer does not parse: {error}") from None
 
     def ping(self) -> None:
         """Raise StoreError unless the sequencer answers."""
         self._ask(canonical({"op": "ping"}))
 
-    def _ask(self, payload: bytes) -> dict[str, Any]:
+    def _ask(self, payload: bytes) -> Any:
         reused = getattr(self._local, "connection", None) is not None
         try:
             return self._exchange(payload)
@@ -161,7 +179,7 @@ class SequencerLink:
             hint="The service restarts it by itself; send the message again in a moment.",
         )
 
-    def _exchange(self, payload: bytes) -> dict[str, Any]:
+    def _exchange(self, payload: bytes) -> Any:
         connection = self._connection()
         send_frame(connection, payload)
         answer = receive_frame(connection)

@@ -40,7 +40,8 @@ from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.wire.fetch import Fetcher
 
-ANSWER_TIMEOUT_SECONDS = 30.0
+# Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
+ANSWER_TIMEOUT_SECONDS = 20.0
 
 log = logging.getLogger("ktlog.sequencer")
 

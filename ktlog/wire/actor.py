@@ -14,7 +14,8 @@ from typing import Any
 from ktlog.errors import EncodingError, Invalid, Unreachable
 from ktlog.tlog.ed25519 import load_ed25519_public_key
 from ktlog.wire.actor_id import parse_actor_id, parse_https_url
-from ktlog.wire.fetch import Fetcher, parse_foreign_json
+from ktlog.wire.fetch import Fetcher
+from ktlog.wire.media import parse_foreign_json
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, LD_JSON, is_activity_type
 
 ED25519 = "ed25519"

@@ -190,6 +190,7 @@ def addresses_of(host: str, dial: Dial | None, remaining: Callable[[], float]) -
 def _look_up(host: str, seconds: float) -> list[tuple[Any, ...]]:
     """getaddrinfo with a time limit, which the C library does not have."""
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    slots = _lookups
 
     def ask() -> None:
         try:
@@ -197,9 +198,9 @@ def _look_up(host: str, seconds: float) -> list[tuple[Any, ...]]:
         except BaseException as error:  # handed to the thread that waits
             answers.put(error)
         finally:
-            _lookups.release()
+            slots.release()
 
-    if not _lookups.acquire(timeout=max(seconds, 0)):
+    if not slots.acquire(timeout=max(seconds, 0)):
         raise Unreachable("Timeout", "too many name look-ups are waiting")
     threading.Thread(target=ask, name="ktlog-resolve", daemon=True).start()
     try:

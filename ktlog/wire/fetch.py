@@ -16,7 +16,6 @@ One Fetcher keeps connections open and may be used from many threads.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import socket
@@ -37,8 +36,9 @@ from ktlog.errors import EncodingError, Unreachable
 from ktlog.pkd.canonical import parse_json
 from ktlog.wire.actor_id import HttpsUrl, parse_https_url
 from ktlog.wire.dial import DIAL_VARIABLE, Address, Dial, addresses_of, load_dial
+from ktlog.wire.media import media_type
 
-__all__ = ["Dial", "Fetcher", "Response", "load_dial", "media_type", "parse_foreign_json"]
+__all__ = ["Dial", "Fetcher", "Response", "load_dial"]
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 DEFAULT_MAX_BYTES = 1 << 20
@@ -51,6 +51,8 @@ MAX_HOSTS = 64
 _CHUNK_BYTES = 65536
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _USER_AGENT = f"ktlog/{__version__}"
+# How it looks when the other side has closed the connection. RemoteDisconnected is a ConnectionError.
+_HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -241,7 +243,7 @@ class Fetcher:
             if kept is not None:
                 try:
                     return self._exchange(kept, method, url, headers, body, limit, remaining)
-                except (http.client.RemoteDisconnected, ConnectionError):
+                except _HUNG_UP:
                     # The server closed a kept connection just then. Only a GET may be sent again.
                     if method != "GET":
                         raise
@@ -259,14 +261,14 @@ class Fetcher:
             if connection.sock is None:
                 connection.addresses = addresses_of(url.host, self._dial, remaining)
                 connection.timeout = remaining()
-                connection.connect()
+                _connect(connection, url)
                 connection.arm(remaining)
             connection.timeout = remaining()
             try:
                 connection.request(
                     method, url.target, body, headers, preload_content=False, decode_content=False
                 )
-            except (BrokenPipeError, ConnectionResetError):
+            except _HUNG_UP:
                 # A server that refuses a large body answers, and stops reading. The answer may be there.
                 if method != "POST":
                     raise
@@ -325,6 +327,13 @@ class Fetcher:
             context = _tls_context(own_ca or _public_roots())
             self._contexts[own_ca is not None] = context
         return _Connection(url, context)
+
+
+def _connect(connection: _Connection, url: HttpsUrl) -> None:
+    try:
+        connection.connect()
+    except ssl.SSLError as error:
+        raise Unreachable("TlsFailed", f"{url.host}: {error}") from error
 
 
 def _public_roots() -> str:
@@ -390,49 +399,12 @@ def _unreachable(url: HttpsUrl, error: BaseException) -> Unreachable:
         inner = [argument for argument in cause.args if isinstance(argument, BaseException)]
         cause = cause.__cause__ or (inner[0] if inner else cause.__context__)
     for name, kinds in (
-        ("Timeout", (TimeoutError,)),
-        ("TlsFailed", (ssl.SSLError,)),
-        ("Refused", (ConnectionRefusedError,)),
+        ("Timeout", TimeoutError),
+        ("Refused", ConnectionRefusedError),
+        ("Broken", _HUNG_UP),
+        ("TlsFailed", ssl.SSLError),
     ):
         for found in causes:
             if isinstance(found, kinds):
                 return Unreachable(name, f"{url.host}: {found}")
     return Unreachable("Broken", f"{url.host}: {error}")
-
-
-def media_type(value: str) -> tuple[str, dict[str, str]]:
-    """A Content-Type as (media type, parameters), names in lower case, quotes removed.
-
-    Spec: RFC 9110 §8.3.1. What does not parse gives an empty type.
-    """
-    kind, _, rest = value.partition(";")
-    parameters = {}
-    for match in re.finditer(r'\s*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)=(?:"([^"\\]*)"|([^\s;"]+))\s*(?:;|$)', rest):
-        parameters[match[1].lower()] = match[2] if match[2] is not None else match[3]
-    return kind.strip().lower(), parameters
-
-
-def parse_foreign_json(data: bytes) -> Any:
-    """JSON of other people's vocabularies: strict as parse_json, except that any number may occur.
-
-    Raises:
-        EncodingError: ``BadJson``, ``DuplicateKey``.
-    """
-    try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-        # A lone surrogate can be read from an escape, and can never be written again.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise EncodingError("BadJson", f"not JSON: {type(error).__name__}") from None
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise EncodingError("BadJson", f"{name} is not JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise EncodingError("DuplicateKey", "an object has one key twice")
-    return found

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from ktlog.errors import EncodingError, Invalid, NotLogged, Unreachable
 from ktlog.wire.actor_id import parse_actor_id, parse_handle
-from ktlog.wire.fetch import Fetcher, media_type, parse_foreign_json
+from ktlog.wire.fetch import Fetcher
+from ktlog.wire.media import media_type, parse_foreign_json
 
 ACTIVITY_JSON = "application/activity+json"
 LD_JSON = "application/ld+json"

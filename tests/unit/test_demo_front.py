@@ -27,7 +27,7 @@ class Backend:
         self.targets = []
         self._close, self._greedy = close, greedy
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -56,7 +56,7 @@ class Backend:
                     while size > 0 and (part := stream.read(min(size, 65536))):
                         size -= len(part)
                 head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n" % (
-                    len(self.name), b"Connection: close\r\n" if self._close else b""
+                    len(self.name), b"Connection: close\r\n" if self._close or not self._greedy else b""
                 )
                 connection.sendall(head + self.name)
                 if not self._greedy:
@@ -284,7 +284,9 @@ def test_routes_lead_to_loopback_only(tmp_path, routes):
     assert not (tmp_path / "routes.json").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"one.example":1}', b'{"one.example":"127.0.0.1:1","one.example":"127.0.0.1:2"}'])
+@pytest.mark.parametrize("data", [
+    b"", b"[]", b'{"one.example":1}', b'{"one.example":"127.0.0.1:1","one.example":"127.0.0.1:2"}',
+])
 def test_routes_that_are_none(data):
     with pytest.raises(UsageError) as caught:
         parse_routes(data)

@@ -10,8 +10,7 @@ import pytest
 from tls_server import HOST, OTHER, TlsServer, answer
 
 from ktlog.errors import EncodingError, Unreachable, UsageError
-from ktlog.wire.dial import Dial, check_global, load_dial, parse_dial, parse_loopback
-from ktlog.wire.fetch import Fetcher, media_type, parse_foreign_json
+from ktlog.wire.fetch import Dial, Fetcher
 
 URL = f"https://{HOST}/checkpoint"
 
@@ -137,6 +136,14 @@ def test_a_post_is_never_sent_twice(server, fetcher):
     assert [request.body for request in server.requests] == [b"1", b"2"]
 
 
+def test_a_kept_connection_that_was_closed_is_noticed(server, fetcher):
+    server.behave = lambda request: [*answer(), None]
+    for turn in range(3):
+        assert fetcher.post(URL, b"x").status == 200
+        time.sleep(0.1)
+    assert server.connections == 3
+
+
 def _second_on_its_connection(server, seen):
     seen.append(server.connections)
     return seen.count(server.connections) == 2
@@ -179,28 +186,6 @@ def test_urls_that_are_not_followed(server, loopback_guard, monkeypatch, url):
     refused("BadAddress", Fetcher(server.dial()).get, url)
     refused("BadAddress", Fetcher(server.dial()).post, url, b"")
     assert server.connections == 0
-
-
-PRIVATE = [
-    "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-    "192.0.0.1", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "192.88.99.1", "224.0.0.1", "239.1.1.1",
-    "240.0.0.1", "255.255.255.255",
-    "::", "::1", "::127.0.0.1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1",
-    "2001::1", "2001:10::1", "3fff::1", "100::1", "5f00::1", "64:ff9b:1::1",
-    "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254", "::ffff:0:127.0.0.1",
-    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::1", "not an address",
-]
-PUBLIC = ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1"]
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_addresses_that_are_not_public(address):
-    refused("BadAddress", check_global, address)
-
-
-@pytest.mark.parametrize("address", PUBLIC)
-def test_addresses_that_are_public(address):
-    check_global(address)
 
 
 def resolving(monkeypatch, *answers):
@@ -258,10 +243,22 @@ def test_a_name_that_does_not_resolve(monkeypatch):
 
 
 def test_a_resolver_that_hangs_does_not_hang_us(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(20))
     begin = time.monotonic()
     refused("Timeout", Fetcher(timeout=0.2).get, "https://slow.example/")
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
+
+
+def test_resolvers_that_hang_are_few(monkeypatch):
+    calls, release = [], threading.Event()
+    monkeypatch.setattr("ktlog.wire.dial._lookups", threading.BoundedSemaphore(2))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: calls.append(1) or release.wait(20))
+    try:
+        for _ in range(4):
+            refused("Timeout", Fetcher(timeout=0.1).get, "https://slow.example/")
+        assert len(calls) == 2
+    finally:
+        release.set()
 
 
 # -- TLS
@@ -387,7 +384,7 @@ def test_answers_that_are_none(server, fetcher, head):
 def test_a_slow_answer_meets_the_deadline_of_the_whole_request(server, script):
     def behave(request):
         if script == "silence":
-            yield 3.0
+            yield 20.0
         text = b"HTTP/1.1 200 OK\r\nX-Padding: yes, a lot of it\r\n\r\n"
         if script == "body":
             yield text
@@ -399,14 +396,14 @@ def test_a_slow_answer_meets_the_deadline_of_the_whole_request(server, script):
     server.behave = behave
     begin = time.monotonic()
     refused("Timeout", Fetcher(server.dial(), timeout=0.5).get, URL)
-    assert 0.4 < time.monotonic() - begin < 1.5
+    assert 0.4 < time.monotonic() - begin < 5
 
 
 def test_redirects_share_the_deadline(server):
     server.behave = lambda request: [0.4, *answer(b"", 302, None, Location="/again")]
     begin = time.monotonic()
     refused("Timeout", Fetcher(server.dial(), timeout=0.6).get, URL)
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 5
 
 
 def test_a_handshake_that_never_ends():
@@ -414,10 +411,11 @@ def test_a_handshake_that_never_ends():
         dial = Dial({HOST: mute.getsockname()[:2]})
         begin = time.monotonic()
         refused("Timeout", Fetcher(dial, timeout=0.4).get, URL)
-        assert time.monotonic() - begin < 1.5
+        assert time.monotonic() - begin < 5
 
 
-def test_an_early_refusal_of_a_large_post_is_read(server, fetcher):
+@pytest.mark.parametrize("polite", [True, False])
+def test_an_early_refusal_of_a_large_post_is_read(server, polite):
     response = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         def serve():
@@ -426,7 +424,8 @@ def test_an_early_refusal_of_a_large_post_is_read(server, fetcher):
                 tls.recv(100)
                 tls.sendall(response)
                 time.sleep(0.3)
-                while tls.recv(65536):
+                # Hanging up with bytes unread resets the connection under the sender.
+                while polite and tls.recv(65536):
                     pass
 
         threading.Thread(target=serve, daemon=True).start()
@@ -460,69 +459,7 @@ def test_fetch_json_is_strict(server, fetcher, body):
         fetcher.fetch_json(URL)
 
 
-def test_foreign_json_may_hold_any_number():
-    assert parse_foreign_json(b'{"a":1.5,"b":-0.0,"c":123456789012345678901234567890,"d":1e3}')["a"] == 1.5
-
-
-@pytest.mark.parametrize("data", [
-    b'{"a":1,"a":2}', b'{"b":{"a":1,"\\u0061":2}}', b"NaN", b"[Infinity]", b'"\\ud800"', b'{"\\udfff":1}', b"\xff",
-    b"\xef\xbb\xbf{}", b"{} {}", b"", b"[" * 100_000, b"9" * 5000,
-])
-def test_foreign_json_is_otherwise_strict(data):
-    with pytest.raises(EncodingError) as caught:
-        parse_foreign_json(data)
-    assert caught.value.name in ("BadJson", "DuplicateKey")
-
-
-def test_media_type():
-    profile = 'application/ld+json; profile="https://www.w3.org/ns/activitystreams"; Charset=utf-8'
-    assert media_type(profile) == (
-        "application/ld+json", {"profile": "https://www.w3.org/ns/activitystreams", "charset": "utf-8"}
-    )
-    assert media_type(" TEXT/Plain ") == ("text/plain", {})
-    assert media_type("") == ("", {})
-
-
-# -- the dial table
-
-
-def test_dial_tables(tmp_path):
-    table = {"ca_file": "ca.pem", "hosts": {HOST: "127.0.0.1:4433", OTHER: "[::1]:4434"}}
-    path = tmp_path / "dial.json"
-    path.write_text(json.dumps(table))
-    assert load_dial(path) == Dial(
-        {HOST: ("127.0.0.1", 4433), OTHER: ("::1", 4434)}, str(tmp_path.resolve() / "ca.pem")
-    )
-    assert parse_loopback("127.255.0.9:65535") == ("127.255.0.9", 65535)
-
-
-@pytest.mark.parametrize(("target", "name"), [
-    ("10.0.0.1:443", "UnsafeDial"), ("0.0.0.0:443", "UnsafeDial"), ("[::]:443", "UnsafeDial"), ("[fe80::1]:443", "UnsafeDial"),
-    ("128.0.0.1:443", "UnsafeDial"), ("[::ffff:127]:443", "UnsafeDial"),
-    ("127.0.0.1", "BadDial"), ("localhost:443", "BadDial"), ("127.1:443", "BadDial"), ("127.0.0.1:65536", "BadDial"),
-    ("127.0.0.1:+443", "BadDial"), ("127.0.0.1:0443", "BadDial"), ("127.0.0.1:4_43", "BadDial"), ("::1:443", "BadDial"),
-    ("127.0.0.1:\u0664", "BadDial"), ("", "BadDial"),
-])
-def test_dial_targets_off_loopback_are_refused(tmp_path, target, name):
-    with pytest.raises(UsageError) as caught:
-        parse_dial(json.dumps({"hosts": {HOST: target}}).encode(), tmp_path)
-    assert caught.value.name == name
-
-
-def test_a_dial_table_in_code_is_checked_too():
-    with pytest.raises(UsageError) as caught:
-        Dial({HOST: ("10.0.0.1", 443)})
-    assert caught.value.name == "UnsafeDial"
-
-
-@pytest.mark.parametrize("data", [
-    b"", b"[]", b'{"hosts":[]}', b'{"hosts":{"a.example":1}}', b'{"ca_file":1}', b'{"host":{}}',
-    b'{"hosts":{"a.example":"127.0.0.1:1","a.example":"127.0.0.1:2"}}', b'{"hosts":{"127.0.0.1":"127.0.0.1:1"}}',
-])
-def test_dial_tables_that_are_none(tmp_path, data):
-    with pytest.raises(UsageError) as caught:
-        parse_dial(data, tmp_path)
-    assert caught.value.name == "BadDial"
+# -- how it is made
 
 
 def test_from_environment(server, tmp_path):

@@ -201,7 +201,7 @@ def test_a_component_with_parameters_is_another_one():
     '"@method" "@target-uri" "content-digest" "@status"', 'method "@method" "@target-uri" "content-digest"',
 ])
 def test_components_that_do_not_exist(components):
-    values = {name: "POST" for name in components.split()}
+    values = dict.fromkeys(components.split(), "POST")
     unauthorized(by_hand(components, values={**values, '"@target-uri"': URL, '"content-digest"': digest(BODY)}))
 
 

@@ -1,0 +1,49 @@
+"""gunicorn's threaded worker, with an end to every request.
+
+gunicorn bounds how long it waits for the first byte of a request and for the next request of a kept
+connection, but not how long a request may take once it has begun. A few senders that stop in the middle of a header
+or a body would hold every thread for ever. Here each gets a total time, and then its connection is shut down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import Any
+
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+REQUEST_SECONDS = 30.0
+
+
+class DeadlineWorker(ThreadWorker):
+    """The worker that ktlog.wire.httpd.serve runs."""
+
+    request_seconds = REQUEST_SECONDS
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._deadlines: dict[TConn, float] = {}
+
+    def handle(self, conn: TConn) -> Any:
+        """Runs in a thread of the pool: one request, from its first byte to the answer's last."""
+        self._deadlines[conn] = time.monotonic() + self.request_seconds
+        try:
+            return super().handle(conn)
+        finally:
+            self._deadlines.pop(conn, None)
+
+    def murder_pending(self) -> None:
+        """Runs in the main loop, once a second at least; also ends the requests that are overdue.
+
+        Shutting the socket down wakes the thread that reads from it or writes to it; that thread
+        closes it, so no other can have got its file descriptor.
+        """
+        super().murder_pending()
+        now = time.monotonic()
+        for conn, deadline in list(self._deadlines.items()):
+            if now > deadline:
+                self._deadlines.pop(conn, None)
+                with contextlib.suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,151 @@
+"""The instance client, against an inbox that checks what a log's inbox checks of the request."""
+
+import base64
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+from tls_server import HOST, TlsServer, answer
+
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, Unreachable
+from ktlog.operator.activity import parse_activity
+from ktlog.operator.instance import deliver, direct_message
+from ktlog.wire.fetch import Fetcher
+from ktlog.wire.httpsig import target_uri, verify_request
+
+NOW = 1_790_000_000
+LOG = f"https://{HOST}"
+ACTOR = "https://alpha.example/users/alice"
+KEY_ID = f"{ACTOR}#main-key"
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+CONTENT = json.dumps({"!pkd-context": "fedi-e2ee:v1-encrypted-message", "actor": ACTOR, "encrypted-message": "hpke:é"})
+RECEIPT = {
+    "!pkd-context": "fedi-e2ee:v1/api/inbox", "leaf-index": 4, "tree-size": 5,
+    "merkle-leaf": base64.urlsafe_b64encode(bytes(2484)).decode().rstrip("="), "merkle-root": "pkd-mr-v1:" + "A" * 43,
+}
+ERROR = {"!pkd-context": "fedi-e2ee:v1/api/error", "error": "invalid_request", "message": "no", "code": "key_exists"}
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = TlsServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def send(server, key=KEY, log=LOG, actor=ACTOR):
+    return deliver(
+        Fetcher(server.dial(), timeout=5), log, actor, key, KEY_ID, CONTENT, now=NOW, random=lambda size: bytes(range(size))
+    )
+
+
+def says(server, body, status=202):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    server.behave = lambda _: answer(data, status, "application/json")
+
+
+@pytest.mark.parametrize("key", [KEY, MLDSA44PrivateKey.from_seed_bytes(bytes(32))])
+@pytest.mark.parametrize("log", [LOG, LOG + "/"])
+def test_deliver(server, key, log):
+    says(server, {**RECEIPT, "another-member": True})
+    assert send(server, key, log) == {**RECEIPT, "another-member": True}
+    (request,) = server.requests
+    assert (request.method, request.target) == ("POST", "/users/pubkeydir/inbox")
+    assert request.header("content-type") == "application/activity+json"
+    # The request is what our own inbox admits: the signature, and the shape of a direct message.
+    verified = verify_request(
+        request.method, target_uri(HOST, request.target), request.headers, request.body, lambda _: key.public_key(), NOW
+    )
+    assert (verified.key_id, verified.created) == (KEY_ID, NOW)
+    activity = parse_activity(request.body, f"{LOG}/users/pubkeydir")
+    assert (activity.actor, activity.content) == (ACTOR, CONTENT)
+
+
+def test_the_message_has_the_specifications_shape():
+    log_actor = f"{LOG}/users/pubkeydir"
+    randoms = iter((bytes(16), b"\xff" * 16))
+    message = direct_message(log_actor, ACTOR, CONTENT, lambda size: next(randoms))
+    # PKD specification, "Wire Format for Protocol Messages".
+    assert message == {
+        "@context": "https://www.w3.org/ns/activitystreams",
+        "id": "https://alpha.example/activities/00000000-0000-4000-8000-000000000000",
+        "type": "Create",
+        "actor": ACTOR,
+        "to": [log_actor],
+        "object": {
+            "id": "https://alpha.example/objects/ffffffff-ffff-4fff-bfff-ffffffffffff",
+            "type": "Note",
+            "attributedTo": ACTOR,
+            "to": [log_actor],
+            "content": CONTENT,
+        },
+    }
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422])
+def test_a_refusal_is_passed_on(server, status):
+    says(server, ERROR, status)
+    with pytest.raises(MessageRejected) as caught:
+        send(server)
+    assert (caught.value.code, caught.value.message) == ("key_exists", "no")
+
+
+@pytest.mark.parametrize(("changes", "code"), [
+    ({"code": None}, "invalid_request"), ({"code": "\x1b[2J"}, "invalid_request"), ({"code": "A" * 99}, "invalid_request"),
+    ({"code": 1, "error": 2}, "unknown_error"),
+])
+def test_a_refusals_code_is_a_code(server, changes, code):
+    says(server, {**ERROR, **changes}, 400)
+    with pytest.raises(MessageRejected) as caught:
+        send(server)
+    assert caught.value.code == code
+
+
+def test_a_refusals_words_are_harmless(server):
+    says(server, {**ERROR, "message": "\x1b]0;owned\x07\u202e" + "x" * 9999}, 400)
+    with pytest.raises(MessageRejected) as caught:
+        send(server)
+    assert caught.value.message.isprintable() and len(caught.value.message) <= 500
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_trouble_is_not_a_refusal(server, status):
+    for body in (ERROR, b"<html>"):
+        says(server, body, status)
+        with pytest.raises(Unreachable) as caught:
+            send(server)
+        assert caught.value.name == "BadStatus"
+
+
+@pytest.mark.parametrize(("status", "body"), [
+    (400, b"<html>"), (404, b"{}"), (200, RECEIPT), (204, b""), (400, {**ERROR, "!pkd-context": "other"}),
+    (302, ERROR),
+])
+def test_answers_that_explain_nothing(server, status, body):
+    says(server, body, status)
+    with pytest.raises(Unreachable):
+        send(server)
+
+
+@pytest.mark.parametrize("changes", [
+    {"!pkd-context": "other"}, {"leaf-index": "4"}, {"leaf-index": -1, "tree-size": 0}, {"leaf-index": True, "tree-size": 2},
+    {"tree-size": 4}, {"tree-size": None}, {"merkle-leaf": 5}, {"merkle-leaf": "A"}, {"merkle-root": None},
+    {"merkle-root": "A" * 43}, {"merkle-root": "pkd-mr-v1:" + "A" * 42 + "B"},
+])
+def test_receipts_that_are_none(server, changes):
+    says(server, {**RECEIPT, **changes})
+    with pytest.raises(Unreachable) as caught:
+        send(server)
+    assert caught.value.name == "BadReceipt"
+    says(server, b'{"leaf-index":4,"leaf-index":5}')
+    with pytest.raises(Unreachable):
+        send(server)
+
+
+def test_only_real_names_are_sent_to(server):
+    for log, actor in (("http://keys.alpha.example", ACTOR), ("https://127.0.0.1", ACTOR), (LOG, "alice"), (LOG, ACTOR + "#x")):
+        with pytest.raises((EncodingError, KtlogError)):
+            send(server, log=log, actor=actor)
+    assert server.connections == 0

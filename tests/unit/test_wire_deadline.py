@@ -1,0 +1,62 @@
+"""A request that never ends does not hold a thread for ever: neither in its header nor in its body."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+SERVER = """
+import sys
+from ktlog.wire import deadline, httpd
+deadline.DeadlineWorker.request_seconds = 1.0
+
+def app(environ, start_response):
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+httpd.serve(lambda: app, sys.argv[1], workers=1, threads=2, name="test")
+"""
+
+
+@pytest.fixture
+def port():
+    listener = socket.create_server(("127.0.0.1", 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, f"fd://{listener.fileno()}"], pass_fds=(listener.fileno(),),
+        start_new_session=True,
+    )
+    port = listener.getsockname()[1]
+    listener.close()
+    yield port
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def ask(port: int) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return connection.recv(12)
+
+
+@pytest.mark.parametrize("beginning", [
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc", b"POST / HTTP/1.1\r\nHost: ",
+])
+def test_senders_that_stop_in_the_middle_lose_their_threads(port: int, beginning: bytes) -> None:
+    assert ask(port) == b"HTTP/1.1 200"
+    stuck = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(6)]
+    try:
+        for connection in stuck:
+            connection.sendall(beginning)
+        time.sleep(0.2)
+        # Two threads, six that hold them: three rounds of one second, and then it is our turn.
+        assert ask(port) == b"HTTP/1.1 200"
+    finally:
+        for connection in stuck:
+            connection.close()
