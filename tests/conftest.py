@@ -14,7 +14,11 @@ GUARD = ROOT / "tests" / "guard"
 
 
 def _load_guard():
-    """The guard module, under a name of its own: another sitecustomize may already be imported."""
+    """The guard module: the one that Python imported at start-up in a child (pytest-xdist's workers
+    are children), else loaded here under a name of its own, since sitecustomize may be another's."""
+    present = sys.modules.get("sitecustomize")
+    if getattr(present, "LoopbackOnly", None) is not None:
+        return present
     spec = importlib.util.spec_from_file_location("ktlog_loopback_guard", GUARD / "sitecustomize.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -29,7 +33,7 @@ def _put_on_child_path() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(wanted + [entry for entry in present if entry not in wanted])
 
 
-_guard = sys.modules.get("ktlog_loopback_guard") or _load_guard()
+_guard = _load_guard()
 _guard.install()
 _put_on_child_path()
 
@@ -49,3 +53,8 @@ def vectors() -> Path:
     if not directory.is_dir():
         pytest.skip("the published vectors (../shared/vectors) are not on this machine")
     return directory
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """An id without a memory address: workers of one run must all collect the same names."""
+    return argname if " at 0x" in repr(val) else None
