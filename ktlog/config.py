@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ktlog.durable import write_atomic
-from ktlog.errors import UsageError
+from ktlog.errors import EncodingError, UsageError
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.tlog.encoding import parse_decimal
 
@@ -49,9 +49,10 @@ class Settings:
             raise UsageError(
                 "BadSetting", f"time_window_seconds is {self.time_window_seconds}; PKD allows 1 to 2592000"
             )
-        for name in ("workers", "threads", "unpublished_limit", "queue_limit", "checkpoint_interval_ms"):
-            if getattr(self, name) < 1:
-                raise UsageError("BadSetting", f"{name} is {getattr(self, name)}; it must be at least 1")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise UsageError("BadSetting", f"{field.name} is {value}; it must be at least 1")
 
     @property
     def url(self) -> str:
@@ -141,7 +142,7 @@ def load_settings(
             continue
         text = environment.get(f"KTLOG_{name.upper()}")
         if text is not None:
-            values[name] = parse_decimal(text) if isinstance(defaults[name], int) else text
+            values[name] = _parse_number(f"KTLOG_{name.upper()}", text) if isinstance(defaults[name], int) else text
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     for name, value in values.items():
         if name not in defaults or name == "directory":
@@ -152,6 +153,13 @@ def load_settings(
     if "origin" not in values or "dialect" not in values:
         raise UsageError("BadConfiguration", f"{path}: origin and dialect must both be set")
     return Settings(directory=directory, **values)  # type: ignore[arg-type]
+
+
+def _parse_number(variable: str, text: str) -> int:
+    try:
+        return parse_decimal(text)
+    except EncodingError as error:
+        raise UsageError("BadConfiguration", f"the environment's {variable} is {text!a}: {error.message}") from None
 
 
 def socket_path(settings: Settings) -> Path:

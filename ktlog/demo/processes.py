@@ -25,6 +25,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end the demo, and with it everything that it started."""
 
 _QUOTED_CHARACTERS = 300
+_QUOTED_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,15 @@ class Processes:
             output.write(text)
 
     def last_words(self) -> list[str]:
-        """The last line of each process that wrote anything since this was asked before: why a check failed."""
-        said = []
+        """The last lines that each process wrote since this was asked before: why a check failed."""
+        said: list[str] = []
         for path in sorted(self._logs.glob("*.log")):
             text = path.read_bytes()
             new = text[self._read.get(path, 0):].decode("utf-8", "replace").split("\n")
             self._read[path] = len(text)
-            lines = [line.strip() for line in new if line.strip()]
-            if lines:
-                said.append(f"{path.stem} wrote: {lines[-1][:_QUOTED_CHARACTERS]}")
+            # What is tried again and again fails in the same words each time.
+            lines = dict.fromkeys(line.strip() for line in new if line.strip() and " INFO " not in line)
+            said += [f"{path.stem} wrote: {line[:_QUOTED_CHARACTERS]}" for line in list(lines)[-_QUOTED_LINES:]]
         return said
 
 

@@ -73,7 +73,8 @@ def open_envelope(content: str) -> Envelope:
         )
     fields = _object(parse_json(content), "the content")
     context = fields.get("!pkd-context")
-    member = {ENCRYPTED_CONTEXT: "encrypted-message", PLAINTEXT_CONTEXT: "message"}.get(context)
+    members = {ENCRYPTED_CONTEXT: "encrypted-message", PLAINTEXT_CONTEXT: "message"}
+    member = members.get(context) if isinstance(context, str) else None
     if member is None:
         raise MessageRejected("wrong_context", "the content's !pkd-context is not one of this protocol")
     if set(fields) != {"!pkd-context", "actor", member}:

@@ -116,7 +116,12 @@ class Admission:
 
     def _parse(self, envelope: Envelope) -> WireMessage:
         if envelope.encrypted is None:
-            return parse_wire(self._dialect, envelope.plaintext)
+            wire = parse_wire(self._dialect, envelope.plaintext)
+            # PKD, "Protocol Message Encryption": over ActivityPub everything else comes encrypted. What is not was
+            # read on its way, symmetric keys and all, and taking it would teach clients to go on like that.
+            if wire.action not in _PLAINTEXT_ACTIONS:
+                raise MessageRejected("not_encrypted", f"{wire.action} must be encrypted to this log's HPKE key")
+            return wire
         wire = parse_wire(self._dialect, open_hpke(self._hpke_key, envelope.encrypted))
         if wire.action == "BurnDown":
             raise MessageRejected("burndown_by_inbox", "BurnDown must not be encrypted")
@@ -184,6 +189,8 @@ def _check_sender(message: Message, sender: str) -> None:
             "actor_mismatch", "the message is for another actor than the one that signed the request"
         )
 
+
+_PLAINTEXT_ACTIONS = ("BurnDown", "Checkpoint", "RevokeKeyThirdParty")
 
 # What the pure packages call a failure, and the code under which a sender is told of it.
 _REFUSALS: Mapping[str, str] = {

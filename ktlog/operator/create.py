@@ -14,7 +14,8 @@ from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import decode_public_key, encode_public_key
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
-from ktlog.wire.actor_id import parse_actor_id
+from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
+from ktlog.wire.actor_id import parse_host
 
 PUBLIC_KEYS = "public-keys.json"
 
@@ -29,11 +30,11 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
     """
     check_origin(origin)
     settings = Settings(directory, origin, dialect)
-    if directory.exists() and any(directory.iterdir()):
-        raise UsageError(
-            "DirectoryInUse", f"{directory} is not empty", hint="Choose another directory; init never overwrites."
-        )
     try:
+        if directory.exists() and any(directory.iterdir()):
+            raise UsageError(
+                "DirectoryInUse", f"{directory} is not empty", hint="Choose another directory; init never overwrites."
+            )
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
     except OSError as error:
@@ -50,8 +51,9 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
 def check_origin(origin: str) -> None:
     """An origin is the log's host name: it is its URL, its key name and the first checkpoint line."""
     try:
-        if parse_actor_id(f"https://{origin}/") != f"https://{origin}/" or "/" in origin:
-            raise EncodingError("BadOrigin", origin)
+        # The map's log is called O/map, and that name has to fit into a checkpoint as well.
+        if len(parse_host(origin)) > MAXIMUM_ORIGIN_BYTES - len("/map"):
+            raise EncodingError("BadOrigin", "too long")
     except EncodingError:
         raise UsageError(
             "BadOrigin", f"{origin!r} is not a host name in lower case, such as keys.example.com"
@@ -74,5 +76,5 @@ def load_public_keys(settings: Settings) -> PublicKeys:
     try:
         found = parse_json(path.read_bytes())
         return PublicKeys(tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]))
-    except (OSError, EncodingError, KeyError, TypeError) as error:
+    except (OSError, EncodingError, KeyError, TypeError, AttributeError) as error:
         raise StoreError("BadPublicKeys", f"{path} cannot be used: {error}") from None

@@ -20,6 +20,7 @@ from pathlib import Path
 from ktlog.config import Settings, load_settings, socket_path
 from ktlog.durable import FileLock, reach, write_atomic
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError, UsageError
+from ktlog.operator.create import load_public_keys
 from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key
 from ktlog.operator.lifeline import end_with_parent
 from ktlog.operator.link import (
@@ -37,6 +38,7 @@ from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
+from ktlog.tlog.note import parse_vkey
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.wire.fetch import Fetcher
 
@@ -69,8 +71,11 @@ def load_publish_policy(settings: Settings) -> Policy:
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
             hint="Write a tlog-policy there: `witness NAME VKEY URL` lines, a `group`, and a `quorum`.",
         ) from None
-    except KtlogError as error:
+    except (KtlogError, OSError) as error:
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: {error}") from None
+    own = {parse_vkey(text).public_key for text in load_public_keys(settings).vkeys}
+    if any(witness.vkey.public_key in own for witness in policy.witnesses.values()):
+        raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: a witness has this log's own key")
     if not any(witness.url for witness in policy.witnesses.values()):
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: no witness has a URL to be asked at")
     return policy
@@ -102,7 +107,7 @@ class Service:
         )
 
     def run(self) -> None:
-        """Serve until told to stop; then finish what was accepted and publish it."""
+        """Serve until told to stop; then finish what was accepted. The next process publishes what is left."""
         listener = self._listen()
         publisher = threading.Thread(target=self._publish, name="publisher")
         publisher.start()
@@ -140,8 +145,13 @@ class Service:
         while not self._stop.is_set():
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._stop.is_set():
+                    return
+                # Such as too many open files: deaf for a moment, not for ever.
+                log.error("no link accepted: %s", error)
+                self._stop.wait(0.1)
+                continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True, name="link").start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -255,7 +255,7 @@ def test_resolvers_that_hang_are_few(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: calls.append(1) or release.wait(20))
     try:
         for _ in range(4):
-            refused("Timeout", Fetcher(timeout=0.1).get, "https://slow.example/")
+            refused("Timeout", Fetcher(timeout=1.0).get, "https://slow.example/")
         assert len(calls) == 2
     finally:
         release.set()
