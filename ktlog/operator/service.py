@@ -208,8 +208,8 @@ class Service:
 
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
     try:
+        settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
         with FileLock(settings.directory / "sequencer.lock"):
             service = Service(settings)
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,7 @@ import json
 
 from flask import Blueprint, Response, current_app, request
 
+from ktlog.errors import MessageRejected
 from ktlog.operator.admission import Request
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
@@ -25,6 +26,18 @@ def context() -> Context:
     return current_app.extensions["ktlog"]
 
 
+def read_body(limit_bytes: int) -> bytes:
+    """The whole body of the request, or none of it.
+
+    Raises:
+        MessageRejected: ``too_large``. (RequestEntityTooLarge, when the Content-Length says so already.)
+    """
+    body = request.get_data(cache=False)
+    if len(body) > limit_bytes:
+        raise MessageRejected("too_large", f"a request body has at most {limit_bytes} bytes")
+    return body
+
+
 @activitypub.post(f"/users/{USER}/inbox")
 def inbox() -> Response:
     """Take a protocol message; 202 only when it has its leaf index, durably.
@@ -34,7 +47,7 @@ def inbox() -> Response:
     ctx = context()
     target_url = target_uri(ctx.settings.origin, raw_target(request.environ))
     headers = header_lines(request.environ)
-    submission = ctx.admission.admit(Request("POST", target_url, headers, request.get_data(cache=False)))
+    submission = ctx.admission.admit(Request("POST", target_url, headers, read_body(ctx.settings.body_limit_bytes)))
     receipt = ctx.link.append(submission)
     members: dict[str, object] = {
         "leaf-index": receipt.leaf_index,

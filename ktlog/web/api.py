@@ -91,6 +91,18 @@ def requested_actor(encoded: str) -> str:
         raise EncodingError("BadActorId", "the actor id in the path is not ASCII") from None
 
 
+def one_argument(name: str) -> str | None:
+    """The value of a query parameter, or None; two values could be read as either.
+
+    Raises:
+        EncodingError: it is there twice.
+    """
+    values = request.args.getlist(name)
+    if len(values) > 1:
+        raise EncodingError("BadQuery", f"{name} is given more than once")
+    return values[0] if values else None
+
+
 @api.get("/actor/<encoded>")
 def actor(encoded: str) -> Response:
     actor_id = requested_actor(encoded)
@@ -115,12 +127,12 @@ def keys(encoded: str) -> Response:
     if published is None:
         return error_response("not_published", "this log has not published a checkpoint yet")
     size = published.checkpoint.size
-    asked = request.args.get("tree-size")
+    asked = one_argument("tree-size")
     tree_size = size if asked is None else parse_decimal(asked)
     if not 1 <= tree_size <= size:
         return error_response("not_published", f"the published checkpoint has size {size}")
-    wants = request.args.get("include-proofs", "false")
-    if wants not in ("true", "false"):
+    wants = one_argument("include-proofs")
+    if wants not in (None, "true", "false"):
         return error_response("bad_request", "include-proofs must be true or false")
     answer = ctx.reader.answer(actor_id, tree_size, size, with_history=wants == "true")
     if answer is None:

@@ -23,8 +23,9 @@ PATH_LIMIT = 8_192
 
 def create_app(settings: Settings) -> Flask:
     """Make the application for the log in *settings*; opens its store, read-only."""
-    app = Flask("ktlog")
-    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit_bytes
+    app = Flask("ktlog", static_folder=None)
+    # One byte more than is taken: a body in chunks is cut off here without a word, and read_body must notice.
+    app.config["MAX_CONTENT_LENGTH"] = settings.body_limit_bytes + 1
     app.url_map.merge_slashes = False
     app.extensions["ktlog"] = Context(settings, load_public_keys(settings))
     register_errors(app)
@@ -71,6 +72,7 @@ class _RawPath:
             path = raw_target(environ).partition("?")[0]
         except MessageRejected:
             path = "/"
-        if len(path) > PATH_LIMIT or not path.isascii():
+        # The router would read //tile/0 as /tile/0, and a proxy in front perhaps as a host name.
+        if len(path) > PATH_LIMIT or not path.isascii() or path.startswith("//"):
             path = "/"
         return self._inner(environ | {"PATH_INFO": path}, start_response)
