@@ -1,5 +1,5 @@
 """``python -m ktlog`` is the ktlog command."""
 
-from ktlog.cli import main
+from ktlog.entry import ktlog
 
-main()
+ktlog()

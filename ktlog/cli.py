@@ -37,7 +37,7 @@ class _Lazy(click.Group):
             if error.name is None or error.name.startswith("ktlog"):
                 raise
             raise click.ClickException(
-                f"`ktlog {name}` needs the package {error.name}. Install it with: pip install 'ktlog[all]'"
+                f"`ktlog {name}` needs the package {error.name}. In a checkout of ktlog: pip install '.[all]'"
             ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ktlog.durable import write_atomic
-from ktlog.errors import EncodingError, UsageError
+from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.tlog.encoding import parse_decimal
 
@@ -40,6 +40,7 @@ class Settings:
     unpublished_limit: int = 10_000
     queue_limit: int = 256
     aux_types: str = ""
+    actor_domains: str = ""
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -93,6 +94,10 @@ class Settings:
     def aux_type_names(self) -> frozenset[str]:
         return frozenset(self.aux_types.split())
 
+    def actor_domain_names(self) -> frozenset[str]:
+        """Domains whose actors this log serves; none means every domain's."""
+        return frozenset(self.actor_domains.split())
+
 
 _FIXED = ("directory", "origin", "dialect")
 
@@ -129,7 +134,7 @@ def load_settings(
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(
+        raise StoreError(
             "NoSuchLog", f"{path} does not exist",
             hint="Make a log first: ktlog init --dir DIR --origin keys.example.com",
         ) from None

@@ -37,11 +37,12 @@ class KtlogError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message if self.message == self.name else f"{self.name}: {self.message}"
+        text = self.message if self.message == self.name else f"{self.name}: {self.message}"
+        return _printable(text)
 
     def diagnostics(self) -> str:
         """What happened, to what, and what to do next, for a person."""
-        return f"{self}\n{self.hint}" if self.hint else str(self)
+        return f"{self}\n{_printable(self.hint)}" if self.hint else str(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The same for a machine: class, name, message and exit code."""
@@ -51,6 +52,11 @@ class KtlogError(Exception):
             "message": self.message,
             "exit_code": self.exit_code,
         }
+
+
+def _printable(text: str) -> str:
+    """*text* without what could move a terminal's cursor: messages quote what strangers wrote."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 class EncodingError(KtlogError):

@@ -136,9 +136,19 @@ class Network:
             raise Unreachable("Refused", f"nothing answers at {url}")
         return answer(body)
 
+    def get(self, url: str) -> Response:
+        """The monitoring endpoint of a witness: nothing cosigned, unless the test says otherwise."""
+        self.asked.append((url, b""))
+        answer = self.answers.get(url)
+        if answer is not None:
+            return answer(b"")
+        if url.rpartition("/")[0].rpartition("/")[0] + "/add-checkpoint" not in self.answers:
+            raise Unreachable("Refused", f"nothing answers at {url}")
+        return respond(404)
+
     def notes(self) -> list[bytes]:
         """Every signed checkpoint that was sent to anybody."""
-        return [body.partition(b"\n\n")[2] for _, body in self.asked]
+        return [body.partition(b"\n\n")[2] for _, body in self.asked if body]
 
     def checkpoints(self) -> list[Checkpoint]:
         return [parse_signed_checkpoint(note)[1] for note in self.notes()]

@@ -59,7 +59,7 @@ _dir_option = click.option(
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(epilog=EXIT_CODES)
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ktlog-witness")
 def main() -> None:
     """A transparency-log witness (C2SP tlog-witness v1.1).

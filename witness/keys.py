@@ -41,6 +41,8 @@ def derive_signers(root_seed: bytes, name: str) -> tuple[note.Signer, ...]:
     Raises:
         UsageError: "BadName": *name* cannot stand on a signature line.
     """
+    if "://" in name:
+        raise UsageError("BadName", f"{name!r} has a scheme; a witness is named by its URL without one")
     try:
         note.Vkey(name, note.COSIGNATURE_MLDSA44, bytes(note.MLDSA44_PUBLIC_KEY_BYTES))
     except EncodingError as error:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+import sqlite_utils  # noqa: F401  The store needs it to be made: better missed now than after the keys are.
 
 from ktlog.durable import read_seed_file
 from ktlog.operator.create import create_log, load_public_keys
@@ -32,7 +33,8 @@ def command(directory: Path, origin: str, dialect: str, seed_file: Path | None, 
     if as_json:
         click.echo(json.dumps({"origin": origin, "dialect": dialect, "dir": str(directory), "vkeys": public.vkeys}))
         return
-    for vkey in public.vkeys:
+    for vkey, what in zip(public.vkeys, ("Ed25519", "ML-DSA-44, the one for policies"), strict=True):
+        click.echo(f"{what}:", err=True)
         click.echo(vkey)
     click.echo(
         f"\nThe log {origin} is in {directory}. Next:\n"

@@ -25,5 +25,4 @@ def command(directory: Path, listen: str | None, workers: int | None) -> None:
     """
     settings = load_settings(directory, {"listen": listen, "workers": workers})
     load_publish_policy(settings)
-    click.echo(f"ktlog: {settings.url} on {settings.listen}", err=True)
     sys.exit(supervise(settings))

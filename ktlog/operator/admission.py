@@ -8,6 +8,7 @@ window, allow-lists) is enforced here and nowhere else. (Directory map specifica
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,14 @@ from ktlog.pkd.messages import (
 )
 from ktlog.pkd.state import apply, created_time, find_signer
 from ktlog.store.contracts import LogStore
+from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.httpsig import verify_request
+
+# What one actor may hold: every message of theirs is checked against each key, also by every replayer.
+KEYS_LIMIT = 64
+AUX_LIMIT = 256
+# Of one line of a records page. Auditors bound a page by 256 times a little more.
+RECORD_LIMIT_BYTES = 290_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Admission:
     def __init__(
         self, *, store: LogStore, dialect: Dialect, inbox_actor: str, hpke_key: DecapsulationKey,
         actor_keys: ActorKeys, aux_types: frozenset[str], time_window_seconds: int, now: Callable[[], int],
+        actor_domains: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
         self._dialect = dialect
@@ -64,6 +73,7 @@ class Admission:
         self._hpke_key = hpke_key
         self._actor_keys = actor_keys
         self._aux_types = aux_types
+        self._actor_domains = actor_domains
         self._time_window_seconds = time_window_seconds
         self._now = now
         cores = os.cpu_count() or 1
@@ -83,6 +93,8 @@ class Admission:
 
     def _admit(self, request: Request) -> Submission:
         activity = parse_activity(request.body, self._inbox_actor)
+        if self._actor_domains and actor_domain(activity.actor) not in self._actor_domains:
+            raise MessageRejected("domain_not_served", f"this log does not serve {actor_domain(activity.actor)}")
         self._authenticate(request, activity.actor)
         envelope = open_envelope(activity.content)
         if envelope.actor != activity.actor:
@@ -97,7 +109,7 @@ class Admission:
         _check_sender(message, activity.actor)
         self._check_state(wire, message)
         self._check_commitments(wire, message)
-        return Submission(wire.preimage, plain_attributes(wire, message), dict(wire.symmetric_keys))
+        return _bounded(Submission(wire.preimage, plain_attributes(wire, message), dict(wire.symmetric_keys)))
 
     def _authenticate(self, request: Request, actor: str) -> None:
         """Verify the HTTP signature under a key that the actor's own document lists."""
@@ -160,7 +172,12 @@ class Admission:
             view = view_for(message, self._store.actor, self._store.token_revoked, self._store.holders)
             signer = find_signer(view, message, wire, use_key_id=True)
             # The key id is the sequencer's to derive; a trial needs none that could collide.
-            apply(view, message, state.size, "", signer, created_time(message, state.greatest_time))
+            change = apply(view, message, state.size, "", signer, created_time(message, state.greatest_time))
+        for actor in change.actors:
+            if len(actor.keys) > KEYS_LIMIT or len(actor.aux) > AUX_LIMIT:
+                raise MessageRejected(
+                    "too_many_keys", f"an actor may have {KEYS_LIMIT} keys and {AUX_LIMIT} auxiliary data here"
+                )
 
     def _check_commitments(self, wire: WireMessage, message: Message) -> None:
         plain = plain_attributes(wire, message)
@@ -173,6 +190,17 @@ class Admission:
 
         for done in [self._pool.submit(check, name) for name in wire.encrypted]:
             done.result()
+
+
+def _bounded(submission: Submission) -> Submission:
+    """Refuse a message whose published record would be too long to read 256 of at once.
+
+    JSON writes a control character as six: what fits a request need not fit a page of records.
+    """
+    text = json.dumps([submission.preimage.decode("utf-8"), dict(submission.plain)], ensure_ascii=False)
+    if len(text.encode("utf-8", "surrogatepass")) > RECORD_LIMIT_BYTES:
+        raise MessageRejected("too_large", f"the message's record would exceed {RECORD_LIMIT_BYTES} bytes")
+    return submission
 
 
 def _check_sender(message: Message, sender: str) -> None:

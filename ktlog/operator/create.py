@@ -26,13 +26,14 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
     *root_seed* is 32 bytes, or None to draw them; it is not kept.
 
     Raises:
-        UsageError: the origin is no host name, or the directory is in use.
+        UsageError: the origin is no host name.
+        StoreError: ``DirectoryInUse``, ``CannotCreate``.
     """
     check_origin(origin)
     settings = Settings(directory, origin, dialect)
     try:
         if directory.exists() and any(directory.iterdir()):
-            raise UsageError(
+            raise StoreError(
                 "DirectoryInUse", f"{directory} is not empty", hint="Choose another directory; init never overwrites."
             )
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
 from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
 from ktlog.operator.nodes import LogNodes
-from ktlog.operator.witnessing import collect_cosignatures, peers_of
+from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
 from ktlog.store.contracts import LogStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
@@ -67,8 +67,13 @@ class Publisher:
         self._now = now
         self._pool = ThreadPoolExecutor(max(1, len(self._peers)), "witness")
         self._published_time = 0
+        # Said once at the start, and again when publishing works after it did not.
+        self._announce = True
         self._tiles_size = 0
+        self._published_note: bytes | None = None
         self.published_size = 0
+        self.compared = threading.Event()
+        """Set once the witnesses have confirmed that this store is no older copy of the log."""
         self._load_published()
 
     def _load_published(self) -> None:
@@ -90,6 +95,28 @@ class Publisher:
         self._check_tree("published checkpoint", checkpoint.size, checkpoint.root)
         self._tiles_size = self.published_size = checkpoint.size
 
+    def compare(self) -> None:
+        """Before this process signs anything: ask the witnesses whether they have seen more than it has.
+
+        Raises:
+            PolicyUnmet: ``NotCompared``: too few witnesses answered, or they have.
+        """
+        head = load_signed_head(self._settings.signed_head)
+        heads = KnownHeads(
+            self._settings.origin, tuple(signer.vkey for signer in self._signers), self._published_note,
+            self.published_size, 0 if head is None else head.size,
+        )
+        vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
+        if not self._policy.satisfied(vkeys):
+            have, need = self._policy.shortfall(vkeys)
+            why = "; ".join(f"{url}: {failure}" for url, failure in failures.items())
+            raise PolicyUnmet(
+                "NotCompared",
+                f"{have} witnesses confirm that this is no older copy of the log, {need} are needed. {why}",
+                have=have, need=need,
+            )
+        self.compared.set()
+
     def _open_published(self, raw: bytes) -> Checkpoint:
         try:
             note, checkpoint = parse_signed_checkpoint(raw)
@@ -104,6 +131,7 @@ class Publisher:
                 "BadCheckpoint", f"the published checkpoint of {checkpoint.origin} was not signed by this log's keys",
                 hint="Keys and tiles come from two different logs. Signing on would fork one of them.",
             )
+        self._published_note = format_note(Note(note.text, tuple(verified.line for verified in known)))
         return checkpoint
 
     def _check_tree(self, what: str, size: int, root: bytes) -> None:
@@ -121,7 +149,7 @@ class Publisher:
             StoreError: the process must end; what is in memory or on disk cannot be trusted.
         """
         interval = self._settings.checkpoint_interval_ms / 1000
-        pause = interval
+        pause = 0.0
         while not stop.wait(pause):
             try:
                 self.publish_if_due()
@@ -132,11 +160,14 @@ class Publisher:
                 if isinstance(error, StoreError) and error.name != "ClockWentBack":
                     raise
                 log.error("not published: %s", error.diagnostics())
-                pause = min(2 * pause, LONGEST_PAUSES * interval)
+                self._announce = True
+                pause = min(max(2 * pause, interval), LONGEST_PAUSES * interval)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def publish_if_due(self) -> bool:
         """Publish when there is something new, or when the cosignatures grow old."""
+        if not self.compared.is_set():
+            self.compare()
         size = self._store.state().size
         fresh = self._now() - self._published_time < self._settings.heartbeat_seconds
         if size == self.published_size and fresh:
@@ -183,6 +214,10 @@ class Publisher:
         note = Note(text, lines + tuple(v.line for v in verified))
         self._tiles.publish_checkpoint(format_note(note))
         reach("publisher.published")
+        if self._announce:
+            names = sorted({v.vkey.name for v in verified})
+            log.warning("published: %d entries, cosigned by %s", size, ", ".join(names))
+            self._announce = False
         self.published_size = size
         self._published_time = self._now()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ktlog.config import Settings, load_settings, socket_path
 from ktlog.durable import FileLock, reach, write_atomic
-from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError, UsageError
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, PolicyUnmet, StoreError, UsageError
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key
 from ktlog.operator.lifeline import end_with_parent
@@ -71,6 +71,8 @@ def load_publish_policy(settings: Settings) -> Policy:
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
             hint="Write a tlog-policy there: `witness NAME VKEY URL` lines, a `group`, and a `quorum`.",
         ) from None
+    except PolicyUnmet as error:
+        raise PolicyUnmet(error.name, f"{settings.publish_policy}: {error.message}") from None
     except (KtlogError, OSError) as error:
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: {error}") from None
     own = {parse_vkey(text).public_key for text in load_public_keys(settings).vkeys}
@@ -108,9 +110,16 @@ class Service:
 
     def run(self) -> None:
         """Serve until told to stop; then finish what was accepted. The next process publishes what is left."""
-        listener = self._listen()
         publisher = threading.Thread(target=self._publish, name="publisher")
         publisher.start()
+        # A leaf is a signature too: until the witnesses have confirmed that this is no older copy of the
+        # log, nobody can reach the sequencer, and the web workers answer 503.
+        while not self._publisher.compared.wait(0.1):
+            if self._stop.is_set():
+                publisher.join()
+                self._store.close()
+                return
+        listener = self._listen()
         threading.Thread(target=self._accept, args=(listener,), daemon=True, name="accept").start()
         try:
             self._sequence()

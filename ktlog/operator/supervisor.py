@@ -3,7 +3,7 @@
 ``DIR/pids.json`` names the processes, for operators and for tests.
 
 A process that dies is started again after a pause that doubles from a quarter second. One that
-refuses to start (exit codes 2 and 8: the configuration or the store is wrong) is not: it would
+refuses to start (exit codes 2, 6 and 8: the configuration, the policy or the store is wrong) is not: it would
 refuse again, and its message should be the last thing on the screen.
 """
 
@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktlog.config import Settings
-from ktlog.durable import write_atomic
+from ktlog.durable import FileLock, write_atomic
 
 STOP_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 8.0
-HOPELESS = (2, 8)
+HOPELESS = (2, 6, 8)
 
 
 @dataclass
@@ -57,7 +57,16 @@ class _Child:
 
 
 def supervise(settings: Settings) -> int:
-    """Run the log in *settings* until SIGTERM or SIGINT; returns the exit code."""
+    """Run the log in *settings* until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        StoreError: ``Locked``, when another supervisor runs it already.
+    """
+    with FileLock(settings.directory / "serve.lock"):
+        return _supervise(settings)
+
+
+def _supervise(settings: Settings) -> int:
     directory = str(settings.directory)
     listen_fds = (int(settings.listen[5:]),) if settings.listen.startswith("fd://") else ()
     # What a flag of `serve` set must reach the children too.
@@ -96,7 +105,6 @@ def supervise(settings: Settings) -> int:
     web.stop()
     sequencer.stop()
     return code
-
 
 
 def _record(settings: Settings, children: Sequence[_Child]) -> None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from ktlog.errors import EncodingError, Invalid, KtlogError
+from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64, parse_decimal
 from ktlog.tlog.note import (
     SignatureLine,
     Verified,
     Vkey,
+    open_note,
     parse_signature_lines,
     verify_line,
 )
@@ -93,7 +96,10 @@ def _ask(
 ) -> tuple[Verified, ...]:
     response = _post(fetcher, peer, checkpoint, size, prove)
     if response.status == 409:
-        peer.size = _conflict_size(response, size)
+        known = _conflict_size(response)
+        if known > size:
+            raise Invalid("WitnessAhead", f"the witness says it has cosigned size {known}, beyond this log's {size}")
+        peer.size = known
         response = _post(fetcher, peer, checkpoint, size, prove)
     if response.status != 200:
         words = response.body[:200].decode("utf-8", "replace").strip()
@@ -109,21 +115,15 @@ def _post(
     return fetcher.post(f"{peer.url.rstrip('/')}/add-checkpoint", body, {"Content-Type": "text/plain"})
 
 
-def _conflict_size(response: Response, size: int) -> int:
-    """Read a 409's body. A size beyond ours may be a lie, or mean that our store is an old copy."""
+def _conflict_size(response: Response) -> int:
+    """Read a 409's body: the size that the witness says it cosigned last."""
     content_type = response.headers.get("content-type", "")
     if content_type != CONFLICT_TYPE or not response.body.endswith(b"\n"):
         raise Invalid("WitnessRefused", "the witness answered 409 without the size it knows")
     try:
-        known = parse_decimal(response.body[:-1].decode("ascii"))
+        return parse_decimal(response.body[:-1].decode("ascii"))
     except (UnicodeDecodeError, EncodingError):
         raise Invalid("WitnessRefused", "the witness answered 409 without the size it knows") from None
-    if known > size:
-        raise Invalid(
-            "WitnessAhead", f"the witness says it has cosigned size {known}, beyond this log's {size}",
-            hint="If this store was restored from a backup, stop: signing on would fork the log.",
-        )
-    return known
 
 
 def _verify(peer: WitnessPeer, text: bytes, lines: Sequence[SignatureLine]) -> tuple[Verified, ...]:
@@ -148,3 +148,72 @@ def _check_times(peer: WitnessPeer, found: tuple[Verified, ...], now: int) -> tu
                 "WitnessClock", f"{peer.url} cosigned at {verified.timestamp}, which is not the time here ({now})"
             )
     return found
+
+
+@dataclass(frozen=True)
+class KnownHeads:
+    """What a log has on disk about its own past, to compare with what witnesses remember.
+
+    published: the published checkpoint with the log's own signatures alone, or None before the first.
+    signed_size: of the greatest head that was ever signed, as far as this disk knows.
+    """
+
+    origin: str
+    vkeys: tuple[Vkey, ...]
+    published: bytes | None
+    published_size: int
+    signed_size: int
+
+
+def confirm_heads(
+    fetcher: Fetcher, peers: Sequence[WitnessPeer], heads: KnownHeads, pool: ThreadPoolExecutor
+) -> tuple[tuple[Vkey, ...], dict[str, str]]:
+    """Ask every witness whether it has seen more of this log than this disk knows was signed.
+
+    A store restored from an older copy looks whole from inside; only somebody who saw the rest can
+    tell. Nothing new is signed to ask: the published checkpoint is offered again.
+
+    Returns:
+        The vkeys of the witnesses that have seen no more, and by URL why others do not count.
+    """
+    def ask(peer: WitnessPeer) -> tuple[Vkey, ...]:
+        try:
+            seen = _seen_size(fetcher, peer, heads)
+            if seen > heads.signed_size:
+                raise Invalid(
+                    "WitnessAhead", f"{peer.url} has cosigned {seen} entries; this disk knows of {heads.signed_size}",
+                    hint="The log looks restored from an older copy. Signing on would fork it: restore the newest.",
+                )
+        except KtlogError as error:
+            peer.failure = str(error)
+            return ()
+        peer.size, peer.failure = seen, ""
+        return peer.vkeys
+
+    gathered = list(pool.map(ask, peers))
+    return (
+        tuple(vkey for found in gathered for vkey in found),
+        {peer.url: peer.failure for peer in peers if peer.failure},
+    )
+
+
+def _seen_size(fetcher: Fetcher, peer: WitnessPeer, heads: KnownHeads) -> int:
+    """The size of this log that the witness cosigned last; 0 when it never cosigned it."""
+    url = peer.url.rstrip("/")
+    if heads.published is None:
+        response = fetcher.get(f"{url}/{sha256(heads.origin.encode()).hexdigest()}/checkpoint")
+        if response.status == 404:
+            return 0
+        if response.status != 200:
+            raise Invalid("WitnessRefused", f"{peer.url} answered {response.status} for what it has cosigned")
+        note, checkpoint = parse_signed_checkpoint(response.body)
+        # Without our own signature on it, it is somebody else's invention.
+        return checkpoint.size if open_note(note, heads.vkeys) else 0
+    body = format_request(heads.published_size, (), heads.published)
+    response = fetcher.post(f"{url}/add-checkpoint", body, {"Content-Type": "text/plain"})
+    if response.status == 200:
+        return heads.published_size
+    if response.status == 409:
+        return _conflict_size(response)
+    words = response.body[:200].decode("utf-8", "replace").strip()
+    raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")

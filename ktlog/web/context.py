@@ -22,6 +22,8 @@ from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.wire.fetch import Fetcher
 
+ACTOR_FETCH_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Published:
@@ -47,7 +49,10 @@ class Context:
         self.reader = ActorReader(self.store, self.tiles.read, self.dialect)
         self.admission = Admission(
             store=self.store, dialect=self.dialect, inbox_actor=settings.actor_id, hpke_key=self.hpke_key,
-            actor_keys=ActorKeys(Fetcher.from_environment(), self.now), aux_types=settings.aux_type_names(),
+            actor_keys=ActorKeys(
+                Fetcher.from_environment(timeout=ACTOR_FETCH_SECONDS), self.now, max(1, settings.threads // 2)
+            ), aux_types=settings.aux_type_names(),
+            actor_domains=settings.actor_domain_names(),
             time_window_seconds=settings.time_window_seconds, now=self.now,
         )
         self._parsed: Published | None = None

@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, int]] = {
     "actor_mismatch": ("unauthorized", 403),
     "domain_mismatch": ("unauthorized", 403),
     "directory_not_allowed": ("unauthorized", 403),
+    "domain_not_served": ("unauthorized", 403),
     "not_found": ("not_found", 404),
     "not_published": ("not_found", 404),
     "too_large": ("invalid_request", 413),

@@ -22,7 +22,14 @@ def main(arguments: list[str]) -> int:
     try:
         settings = load_settings(directory, {"listen": listen})
         end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-        serve(lambda: create_app(settings), listen, workers=settings.workers, threads=settings.threads, name="ktlog")
+
+        def ready(address: str) -> None:
+            print(f"ktlog: {settings.origin} listens on http://{address}", file=sys.stderr, flush=True)
+
+        serve(
+            lambda: create_app(settings), listen, workers=settings.workers, threads=settings.threads,
+            name=f"ktlog {settings.origin}", on_ready=ready,
+        )
     except KtlogError as error:
         print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
         return error.exit_code

@@ -21,7 +21,8 @@ from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, LD_JSON, is_act
 ED25519 = "ed25519"
 ML_DSA_44 = "ml-dsa-44"
 ACCEPT = f'{ACTIVITY_JSON}, {LD_JSON}; profile="{ACTIVITYSTREAMS}"'
-MAX_ACTOR_BYTES = 1 << 20
+MAX_ACTOR_BYTES = 1 << 18
+MAX_KEYS = 16
 
 # Algorithm: multicodec code as an unsigned varint (0xed, 0x1210), length of the public key in bytes.
 _CODECS = {ED25519: (b"\xed\x01", 32), ML_DSA_44: (b"\x90\x24", 1312)}
@@ -132,7 +133,11 @@ def parse_actor(document: Any, actor_id: str) -> ActorDocument:
     if not isinstance(inbox, str) or _host(inbox) != _host(actor_id):
         raise Invalid("BadActor", f"{actor_id} has no inbox on its own host")
     methods = document.get("assertionMethod", [])
-    keys = [_parse_key(entry, actor_id) for entry in (methods if isinstance(methods, list) else [methods])]
+    entries = methods if isinstance(methods, list) else [methods]
+    # Decoding base58 takes time that grows with the square of its length, and a stranger pays nothing for ours.
+    if len(entries) > MAX_KEYS:
+        raise Invalid("BadActor", f"{actor_id} lists more than {MAX_KEYS} keys")
+    keys = [_parse_key(entry, actor_id) for entry in entries]
     known = tuple(key for key in keys if key is not None)
     if len({key.id for key in known}) != len(known):
         raise Invalid("BadActor", f"{actor_id} lists two keys under one id")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     "ktlog.errors", "ktlog.durable", "ktlog.tlog", "ktlog.pkd", "ktlog.wire", "ktlog.client", "ktlog.store",
     "ktlog.config", "ktlog.operator", "ktlog.web", "ktlog.vectors", "ktlog.conformance", "ktlog.demo", "ktlog.commands", "ktlog.cli",
-    "ktlog.__main__",
+    "ktlog.entry", "ktlog.__main__",
 ]
 OUTSIDERS = {"ktlog.errors", "ktlog.durable", "ktlog.tlog", "ktlog.pkd", "ktlog.wire", "ktlog.client"}
 ALLOWED = {layer: set(LAYERS[: LAYERS.index(layer)]) | {layer} for layer in LAYERS}

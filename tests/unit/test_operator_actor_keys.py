@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.errors import MessageRejected, Unreachable
 from ktlog.operator import actor_keys
-from ktlog.operator.actor_keys import CACHE_SECONDS, REFRESH_SECONDS, ActorKeys
+from ktlog.operator.actor_keys import CACHE_SECONDS, REFRESH_SECONDS, REFUSE_SECONDS, ActorKeys
 from ktlog.wire.actor import ED25519, actor_key, encode_base58btc
 from ktlog.wire.fetch import Response
 from tests.operator_world import Clock
@@ -145,11 +145,41 @@ def test_no_answer_or_one_of_another_type(keys, instance, status, content_type):
     assert code_of(keys) == "actor_unreachable"
 
 
-def test_an_instance_that_is_down_is_asked_again_next_time(keys, instance):
+def test_an_instance_that_is_down_is_asked_again_after_a_moment_and_not_before(keys, instance, clock):
     instance.error = Unreachable("Timeout", "too slow")
-    assert code_of(keys) == "actor_unreachable"
+    assert code_of(keys) == code_of(keys) == "actor_unreachable"
     instance.error = None
+    clock.now += REFUSE_SECONDS - 1
+    assert code_of(keys) == "actor_unreachable"
+    assert instance.asked == [ALICE]
+    clock.now += 1
     assert keys.find(KEY_ID, ALICE).public_key == ONE
+
+
+def test_few_threads_wait_for_strangers(instance, clock):
+    """A server that never answers holds its slots, and nobody else's thread."""
+    entered, release = threading.Barrier(3), threading.Event()
+
+    class Tarpit(Instance):
+        def get(self, url: str, **options: object) -> Response:
+            entered.wait(20)
+            release.wait(20)
+            return super().get(url, **options)
+
+    keys = ActorKeys(Tarpit(), clock, 2)
+    threads = [threading.Thread(target=code_of, args=(keys, f"{ALICE}{n}#k", f"{ALICE}{n}")) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    entered.wait(20)
+    assert code_of(keys, f"{BOB}#k", BOB) == "overloaded"
+    release.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_an_actor_with_a_thousand_keys_costs_nothing(keys, instance):
+    instance.documents[ALICE] = document(ALICE, *[ONE] * 17)
+    assert code_of(keys) == "unknown_http_key"
 
 
 def test_an_actor_id_that_is_none(keys, instance):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ktlog.config import Settings, load_settings, socket_path, write_settings
-from ktlog.errors import UsageError
+from ktlog.errors import StoreError, UsageError
 
 MINIMAL = 'origin = "keys.example.com"\ndialect = "spec"\n'
 NUMBERS = [field.name for field in fields(Settings) if isinstance(field.default, int)]
@@ -129,8 +129,9 @@ def test_a_file_that_is_no_text(tmp_path):
 
 
 def test_no_file(tmp_path):
-    error = refusal(tmp_path)
-    assert (error.name, "ktlog init" in error.hint) == ("NoSuchLog", True)
+    with pytest.raises(StoreError) as caught:
+        load_settings(tmp_path, environment={})
+    assert (caught.value.name, "ktlog init" in caught.value.hint) == ("NoSuchLog", True)
     (tmp_path / "ktlog.toml").mkdir()
     assert refusal(tmp_path).name == "BadConfiguration"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
@@ -192,6 +193,72 @@ def test_a_restart_publishes_at_once(press):
     press.restart()
     assert press.publisher.publish_if_due() is True
     assert press.publisher.publish_if_due() is False
+
+
+# --- a store restored from an older copy
+
+
+def conflict(size: int):
+    return lambda body: respond(409, f"{size}\n".encode(), "text/x.tlog.size")
+
+
+def test_a_restored_copy_hears_of_it_from_the_witnesses_and_signs_nothing(press):
+    grow(press.store, 3)
+    press.publish()
+    head, offered = load_signed_head(press.settings.signed_head), len(press.network.notes())
+    grow(press.store, 5)
+    press.restart()
+    press.answer(1, conflict(4))
+    press.answer(2, conflict(4))
+    with pytest.raises(PolicyUnmet, match="NotCompared.*has cosigned 4 entries"):
+        press.publisher.publish_if_due()
+    assert not press.publisher.compared.is_set()
+    assert load_signed_head(press.settings.signed_head) == head
+    # Only what was published before was shown to anybody.
+    assert {parse_signed_checkpoint(note)[1].size for note in press.network.notes()[offered:]} == {3}
+
+
+def test_one_witness_that_claims_more_stops_nobody(press):
+    grow(press.store, 3)
+    press.publish()
+    press.restart()
+    press.answer(1, conflict(4))
+    assert press.publisher.publish_if_due() is True
+    assert press.publisher.compared.is_set()
+
+
+def test_what_was_signed_and_not_published_is_no_older_copy(press):
+    grow(press.store, 3)
+    press.publish()
+    grow(press.store, 5)
+    record_signed_head(press.settings.signed_head, SignedHead(5, press.store.root_after(5), NOW))
+    press.restart()
+    for number in (1, 2, 3):
+        press.answer(number, conflict(5))
+    press.publisher.compare()
+    assert press.publisher.compared.is_set()
+
+
+def test_without_a_published_checkpoint_the_witnesses_say_what_they_have(press):
+    """A copy from before the first publication has nothing to offer again, so it asks."""
+    grow(press.store, 2)
+    press.publish()
+    note = press.tiles.checkpoint()
+    (press.settings.tiles / "checkpoint").unlink()
+    press.settings.signed_head.unlink()
+    press.restart()
+    for witness in press.witnesses[:2]:
+        monitoring = f"{witness.url}/{sha256(ORIGIN.encode()).hexdigest()}/checkpoint"
+        press.network.answers[monitoring] = lambda body: respond(200, note)
+    with pytest.raises(PolicyUnmet, match="NotCompared.*has cosigned 2 entries"):
+        press.publisher.compare()
+
+
+def test_without_enough_witnesses_nothing_is_compared(press):
+    press.cut(1, 2)
+    with pytest.raises(PolicyUnmet, match="NotCompared.*nothing answers"):
+        press.publisher.publish_if_due()
+    assert press.published() is None
 
 
 # --- the publish policy

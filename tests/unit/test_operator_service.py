@@ -15,7 +15,7 @@ import pytest
 
 from ktlog.config import write_settings
 from ktlog.durable import FileLock
-from ktlog.errors import KtlogError, MessageRejected, StoreError
+from ktlog.errors import KtlogError, MessageRejected, PolicyUnmet, StoreError
 from ktlog.operator import service as service_module
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.link import SequencerLink, encode_submission, receive_frame, send_frame
@@ -58,6 +58,7 @@ def service(settings):
 def running(service):
     """Its queue is worked off, and its publisher publishes nothing: no witness answers."""
     service._publisher.run = lambda stop: stop.wait()
+    service._publisher.compared.set()
     thread = threading.Thread(target=service.run)
     thread.start()
     record = service._settings.socket_record
@@ -242,9 +243,12 @@ def test_publish_policies(settings):
     def alone(witness: Witness, logs=()) -> bytes:
         return format_policy(Policy(logs, {"w": witness}, {"g": Group("g", 1, ("w",))}, "g"))
 
+    for text in (b"quorum none\n", policy_text(witnesses={}, groups={}, quorum="none")):
+        path.write_bytes(text)
+        with pytest.raises(PolicyUnmet, match="UnsafePolicy"):
+            load_publish_policy(settings)
     for text in (
-        b"", b"rubbish\n", b"\xff\n", b"quorum none\n",
-        policy_text(witnesses={}, groups={}, quorum="none"),
+        b"", b"rubbish\n", b"\xff\n",
         alone(Witness("w", one.signers[1].vkey)),  # nobody can ask it
         alone(Witness("w", disguised, "https://w9.witness.example")),  # the log would vouch for itself
     ):
