@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from auditor.answers import Replayed, check_answer
-from auditor.fetch import LogReader, Page
+from auditor.fetch import MAX_ANSWER_BYTES, LogReader, Page
 from auditor.fold import TreeFold, nodes_for_consistency
 from auditor.heads import (
     KnownHead,
@@ -47,6 +47,8 @@ FETCHERS = 4
 """Requests under way at once: enough to hide a round trip, too few to hurt a small log."""
 
 MAXIMUM_SAMPLE = 10_000_000
+
+_SHOWN_ACTORS = 10
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -290,11 +292,16 @@ class _Audit:
         asked: deque[tuple[str, Future[bytes | KtlogError]]] = deque()
         upcoming = iter(actor_ids)
         unreachable = False
+        too_large: list[str] = []
         for number in range(len(actor_ids)):
             while len(asked) < 2 * FETCHERS and (actor_id := next(upcoming, None)) is not None:
                 asked.append((actor_id, network.submit(self._ask, actor_id, head.size)))
             actor_id, future = asked.popleft()
             body = future.result()
+            if isinstance(body, Invalid) and body.name == "TooLarge":
+                # A long history is no lie. What was not read is said, and the rest of the audit counts.
+                too_large.append(actor_id)
+                continue
             if isinstance(body, Unreachable):
                 report.findings.add(finding_from(body))
                 unreachable = True
@@ -312,11 +319,18 @@ class _Audit:
                 "The plaintext that the API shows beside an actor's history: it is checked where the log publishes it"
                 " in its records."
             )
-        if report.answers.checked < report.answers.total:
+        if too_large:
+            shown = ", ".join(too_large[:_SHOWN_ACTORS])
+            more = len(too_large) - _SHOWN_ACTORS
+            report.skip(
+                f"The API's answers about {len(too_large)} of {report.answers.total} actors: each is larger than the"
+                f" {MAX_ANSWER_BYTES} bytes that are read. They are {shown}{f' and {more} more' if more > 0 else ''}."
+            )
+        left = report.answers.total - report.answers.checked - len(too_large)
+        if left:
             why = "the API stopped answering" if unreachable else f"--answers was {selection.mode}"
             report.skip(
-                f"The API's answers about {report.answers.total - report.answers.checked} of"
-                f" {report.answers.total} actors: {why}."
+                f"The API's answers about {left} of {report.answers.total} actors: {why}."
             )
 
     def _ask(self, actor_id: str, tree_size: int) -> bytes | Invalid | Unreachable:

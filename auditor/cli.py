@@ -127,7 +127,8 @@ def verify_evidence_command(file: Path, vkey: str | None, as_json: bool) -> None
     """Check an evidence FILE: does it convict the holder of a log's key?
 
     Nothing is asked of anybody; the file and the log's public key are enough. Exit code 0 when it convicts, 5 when
-    it does not.
+    it does not. Without --vkey it convicts whoever holds the key in the file, and the key's name proves nothing: say
+    with --vkey which key you know to be the log's.
     """
     known = None if vkey is None else _parse_vkey(vkey)
     data = _read_file(file, MAXIMUM_EVIDENCE_BYTES)

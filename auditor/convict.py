@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from auditor.report import printable
+from ktlog.client.verify import count_entries
 from ktlog.errors import KtlogError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
@@ -24,7 +25,8 @@ def conviction(data: bytes, vkey: Vkey | None) -> dict[str, Any]:
     """The verdict on an evidence file that convicts.
 
     Args:
-        vkey: the key known to be the log's, or None to learn which key is convicted.
+        vkey: the key known to be the log's, or None to learn which key is convicted. Anybody can make a
+            key with any name and convict that: without *vkey* the verdict has "log_key_known" false.
 
     Raises:
         EncodingError, Invalid: it convicts nobody, or not the holder of *vkey*. Exit code 5.
@@ -45,7 +47,7 @@ def conviction(data: bytes, vkey: Vkey | None) -> dict[str, Any]:
         "key_id": evidence.vkey.key_id.hex(),
         "fingerprint": fingerprint(evidence.vkey),
         "heads": [{"tree_size": head.size, "root": encode_base64(head.root)} for head in heads],
-        "vkey_was_given": vkey is not None,
+        "log_key_known": vkey is not None,
         "what": _what(evidence, heads[0].size, heads[1].size),
     }
 
@@ -53,21 +55,28 @@ def conviction(data: bytes, vkey: Vkey | None) -> dict[str, Any]:
 def _what(evidence: Evidence, first: int, second: int) -> str:
     if evidence.kind == INCONSISTENT:
         return (
-            f"The holder of this key signed a tree of {first} entries and a tree of {second} that does not begin"
+            f"The holder of this key signed a tree of {count_entries(first)} and a tree of {second} that does not begin"
             " with it: entries were changed or taken out after they were signed."
         )
     return (
-        f"The holder of this key signed two different trees of {first} entries each: two histories, of which nobody"
-        " was told but one."
+        f"The holder of this key signed two different trees of {count_entries(first)} each: two histories, of which"
+        " nobody was told but one."
     )
 
 
 def format_conviction(verdict: dict[str, Any]) -> str:
     """A verdict of :func:`conviction` for a person."""
-    heads = "\n".join(f"  signed: {head['tree_size']} entries, root {head['root']}" for head in verdict["heads"])
-    key = "the key you named" if verdict["vkey_was_given"] else "this key; make sure that it is the log's"
+    heads = "\n".join(f"  signed: {count_entries(head['tree_size'])}, root {head['root']}" for head in verdict["heads"])
+    origin = printable(verdict["origin"])
+    if verdict["log_key_known"]:
+        first = f"CONVICTED: the log {origin}, by the key you named"
+    else:
+        first = (
+            f"CONVICTING: a key that calls itself {origin} signed two histories; check that this is {origin}'s key:"
+            " run again with --vkey"
+        )
     return (
-        f"CONVICTED: the log {printable(verdict['origin'])}, by {key}\n"
+        f"{first}\n"
         f"  key: {verdict['algorithm']}, id {verdict['key_id']}, SHA-256 of the public key {verdict['fingerprint']}\n"
         f"{heads}\n"
         f"  {verdict['what']}\n"

@@ -24,7 +24,7 @@ from ktlog.tlog.tiles import TILE_WIDTH, entry_bundle_path, number_path, parse_b
 MAX_CHECKPOINT_BYTES = 1 << 20
 # Entries are 2,484 to 3,312 bytes, by dialect; the length prefix would allow 65,535.
 MAX_BUNDLE_BYTES = TILE_WIDTH * 4096
-# 256 messages of the 256 KiB that a log accepts by default, each with its plaintext beside it.
+# A log takes no message whose record is more than 300,000 bytes of JSON text; 256 such lines, and room to spare.
 MAX_RECORDS_BYTES = 96 << 20
 MAX_LEAF_KEYS_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 32 << 20

@@ -14,6 +14,7 @@ from auditor.report import Finding, Report, finding_from
 from ktlog.client.verify import Head, Log, check_cosigned, check_extends, check_two_roots, open_head
 from ktlog.errors import Forked, Invalid, KtlogError, StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
+from ktlog.tlog.evidence import parse_evidence
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import HashReader
 
@@ -134,4 +135,5 @@ def _convict(error: Forked, source: str, log: Log, report: Report, save: SaveEvi
         return
     kind = "two-roots" if error.name == "TwoRoots" else "inconsistent"
     report.evidence.append(str(save(error.evidence, kind)))
+    report.convicted = parse_evidence(error.evidence).vkey
     report.findings.add(Finding(error.name, "Forked", what))

@@ -41,7 +41,8 @@ MissingEntries,           Invalid      what the checkpoint commits to is served 
 MissingRecords,                        answers; a time-out is none)
 MissingTile,
 MissingLeafKeys
-TooLarge                  Invalid      no answer exceeds what its name allows
+TooLarge                  Invalid      no answer exceeds what its name allows; that about an actor
+                                       may, and is then listed as not checked
 NoCheckpoint              Unreachable  the log has published a checkpoint
 Timeout, Refused, ...     Unreachable  the log answers
 ========================  ===========  ======================================================
@@ -51,6 +52,7 @@ Timeout, Refused, ...     Unreachable  the log answers
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,6 +67,7 @@ from ktlog.errors import (
     Unreachable,
 )
 from ktlog.tlog.encoding import encode_base64
+from ktlog.tlog.note import Vkey
 
 # Gravest first: this order, not the numbers, decides the exit code.
 EXIT_CODES = {
@@ -187,6 +190,8 @@ class Report:
     evidence: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    convicted: Vkey | None = None
+    """The log's key that signed two histories, for the advice. Not part of the output for machines."""
     signed_head: bytes | None = None
     """The checkpoint as served; what a clean audit remembers. Not part of the output."""
 
@@ -229,7 +234,7 @@ class Report:
 
 ADVICE = {
     "Forked": "The log signed two histories. Keep the evidence file and give it to others: anyone can "
-              "confirm it with 'ktlog-auditor verify-evidence FILE'. Do not trust keys from this log.",
+              "confirm it with the command below, if they know the log's key. Do not trust keys from this log.",
     "Invalid": "What the log serves does not hold together. It is no proof for others: audit again over "
                "another network path, then ask the operator.",
     "PolicyUnmet": "Too few cosigners stand behind this head, so it may have been made for you alone. "
@@ -279,4 +284,6 @@ def format_report(report: Report) -> str:
     lines += [f"  not checked: {printable(sentence)}" for sentence in report.not_checked]
     kinds = {finding.kind for finding in report.findings}
     lines += [f"  {ADVICE[kind]}" for kind in EXIT_CODES if kind in kinds]
+    if report.convicted is not None:
+        lines.append(f"    ktlog-auditor verify-evidence FILE --vkey {shlex.quote(str(report.convicted))}")
     return "\n".join(lines)

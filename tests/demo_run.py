@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ PROCESSES = (
     "log-alpha", "sequencer-alpha", "web-alpha", "log-beta", "sequencer-beta", "web-beta",
 )
 """Every process that stays for the whole story. ``log-*`` supervises the two of its log."""
+
+
+@cache
+def _environment() -> dict[str, str]:
+    """This one's, with a place for compiled modules: a demo starts two dozen interpreters that need the same."""
+    compiled = tempfile.mkdtemp(prefix="kd-pyc-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": compiled}
 
 
 def wait_for(what: str, ready: Callable[[], Any], seconds: float = 60) -> Any:
@@ -55,7 +65,7 @@ class DemoRun:
         with open(self._stdout, "wb") as stdout, open(self._stderr, "wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ktlog", "demo", *options], stdin=subprocess.PIPE, stdout=stdout,
-                stderr=stderr, env={**os.environ, "TMPDIR": str(self.temporary), **(environment or {})},
+                stderr=stderr, env={**_environment(), "TMPDIR": str(self.temporary), **(environment or {})},
                 # A test runner may ignore Ctrl-C; what it starts would inherit that.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )

@@ -36,10 +36,11 @@ from ktlog.client.build import (
 from ktlog.client.directory import Directory
 from ktlog.client.keyfile import SigningKey, load_http_key, load_key, save_key
 from ktlog.pkd.state import Aux, Key
+from ktlog.tlog.policy import Policy, parse_policy
 
 __all__ = [
-    "NOT_PROVEN", "Aux", "Built", "Directory", "Key", "PendingMessage", "Present", "Receipt", "SigningKey",
+    "NOT_PROVEN", "Aux", "Built", "Directory", "Key", "PendingMessage", "Policy", "Present", "Receipt", "SigningKey",
     "add_aux_data", "add_key", "build_envelope", "build_message", "burn_down", "check_receipt", "enrol",
-    "fireproof", "load_http_key", "load_key", "move_identity", "revoke_aux_data", "revoke_by_token", "revoke_key",
-    "rotate", "save_key", "seal", "undo_fireproof",
+    "fireproof", "load_http_key", "load_key", "move_identity", "parse_policy", "revoke_aux_data", "revoke_by_token",
+    "revoke_key", "rotate", "save_key", "seal", "undo_fireproof",
 ]

@@ -62,13 +62,13 @@ class Present:
         cause: a value of ``CAUSE``: what began the present generation.
         version, generation: as the directory map counts them.
         new_keys: those of ``keys`` that were not there at the last lookup; empty at the first one.
+        gone_keys: key ids that were active at the last lookup and are not any more.
         reset: None, or why the trust in this actor starts over since the last lookup: treat the
             person as a stranger until keys were compared again.
         tree_size, root_hash: of the checkpoint that everything was checked against.
         as_of: Unix seconds; the greatest time at which the policy's quorum had seen this checkpoint.
         cosigners: names of the policy's cosigners that signed it.
         checks: what was checked, in words.
-        taken: what had to be believed without a check, in words; empty for most actors.
         not_proven: what an answer of this version never proves.
         pending: messages accepted but not published yet.
     """
@@ -85,13 +85,13 @@ class Present:
     version: int
     generation: int
     new_keys: tuple[Key, ...]
+    gone_keys: tuple[str, ...]
     reset: str | None
     tree_size: int
     root_hash: bytes
     as_of: int
     cosigners: tuple[str, ...]
     checks: tuple[str, ...]
-    taken: tuple[str, ...]
     pending: tuple[PendingMessage, ...] = ()
     not_proven: tuple[str, ...] = NOT_PROVEN
 
@@ -123,13 +123,13 @@ class Present:
             "version": self.version,
             "generation": self.generation,
             "new-keys": [key.key_id for key in self.new_keys],
+            "gone-keys": list(self.gone_keys),
             "reset": self.reset,
             "tree-size": self.tree_size,
             "merkle-root": encode_root(self.root_hash),
             "as-of": self.as_of,
             "cosigners": list(self.cosigners),
             "checks": list(self.checks),
-            "taken": list(self.taken),
             "pending": [
                 {"leaf-index": item.leaf_index, "action": item.action, "removes": list(item.removes)}
                 for item in self.pending

@@ -216,9 +216,10 @@ def build_envelope(actor_id: str, sealed: str) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A log's signed promise that a message is its entry ``leaf_index``. Keep it.
+    """A log's answer that it took a message. Keep it.
 
-    ``entry`` bears the log's leaf signature; ``root`` is the log's root right after it.
+    The leaf signature in ``entry`` proves that the log signed this message as an entry. No signature
+    covers ``leaf_index`` and ``root``: they are what the log says, and prove nothing against it.
     """
 
     leaf_index: int
@@ -233,7 +234,9 @@ class Receipt:
 def check_receipt(
     receipt: Mapping[str, Any], preimage: bytes, dialect: Dialect, leaf_keys: Mapping[bytes, bytes]
 ) -> Receipt:
-    """Check a log's answer to an accepted message.
+    """Check a log's answer to an accepted message: that it signed this message as an entry.
+
+    That the entry has this index, or comes under this root, is not checked: nothing signed says so yet.
 
     Args:
         receipt: the JSON object of the 202 answer.

@@ -15,7 +15,6 @@ from ktlog.client.answer import CAUSE, STATUS, Present
 from ktlog.client.page import ActorPage, parse_actor_page, parse_leaf_keys
 from ktlog.client.replay import (
     History,
-    Replayed,
     check_listed,
     check_rows,
     judge_pending,
@@ -23,11 +22,12 @@ from ktlog.client.replay import (
     replay,
 )
 from ktlog.client.terms import Getter, bad_status, fetch_body
-from ktlog.client.trust import ActorMemory, TrustStore, check_history
-from ktlog.client.verify import Cosigned, Head, Log
+from ktlog.client.trust import ActorMemory, TrustStore, check_history, parse_domains
+from ktlog.client.verify import Cosigned, Head, Log, count_entries
 from ktlog.durable import read_file
-from ktlog.errors import EncodingError, KtlogError, NotLogged, StoreError, Unreachable, UsageError
+from ktlog.errors import EncodingError, Forked, Invalid, KtlogError, NotLogged, StoreError, Unreachable, UsageError
 from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.state import Actor
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.tlog.tiles import TileHashReader
 from ktlog.wire.actor_id import actor_domain, canonical_actor_id, parse_handle
@@ -65,12 +65,13 @@ class Directory:
         policy: the only root of trust: the logs' keys, the witnesses, and the quorum.
         state: a directory for what must be remembered. Two programs may share one.
         domains: which log serves which domain, by origin, before what domains.toml in the state
-            directory says. A server has no say in it.
+            directory says: ``{"example.social": "keys.example.social"}``. A server has no say in it.
         fetcher: makes the requests; by default one that obeys KTLOG_DIAL.
         now: the clock, in Unix seconds.
         max_age_seconds: how long ago the quorum may at most have seen a head.
 
     Raises:
+        UsageError: ``NoPolicy``, *policy* is no Policy; ``BadDomains``.
         PolicyUnmet: ``UnsafePolicy``: no quorum, or one that two disjoint sets of witnesses can make.
         StoreError: the state directory cannot be used.
     """
@@ -80,10 +81,15 @@ class Directory:
         domains: Mapping[str, str] | None = None, fetcher: Getter | None = None,
         now: Callable[[], float] = time.time, max_age_seconds: int = verify.DEFAULT_MAX_AGE_SECONDS,
     ) -> None:
+        if not isinstance(policy, Policy):
+            raise UsageError(
+                "NoPolicy", f"a Directory needs a Policy, not {type(policy).__name__}",
+                hint="For a file, use Directory.from_policy_file(path); for its content, parse_policy(data).",
+            )
         policy.check_safe()
         self._policy = policy
+        self._domains = parse_domains(domains or {}, "domains")
         self._trust = TrustStore(state)
-        self._domains = dict(domains or {})
         self._fetcher = Fetcher.from_environment() if fetcher is None else fetcher
         self._now = now
         self._max_age = max_age_seconds
@@ -97,9 +103,15 @@ class Directory:
         """A Directory with the policy in a tlog-policy file.
 
         Raises:
-            UsageError: ``NoPolicy``, the file is not there; ``BadPolicy``, it does not parse.
+            UsageError: ``NoPolicy``, the file is not there or cannot be read; ``BadPolicy``, it does not parse.
         """
-        data = read_file(Path(path).expanduser())
+        try:
+            data = read_file(Path(path).expanduser())
+        except StoreError as error:
+            raise UsageError(
+                "NoPolicy", f"the policy cannot be read: {error.message}",
+                hint="Give the file that names the logs and witnesses that you trust.",
+            ) from error
         if data is None:
             raise UsageError(
                 "NoPolicy", f"{path} does not exist",
@@ -118,13 +130,14 @@ class Directory:
 
         Every key in the answer is proven to be in the log, and its whole chain of messages back to
         the first key of its generation was checked. The answer is not proven to be complete: a
-        dishonest log can still leave out a newer message, for instance a revocation. ``checks``,
-        ``taken`` and ``not_proven`` of the answer say so in words.
+        dishonest log can still leave out a newer message, for instance a revocation. ``checks`` and
+        ``not_proven`` of the answer say so in words.
 
         Raises:
             NotLogged: the log says that it knows nothing of the actor. This is not proven either.
             Invalid, PolicyUnmet, Stale: a check failed; the name says which.
-            Forked: the log is caught, and ``evidence`` convicts it.
+            Forked: the log is caught, and ``evidence`` convicts it. It is remembered, and every later lookup
+                in that log raises ``Convicted`` until a person removes the file that the hint names.
             Unreachable: nothing was learnt.
             Conflict: ``HandleChanged``, the handle now means another actor.
             UsageError, EncodingError: the name, or the configuration, is wrong.
@@ -132,16 +145,23 @@ class Directory:
         """
         handle, actor_id = self._resolve(name)
         log = self._log_of(actor_id)
+        try:
+            return self._lookup_in(log, handle, actor_id)
+        except Forked as error:
+            self._remember_conviction(log, error)
+            raise
+
+    def _lookup_in(self, log: Log, handle: str | None, actor_id: str) -> Present:
         trusted = self._trusted_head(log)
         page = self._page(log, actor_id, trusted.head.size)
         with ThreadPoolExecutor(2, "ktlog-verify") as pool:
-            replayed, histories, leaf_keys = self._replay(trusted, page, pool)
-            check_listed(replayed.actor, page.keys)
+            actor, histories, leaf_keys = self._replay(trusted, page, pool)
+            check_listed(actor, page.keys)
             pending = check_rows(page, page.unpublished, trusted.head, leaf_keys, pool.map)
-        usable, shown = judge_pending(replayed.actor, pending)
-        memory = _memory_of(trusted.head.size, replayed, histories[actor_id])
-        before = self._save(trusted, handle, actor_id, memory)
-        return _answer(handle, trusted, replayed, histories, usable, shown, before)
+        usable, shown = judge_pending(actor, pending)
+        memory = _memory_of(trusted.head.size, actor, histories[actor_id])
+        before = self._remember_actor(log, handle, actor_id, memory)
+        return _answer(handle, trusted, actor, histories, usable, shown, before)
 
     # Who, and which log
 
@@ -150,31 +170,40 @@ class Directory:
         if "://" in name:
             return None, canonical_actor_id(name)
         handle = "@{}@{}".format(*parse_handle(name))
+        pinned = self._trust.pinned(handle)
+        if pinned is not None and (origin := self._origin_of(pinned)) is not None:
+            self._trust.check_not_convicted(origin)  # before anybody is asked
         try:
             actor_id = resolve_handle(self._fetcher, handle)
         except Unreachable:
             # The pin would refuse any other id anyway, so an instance that is down need not stop us.
-            pinned = self._trust.pinned(handle)
             if pinned is None:
                 raise
             return handle, pinned
         self._trust.check_pin(handle, actor_id)
         return handle, actor_id
 
-    def _log_of(self, actor_id: str) -> Log:
+    def _origin_of(self, actor_id: str) -> str | None:
         domain = actor_domain(actor_id)
-        origin = self._domains.get(domain) or self._trust.domains().get(domain)
+        return self._domains.get(domain) or self._trust.domains().get(domain)
+
+    def _log_of(self, actor_id: str) -> Log:
+        origin = self._origin_of(actor_id)
         if origin is None:
+            domain = actor_domain(actor_id)
             raise UsageError(
                 "UnknownDomain", f"no log is configured for {domain}",
-                hint=f'Say which log serves it: --domain {domain}=ORIGIN, or in domains.toml of the state directory:\n'
+                hint=f'Say which log serves it: domains={{"{domain}": "ORIGIN"}} in Python, --domain {domain}=ORIGIN on'
+                     f' the command line, or in domains.toml of the state directory:\n'
                      f'[domains]\n"{domain}" = "ORIGIN"',
             )
+        self._trust.check_not_convicted(origin)
         return verify.find_log(self._policy, origin)
 
     # The head
 
     def _trusted_head(self, log: Log) -> _Trusted:
+        """A head that passed every check. It is remembered at once, whatever the log says about the actor."""
         # Before the request: another thread may remember a larger head while it is under way.
         remembered = self._remembered(log)
         head = verify.open_head(fetch_body(self._fetcher, log.url, "/checkpoint", MAX_CHECKPOINT_BYTES), log)
@@ -184,6 +213,7 @@ class Directory:
         if remembered is not None:
             verify.check_not_smaller(remembered, head)
             verify.check_extends(log, remembered, head, self._reader(log, head))
+        self._remember_head(log, head, remembered)
         return _Trusted(log, head, cosigned, remembered)
 
     def _remembered(self, log: Log) -> Head | None:
@@ -198,7 +228,12 @@ class Directory:
     # The actor
 
     def _page(self, log: Log, actor_id: str, tree_size: int) -> ActorPage:
-        """The log's answer about an actor, with a history that is not empty."""
+        """The log's answer about an actor, with a history that is not empty.
+
+        Raises:
+            NotLogged: the log says that there is none.
+            Stale: ``ActorRolledBack``: it says so, and has shown one before.
+        """
         if tree_size:  # nothing is in an empty tree, so there is nothing to ask
             target = f"/api/actor/{quote(actor_id, safe='')}/keys?include-proofs=true&tree-size={tree_size}"
             response = self._fetcher.get(log.url + target, max_bytes=MAX_ANSWER_BYTES)
@@ -208,6 +243,9 @@ class Directory:
                     return page
             elif not _is_not_found(response):
                 raise bad_status(response)
+        before = self._trust.actor(log.origin, actor_id)
+        if before is not None:
+            check_history(actor_id, before, ActorMemory(tree_size, 0, (), ()))
         raise NotLogged(
             "NotLogged", f"{log.origin} shows no published message about {actor_id}",
             hint="The log says so; it cannot prove it in this version.",
@@ -215,7 +253,7 @@ class Directory:
 
     def _replay(
         self, trusted: _Trusted, page: ActorPage, pool: ThreadPoolExecutor
-    ) -> tuple[Replayed, dict[str, History], Mapping[bytes, bytes]]:
+    ) -> tuple[Actor, dict[str, History], Mapping[bytes, bytes]]:
         """Check the actor's messages, and those of the actors they depend on, and replay them."""
         log, head = trusted.log, trusted.head
         leaf_keys = parse_leaf_keys(fetch_body(self._fetcher, log.url, "/leaf-keys", MAX_LEAF_KEYS_BYTES))
@@ -227,9 +265,12 @@ class Directory:
         }:
             for name, until in needs.items():
                 if name not in checked:
+                    if len(checked) > MAX_HISTORIES:
+                        raise Invalid(
+                            "BadTransition",
+                            f"{page.actor_id} depends on more than {MAX_HISTORIES} other actors: too many to check",
+                        )
                     try:
-                        if len(checked) > MAX_HISTORIES:
-                            raise NotLogged("NotLogged", f"{name} is one history too many")
                         other = self._page(log, name, head.size)
                     except NotLogged:
                         missing.add(name)
@@ -241,29 +282,30 @@ class Directory:
 
     # Memory
 
-    def _save(
-        self, trusted: _Trusted, handle: str | None, actor_id: str, memory: ActorMemory
-    ) -> ActorMemory | None:
-        """Remember head, actor and handle, in one hold of the lock; return what was remembered of the actor.
+    def _remember_conviction(self, log: Log, error: Forked) -> None:
+        """Store what convicts *log*, before anybody is told. What cannot be stored is told all the same."""
+        if error.evidence is None:
+            return
+        try:
+            path = self._trust.convict(log.origin, error.evidence)
+        except StoreError as failure:
+            error.hint += f" This could not be remembered, so the next lookup may trust the log: {failure.message}"
+        else:
+            error.hint += f" Every later lookup in this log is refused while {path} is there."
+
+    def _remember_head(self, log: Log, head: Head, compared: Head | None) -> None:
+        """Remember *head*, which was compared with the remembered head *compared*.
 
         Another thread or process may have saved a head meanwhile. Then the two are compared like any
         two heads, so that a log cannot show one tree to each of two lookups that overlap.
         """
-        log, head, compared = trusted.log, trusted.head, trusted.remembered
         for _ in range(_SAVE_ATTEMPTS):
             with self._trust.locked():
                 stored = self._remembered(log)
                 if stored == compared:
-                    before = self._trust.actor(log.origin, actor_id)
-                    if before is not None:
-                        check_history(actor_id, before, memory)
-                    if handle is not None:
-                        self._trust.pin(handle, actor_id)
-                    if before is None or before.tree_size <= memory.tree_size:
-                        self._trust.save_actor(log.origin, actor_id, memory)
                     if stored is None or stored.size < head.size:
                         self._trust.save_head(log.origin, head.note)
-                    return before
+                    return
             if stored is None:
                 raise StoreError("BadState", f"the remembered head of {log.origin} vanished during a lookup")
             older, newer = sorted((stored, head), key=lambda one: one.size)
@@ -272,6 +314,21 @@ class Directory:
         raise StoreError(
             "Locked", "other lookups keep changing the remembered head", hint="Trying again is safe."
         )
+
+    def _remember_actor(
+        self, log: Log, handle: str | None, actor_id: str, memory: ActorMemory
+    ) -> ActorMemory | None:
+        """Remember actor and handle, in one hold of the lock; return what was remembered of the actor."""
+        with self._trust.locked():
+            self._trust.check_not_convicted(log.origin)  # by a lookup that overlapped with this one
+            before = self._trust.actor(log.origin, actor_id)
+            if before is not None:
+                check_history(actor_id, before, memory)
+            if handle is not None:
+                self._trust.pin(handle, actor_id)
+            if before is None or before.tree_size <= memory.tree_size:
+                self._trust.save_actor(log.origin, actor_id, memory)
+            return before
 
 
 def _is_not_found(response: Response) -> bool:
@@ -286,29 +343,29 @@ def _is_not_found(response: Response) -> bool:
     return isinstance(body, dict) and body.get("code", body.get("error")) == "not_found"
 
 
-def _memory_of(tree_size: int, replayed: Replayed, history: History) -> ActorMemory:
+def _memory_of(tree_size: int, actor: Actor, history: History) -> ActorMemory:
     return ActorMemory(
         tree_size=tree_size,
-        generation=replayed.actor.generation,
+        generation=actor.generation,
         history=tuple((item.row.leaf_index, item.leaf_hash) for item in history.rows),
-        key_ids=tuple(key.key_id for key in replayed.actor.keys),
+        key_ids=tuple(key.key_id for key in actor.keys),
     )
 
 
 def _answer(
-    handle: str | None, trusted: _Trusted, replayed: Replayed, histories: Mapping[str, History],
+    handle: str | None, trusted: _Trusted, actor: Actor, histories: Mapping[str, History],
     usable: tuple, pending: tuple, before: ActorMemory | None,
 ) -> Present:
-    actor, head, cosigned = replayed.actor, trusted.head, trusted.cosigned
+    head, cosigned = trusted.head, trusted.cosigned
     messages = len({item.row.leaf_index for history in histories.values() for item in history.rows})
     if trusted.remembered is None:
         linked = "this is the first head of this log that was seen here; from now on each must extend it"
     else:
-        linked = f"the tree contains the one of {trusted.remembered.size} entries that was trusted last time"
+        linked = f"the tree contains the one of {count_entries(trusted.remembered.size)} that was trusted last time"
     moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(cosigned.as_of))
     checks = (
         f"which log serves the domain: {head.origin}, by your own configuration",
-        f"the head of {head.size} entries is signed by the log",
+        f"the head of {count_entries(head.size)} is signed by the log",
         f"the witnesses' quorum cosigned it: {', '.join(cosigned.names)}, as of {moment}",
         linked,
         f"every message that the answer rests on ({messages}) is in the tree, and the log's leaf key signed it",
@@ -322,7 +379,8 @@ def _answer(
         aux=actor.aux, fireproof=actor.fireproof, status=STATUS[actor.status], cause=CAUSE[actor.cause],
         version=actor.version, generation=actor.generation,
         new_keys=tuple(key for key in actor.keys if before is not None and key.key_id not in known),
+        gone_keys=tuple(key_id for key_id in known if key_id not in {key.key_id for key in actor.keys}),
         reset=CAUSE[actor.cause] if before is not None and actor.generation > before.generation else None,
         tree_size=head.size, root_hash=head.root, as_of=cosigned.as_of, cosigners=cosigned.names,
-        checks=checks, taken=replayed.taken, pending=pending,
+        checks=checks, pending=pending,
     )

@@ -38,9 +38,7 @@ from ktlog.pkd.messages import (
 )
 from ktlog.pkd.state import (
     Actor,
-    Cause,
     Key,
-    Status,
     View,
     apply,
     created_time,
@@ -51,9 +49,6 @@ from ktlog.tlog.tree import hash_leaf, verify_inclusion
 
 Map = Callable[[Callable[[HistoryRow], "CheckedRow"], Iterable[HistoryRow]], Iterable["CheckedRow"]]
 """Like the built-in ``map``; an executor's may be passed in, since each check takes some 100 ms."""
-
-_STAND_IN = b""
-"""Stands for the key of an operator whose history is not known; no real key is empty."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +68,6 @@ class History:
 
     rows: tuple[CheckedRow, ...]
     until: int
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """The actor at the checkpoint's tree size, and in words what had to be believed for it."""
-
-    actor: Actor
-    taken: tuple[str, ...]
 
 
 def check_rows(
@@ -170,7 +157,6 @@ class _State:
     actors: dict[str, Actor | None] = field(default_factory=dict)
     tokens: set[bytes] = field(default_factory=set)
     unique: set[bytes] = field(default_factory=set)
-    taken: list[str] = field(default_factory=list)
     greatest_time: int = 0
 
     def knows(self, actor_id: str, leaf_index: int) -> bool:
@@ -185,31 +171,36 @@ class _State:
                     held[hashed] = (*held.get(hashed, ()), actor_id)
         return held
 
+    def check_relied_on(self, message: Message, index: int) -> None:
+        """Refuse a message whose force comes from an actor whose history the log does not show.
+
+        The log writes its entries alone. If it did not have to show who signed a BurnDown, it could
+        empty anybody by itself, and then enrol a key of its own.
+        """
+        match message:
+            case MoveIdentity(old_actor=other):
+                what = f"{other}, whose keys it moved"
+            case BurnDown(operator=other):
+                what = f"{other}, who is said to have signed the BurnDown"
+            case _:
+                return
+        if not self.knows(other, index):
+            raise Invalid("BadTransition", f"entry {index}: the log shows no history of {what}")
+
     def step(self, item: CheckedRow, roles: Mapping[str, int]) -> None:
         """Apply one message, and compare whom it touched with what the log said."""
         index, message = item.row.leaf_index, item.message
         if item.wire.unique_hash in self.unique:
             raise Invalid("BadEntry", f"entry {index} repeats an earlier message")
         self.unique.add(item.wire.unique_hash)
-        if isinstance(message, MoveIdentity) and not self.knows(message.old_actor, index):
-            # Keys whose origin nobody can see are not believed: this is no case for ``taken``.
-            raise Invalid(
-                "BadTransition", f"entry {index}: the log shows no history of {message.old_actor}, whose keys it moved"
-            )
+        self.check_relied_on(message, index)
         holders = self.holders(index)
         names = touched_by(message, lambda hashed: holders.get(hashed, ()))
         rows = {name: self.actors.get(name) if self.knows(name, index) else None for name in names}
-        operator = message.operator if isinstance(message, BurnDown) else None
-        believed = operator is not None and not self.knows(operator, index)
-        if believed:
-            rows[operator] = _unknown_operator(operator)
-            self.taken.append(
-                f"entry {index}: that {operator} signed the BurnDown, since the log shows no history of that operator"
-            )
         view = View(rows, self.tokens, holders)
         created = created_time(message, self.greatest_time)
         try:
-            signer = _STAND_IN if believed else find_signer(view, message, item.wire)
+            signer = find_signer(view, message, item.wire)
             change = apply(view, message, index, derive_key_id(self.origin, index), signer, created)
         except MessageRejected as error:
             name = "BadMessageSignature" if error.code == "bad_signature" else "BadTransition"
@@ -223,15 +214,18 @@ class _State:
         self.greatest_time = max(self.greatest_time, created)
 
 
-def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Replayed:
+def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Actor:
     """Replay the published messages of *actor_id* and of the actors they depend on.
+
+    Returns:
+        The actor at the checkpoint's tree size.
 
     Args:
         histories: by actor id; that of actor_id itself is not empty.
 
     Raises:
-        Invalid: ``BadMessageSignature``, ``BadTransition``, ``BadEntry`` (a message logged twice, or entries
-            in different dialects).
+        Invalid: ``BadMessageSignature``; ``BadTransition``, also when the history of an actor they depend on
+            is not shown; ``BadEntry`` (a message logged twice, or entries in different dialects).
     """
     steps: dict[int, CheckedRow] = {}
     roles: dict[int, dict[str, int]] = {}
@@ -247,15 +241,7 @@ def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Repl
     actor = state.actors.get(actor_id)
     if actor is None:
         raise AssertionError("a history that is not empty leads to a state")
-    return Replayed(actor, tuple(state.taken))
-
-
-def _unknown_operator(actor_id: str) -> Actor:
-    """An operator about whom only this is assumed: they have a key, and it signed."""
-    return Actor(
-        actor_id=actor_id, keys=(Key(_STAND_IN, "", 0, 0),), aux=(), fireproof=False, version=0, generation=0,
-        erasures=0, cause=Cause.FIRST, generation_leaf=0, status=Status.ACTIVE, status_leaf=0, revoked=frozenset(),
-    )
+    return actor
 
 
 def check_listed(actor: Actor, listed: Sequence[ListedKey]) -> None:

@@ -7,6 +7,7 @@
       heads/ORIGIN.json    the largest head of each log that every check was passed against
       actors/….json        how much of an actor's history was verified, by log and actor
       handles/….json       the actor id that a handle meant when it was first looked up
+      convicted/ORIGIN.json   evidence against a log that forked; nothing of it is believed any more
       lock                 held while anything is written
 
 Every file is replaced in one step, so a reader sees the old state or the new. A file that cannot be
@@ -27,9 +28,11 @@ from typing import Any
 from urllib.parse import quote
 
 from ktlog.durable import FileLock, read_file, write_atomic
-from ktlog.errors import Conflict, EncodingError, Invalid, Stale, StoreError, UsageError
+from ktlog.errors import Conflict, EncodingError, Forked, Invalid, Stale, StoreError, UsageError
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
+from ktlog.tlog.evidence import parse_evidence
+from ktlog.wire.actor_id import parse_host
 
 LOCK_TIMEOUT_SECONDS = 20.0
 DOMAINS_FILE = "domains.toml"
@@ -84,6 +87,29 @@ def check_history(actor_id: str, remembered: ActorMemory, found: ActorMemory) ->
         )
 
 
+def parse_domains(domains: Mapping[str, str], where: str) -> dict[str, str]:
+    """Which log serves which domain; host names in lower case.
+
+    Raises:
+        UsageError: ``BadDomains``; *where* says whose mistake it is.
+    """
+    parsed = {}
+    for domain, origin in domains.items():
+        if not isinstance(domain, str) or not isinstance(origin, str):
+            raise UsageError("BadDomains", f"{where}: domain and origin are both text")
+        try:
+            host = parse_host(domain.lower())
+        except EncodingError as error:
+            raise UsageError("BadDomains", f"{where}: {error.message}") from None
+        if not origin or "/" in origin:
+            raise UsageError(
+                "BadDomains", f"{where}: {ascii(origin)}, for {host}, is not the origin of a log",
+                hint="An origin is a bare name, such as keys.example.social: drop https:// and every slash.",
+            )
+        parsed[host] = origin
+    return parsed
+
+
 class TrustStore:
     """The state directory. Usable from many threads and processes at once.
 
@@ -96,7 +122,7 @@ class TrustStore:
         self.directory = Path(directory).expanduser()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("heads", "actors", "handles"):
+            for name in ("heads", "actors", "handles", "convicted"):
                 (self.directory / name).mkdir(mode=0o700, exist_ok=True)
             mode = self.directory.stat().st_mode
         except OSError as error:
@@ -155,7 +181,40 @@ class TrustStore:
                 "BadDomains", f"{path} must hold one table of strings",
                 hint='Like this:\n[domains]\n"example.social" = "keys.example.social"',
             )
-        return table
+        return parse_domains(table, str(path))
+
+    # Convictions
+
+    def convict(self, origin: str, evidence: bytes) -> Path:
+        """Remember for good that *origin* forked; the first evidence stays."""
+        path = self._path("convicted", origin)
+        if read_file(path) is None:
+            write_atomic(path, evidence, mode=0o600)
+        return path
+
+    def check_not_convicted(self, origin: str) -> None:
+        """Refuse a log that was once caught here.
+
+        Raises:
+            Forked: ``Convicted``, with the evidence.
+            StoreError: ``BadState``, the file is not evidence against this log. The log stays refused.
+        """
+        path = self._path("convicted", origin)
+        evidence = read_file(path)
+        if evidence is None:
+            return
+        try:
+            named = parse_evidence(evidence).origin
+        except (EncodingError, Invalid) as error:
+            raise StoreError("BadState", f"{path} is damaged: {error}") from None
+        if named != origin:
+            raise StoreError("BadState", f"{path} is damaged: about something else")
+        raise Forked(
+            "Convicted", f"{origin} was caught before: it signed two histories",
+            hint=f"Nothing from this log is believed, and it was not asked. The evidence is in {path}. Only a person"
+                 " can decide to trust this log again: look into what happened, then remove that file.",
+            evidence=evidence,
+        )
 
     # Heads
 

@@ -52,6 +52,11 @@ class Cosigned:
     as_of: int
 
 
+def count_entries(count: int) -> str:
+    """``1 entry``, ``2 entries``."""
+    return f"{count} entry" if count == 1 else f"{count} entries"
+
+
 def find_log(policy: Policy, origin: str) -> Log:
     """The log *origin* as the policy's ``log`` lines have it.
 
@@ -121,7 +126,7 @@ def check_two_roots(log: Log, remembered: Head, head: Head) -> None:
     if remembered.size != head.size or remembered.root == head.root:
         return
     raise Forked(
-        "TwoRoots", f"{log.origin} signed two different trees of {head.size} entries", hint=_FORK_HINT,
+        "TwoRoots", f"{log.origin} signed two different trees of {count_entries(head.size)}", hint=_FORK_HINT,
         evidence=_evidence(log, lambda vkey: format_evidence(two_roots(vkey, remembered.note, head.note))),
     )
 
@@ -165,7 +170,7 @@ def check_not_smaller(remembered: Head, head: Head) -> None:
     if head.size < remembered.size:
         raise Stale(
             "RolledBack",
-            f"{head.origin} showed {remembered.size} entries before and shows {head.size} now",
+            f"{head.origin} showed {count_entries(remembered.size)} before and shows {head.size} now",
             hint="Somebody shows you an old copy, or the log lost entries. Try again; if it lasts, tell its auditors.",
         )
 
@@ -199,7 +204,8 @@ def check_extends(log: Log, older: Head, newer: Head, read: HashReader) -> None:
         ) from error
     raise Forked(
         "Inconsistent",
-        f"{log.origin} signed a tree of {older.size} entries and a tree of {newer.size} that does not contain it",
+        f"{log.origin} signed a tree of {count_entries(older.size)} and a tree of {newer.size} that does not contain"
+        " it",
         hint=_FORK_HINT,
         evidence=_evidence(
             log,

@@ -38,13 +38,18 @@ def show(path: Path, as_json: bool) -> None:
 
 @command.command("revocation-token")
 @click.argument("path", metavar="FILE", type=_FILE)
-def revocation_token(path: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def revocation_token(path: Path, as_json: bool) -> None:
     """Print a token that revokes the key in FILE, in every log, at any time.
 
     Make one now and keep it offline, away from the key: it is good when the key is lost or stolen.
     Whoever has it can revoke the key, and can do nothing else.
     """
-    click.echo(load_key(path).revocation_token())
+    key = load_key(path)
+    token = key.revocation_token()
+    if as_json:
+        token = json.dumps({"revocation-token": token, "sha256": key_hash(key.public_key).hex()})
+    click.echo(token)
 
 
 def _print(key: SigningKey, as_json: bool, more: dict[str, str]) -> None:

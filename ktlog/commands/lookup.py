@@ -51,7 +51,8 @@ def command(
     try:
         answer = directory.lookup(name)
     except Forked as error:
-        if error.evidence is not None:
+        # "Convicted" repeats what was written then, and says where it is.
+        if error.evidence is not None and error.name != "Convicted":
             path = _write_evidence(evidence_dir or state.expanduser() / "evidence", error)
             error.message += f"; evidence written to {path}"
         raise
@@ -97,6 +98,8 @@ def _describe(answer: Present) -> list[str]:
         lines.append(f"  {key.key_id}  {'; '.join(marks)}".rstrip())
         lines.append(f"    sha256 {key_hash(key.public_key).hex()}")
         lines.append(f"    entry {key.leaf_index}, created {_moment(key.created)}")
+    if answer.gone_keys:
+        lines += ["", "Gone since your last lookup:", *(f"  {key_id}" for key_id in answer.gone_keys)]
     if answer.aux:
         lines += ["", "Auxiliary data:"]
     for aux in answer.aux:
@@ -105,8 +108,6 @@ def _describe(answer: Present) -> list[str]:
         lines += ["", "Accepted, not published yet:"]
     lines += [f"  {item.action} as entry {item.leaf_index}" for item in answer.pending]
     lines += ["", "Checked:", *(f"  - {text}" for text in answer.checks)]
-    if answer.taken:
-        lines += ["", "Taken on trust:", *(f"  - {text}" for text in answer.taken)]
     return [*lines, "", "Not proven:", *(f"  - {text}" for text in answer.not_proven)]
 
 

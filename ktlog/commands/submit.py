@@ -50,7 +50,9 @@ class Delivery:
             self.fetcher, self.log_url, self.actor_id, http_key, self.http_key_id, content, now, os.urandom
         )
         receipt = build.check_receipt(answer, built.preimage, built.dialect, terms.leaf_keys)
-        self.report(answer, f"accepted as entry {receipt.leaf_index}; the log's signature on it holds")
+        self.report(
+            answer, f"accepted: the log signed this message as an entry; as entry {receipt.leaf_index}, the log says"
+        )
 
     def send_raw(self, content: str) -> None:
         """Deliver a finished envelope. Its message is not known here, so the receipt cannot be checked."""
@@ -58,7 +60,7 @@ class Delivery:
             self.fetcher, self.log_url, self.actor_id, load_http_key(self.http_key), self.http_key_id, content,
             int(time.time()), os.urandom,
         )
-        self.report(answer, f"accepted as entry {answer['leaf-index']}; its signature was not checked")
+        self.report(answer, f"accepted as entry {answer['leaf-index']}, the log says; its signature was not checked")
 
     def report(self, answer: dict[str, Any], words: str) -> None:
         click.echo(json.dumps(answer) if self.as_json else words)
@@ -102,7 +104,8 @@ def command() -> None:
     """Send a protocol message to a log, for an actor of your instance.
 
     The message is signed with the actor's own key (ktlog key), encrypted to the log, and delivered as
-    a direct message with the actor's HTTP signature. The log's receipt is checked.
+    a direct message with the actor's HTTP signature. The log's signature on the entry is checked; the
+    index and the root in its receipt are what the log says.
     """
 
 

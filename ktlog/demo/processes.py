@@ -143,7 +143,9 @@ class Processes:
             new = text[self._read.get(path, 0):].decode("utf-8", "replace").split("\n")
             self._read[path] = len(text)
             # What is tried again and again fails in the same words each time.
-            lines = dict.fromkeys(line.strip() for line in new if line.strip() and " INFO " not in line)
+            lines = dict.fromkeys(
+                line.strip() for line in new if any(map(str.isalnum, line)) and " INFO " not in line
+            )
             said += [f"{path.stem} wrote: {line[:_QUOTED_CHARACTERS]}" for line in list(lines)[-_QUOTED_LINES:]]
         return said
 

@@ -123,10 +123,10 @@ def _shell(line: str) -> str:
     return done.stdout
 
 
-def test_a_terminal_shows_progress():
+def test_a_terminal_shows_progress(tmp_path):
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment = {**os.environ, "TERM": "xterm-256color", "TMPDIR": str(tmp_path)}
     for name in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "CI"):
         environment.pop(name, None)
     process = subprocess.Popen(
@@ -136,7 +136,7 @@ def test_a_terminal_shows_progress():
     os.close(terminal)
     try:
         shown = _read_terminal(controller, process)
-        assert process.wait(60) == 0
+        assert process.wait(60) == 0, shown
     finally:
         os.close(controller)
         if process.poll() is None:

@@ -182,6 +182,7 @@ def test_a_fork_is_7_with_evidence_that_convicts_offline(auditor: Auditor) -> No
     verdict = auditor("verify-evidence", auditor.evidence[0], "--json")
     assert verdict.code == 0
     assert verdict.json["convicts"] is True
+    assert verdict.json["log_key_known"] is False
     assert verdict.json["vkey"] == VKEY
     assert verdict.json["fingerprint"] == fingerprint(log_signers()[1].vkey)
     assert [head["tree_size"] for head in verdict.json["heads"]] == [10, 10]
@@ -194,7 +195,7 @@ def test_a_checkpoint_from_elsewhere_convicts_too(auditor: Auditor) -> None:
     assert ran.code == 7
     assert "[Forked] Inconsistent" in ran.out
     assert str(given) in ran.out
-    assert "verify-evidence FILE" in ran.out
+    assert f"verify-evidence FILE --vkey {VKEY}\n" in ran.out
     assert auditor("verify-evidence", auditor.evidence[0]).code == 0
     assert auditor.head is None
 
@@ -211,6 +212,18 @@ def test_only_what_no_finding_was_made_about_is_remembered(auditor: Auditor) -> 
     world.serve["tile/0/000.p/10"] = Unreachable("Timeout")
     assert auditor.audit(world).code == 3
     assert auditor.head is None
+
+
+def test_an_answer_too_large_to_read_is_said_and_does_not_stop_the_audit(auditor: Auditor) -> None:
+    world = honest_world().clone()
+    world.serve["api/actor/https%3A%2F%2Falpha.example%2Fusers%2Falice/keys"] = Unreachable("TooLarge", "too long")
+    ran = auditor.audit(world, "--json")
+    assert (ran.code, ran.json["findings"]) == (0, [])
+    assert ran.json["answers"] == {"checked": 3, "total": 4, "mode": "all"}
+    said = [sentence for sentence in ran.json["not_checked"] if "about 1 of 4 actors" in sentence]
+    assert len(said) == 1
+    assert "https://alpha.example/users/alice" in said[0]
+    assert auditor.head == honest_world().serve["checkpoint"]
 
 
 # Refused before anything is asked
@@ -353,7 +366,10 @@ def evidence(auditor: Auditor) -> Path:
 def test_the_verdict_for_a_person_names_key_and_deed(auditor: Auditor, evidence: Path) -> None:
     ran = auditor("verify-evidence", evidence)
     assert ran.code == 0
-    assert ran.out.startswith(f"CONVICTED: the log {ORIGIN}, by this key; make sure that it is the log's")
+    assert ran.out.startswith(
+        f"CONVICTING: a key that calls itself {ORIGIN} signed two histories; check that this is {ORIGIN}'s key:"
+        " run again with --vkey\n"
+    )
     assert fingerprint(log_signers()[1].vkey) in ran.out
     assert "two different trees of 10 entries" in ran.out
     assert ran.out.count("root ") == 2
@@ -361,6 +377,7 @@ def test_the_verdict_for_a_person_names_key_and_deed(auditor: Auditor, evidence:
 
 def test_the_key_that_is_known_must_be_the_convicted_one(auditor: Auditor, evidence: Path) -> None:
     assert "by the key you named" in auditor("verify-evidence", evidence, "--vkey", VKEY).out
+    assert auditor("verify-evidence", evidence, "--vkey", VKEY, "--json").json["log_key_known"] is True
     for other in (log_signers()[0].vkey, log_signers(90)[1].vkey, witness_signers()[0][1].vkey):
         ran = auditor("verify-evidence", evidence, "--vkey", other)
         refused(ran, 5, "WrongLog")

@@ -10,13 +10,14 @@ import pytest
 from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key
 from client_world import ALICE, BOB, ROOT, World, remembering_argon2id, say, story
 
+from ktlog.client import directory
 from ktlog.client.build import add_key, burn_down, enrol, fireproof, move_identity, revoke_by_token, revoke_key
 from ktlog.errors import Forked, Invalid, NotLogged, Unreachable
 from ktlog.pkd import attributes
 from ktlog.pkd.dialects import PHP
 from ktlog.pkd.keys import encode_public_key
 from ktlog.tlog.encoding import decode_base64url, encode_base64url
-from ktlog.tlog.evidence import parse_evidence, verify_evidence
+from ktlog.tlog.evidence import format_evidence, parse_evidence, two_roots, verify_evidence
 
 
 @pytest.fixture
@@ -258,16 +259,30 @@ def test_after_a_burn_down_there_are_no_keys_and_the_answer_says_why(world):
     world.lookup()
     burned(world.log)
     answer = world.lookup()
-    assert (answer.keys, answer.status, answer.taken) == ((), "burned down", ())
+    assert (answer.keys, answer.status, len(answer.gone_keys)) == ((), "burned down", 2)
 
 
-def test_a_burn_down_by_an_operator_that_cannot_be_checked_is_taken_and_said(world):
+def test_a_burn_down_by_an_operator_that_cannot_be_checked_is_refused(world):
     burned(world.log)
     world.network.edit(lambda page: page.update({"history": []}), ROOT)
-    answer = world.lookup()
-    assert answer.keys == ()
-    assert len(answer.taken) == 1
-    assert ROOT in answer.taken[0]
+    error = world.refuses(Invalid, "BadTransition")
+    assert f"no history of {ROOT}" in error.message
+
+
+def test_the_log_alone_cannot_replace_a_key_by_a_burn_down(world):
+    """A BurnDown in the name of nobody, and a self-signed key after it: all by the log itself."""
+    log, nobody = world.log, actor("never-enrolled")
+    built = burn_down(ALICE, nobody, key(99), recent_root=log.recent(), now=NOW)
+    log.append(built.preimage, {"actor": ALICE, "operator": nobody}, {ALICE: 1})
+    forge(log, enrol, ALICE, key(66))
+    world.refuses(Invalid, "BadTransition")
+
+
+def test_more_histories_than_are_read_are_refused(world, monkeypatch):
+    burned(world.log)
+    monkeypatch.setattr(directory, "MAX_HISTORIES", 0)
+    error = world.refuses(Invalid, "BadTransition")
+    assert "too many to check" in error.message
 
 
 def test_a_burn_down_that_the_operator_did_not_sign(world):
@@ -340,6 +355,12 @@ def test_a_token_in_the_history(world):
     assert world.lookup().status == "revoked by token"
 
 
+def convicting(world) -> bytes:
+    """Evidence against the world's log, of which the client has not heard."""
+    vkey = world.policy.logs[0].vkey
+    return format_evidence(two_roots(vkey, world.log.checkpoint, world.log.sign(root=bytes(31) + b"x", witnesses=0)))
+
+
 # Several at once
 
 
@@ -385,7 +406,7 @@ def test_two_overlapping_lookups_cannot_be_shown_two_trees(world, tmp_path):
     started, late = threading.Event(), threading.Event()
 
     def slow(url):
-        if url.endswith("/leaf-keys"):
+        if url.endswith("/checkpoint"):
             started.set()
             assert late.wait(20)
 
@@ -406,6 +427,19 @@ def test_two_overlapping_lookups_cannot_be_shown_two_trees(world, tmp_path):
     thread.join()
     assert [error.name for error in caught] == ["TwoRoots"]
     verify_evidence(parse_evidence(caught[0].evidence), world.policy.logs[0].vkey)
+    assert world.refuses(Forked, "Convicted").evidence == caught[0].evidence
+
+
+def test_a_lookup_that_overlaps_with_a_conviction_answers_nothing(world):
+    """It began before the log was caught, and would end after it."""
+    slow, found = world.directory(), world.directory()
+    evidence = convicting(world)
+    network = Network(world.log)
+    network.before = lambda url: url.endswith("/leaf-keys") and found._trust.convict(ORIGIN, evidence)
+    slow._fetcher = network
+    with pytest.raises(Forked, match="Convicted"):
+        slow.lookup(ALICE)
+    assert [name for name in world.remembered() if name.startswith("actors/")] == []
 
 
 def test_a_lock_that_is_held_is_waited_for(world):

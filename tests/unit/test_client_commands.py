@@ -25,6 +25,7 @@ from ktlog.client.build import (
 )
 from ktlog.pkd.actions import aux_data_id
 from ktlog.pkd.hpke import open_message
+from ktlog.pkd.keys import key_hash
 from ktlog.pkd.messages import open_message_attributes, parse_wire
 from ktlog.pkd.token import parse_token
 from ktlog.tlog.evidence import parse_evidence, verify_evidence
@@ -130,7 +131,7 @@ def test_lookup_prints_keys_and_what_was_checked(desk, capsys):
     assert desk.log.actors[ALICE].keys[0].key_id in out
     assert "\nChecked:\n" in out
     assert "\nNot proven:\n" in out
-    assert "Taken on trust" not in out
+    assert "Gone since" not in out
     assert "\x1b" not in out
 
 
@@ -150,6 +151,7 @@ def test_lookup_shouts_about_a_reset_and_a_pending_revocation(desk, capsys):
     say(desk.log, enrol, root, key(9))
     publish(desk)
     desk.lookup(capsys)
+    gone = desk.log.actors[ALICE].keys[0].key_id
     say(desk.log, burn_down, ALICE, root, key(9))
     say(desk.log, enrol, ALICE, key(2))
     say(desk.log, add_key, ALICE, key(3).public_key, key(2))
@@ -160,6 +162,7 @@ def test_lookup_shouts_about_a_reset_and_a_pending_revocation(desk, capsys):
     assert "RESET: enrolment after a BurnDown" in out
     assert out.count("NOT USABLE") == 1
     assert out.count("new since your last lookup") == 2
+    assert f"Gone since your last lookup:\n  {gone}\n" in out
     assert "RevokeKey as entry 5" in out
 
 
@@ -196,7 +199,10 @@ def test_a_fork_leaves_evidence(desk, capsys, place):
     with open(path, "rb") as file:
         evidence = parse_evidence(file.read())
     verify_evidence(evidence, make_policy([desk.log]).logs[0].vkey)
-    assert desk.lookup(capsys, *arguments)[0] == 7
+    code, out, err = desk.lookup(capsys, *arguments)
+    assert (code, out) == (7, "")
+    assert "Convicted" in err
+    assert desk.path(f"state/convicted/{ORIGIN}.json") in err
 
 
 # key
@@ -217,6 +223,10 @@ def test_key_new_and_show(desk, capsys):
 def test_key_revocation_token(desk, capsys):
     code, out, _ = desk.run(capsys, "key", "revocation-token", desk.path("1.key"))
     assert (code, parse_token(out.strip()).public_key) == (0, key(1).public_key)
+    code, text, _ = desk.run(capsys, "key", "revocation-token", desk.path("1.key"), "--json")
+    shown = json.loads(text)
+    assert (code, shown["revocation-token"]) == (0, out.strip())
+    assert shown["sha256"] == key_hash(key(1).public_key).hex()
 
 
 # submit
@@ -227,7 +237,8 @@ def test_a_life_submitted(desk, capsys):
     one, two = desk.path("1.key"), desk.path("2.key")
     log, data = desk.log, "age1example"
     code, out, err = desk.submit(capsys, "add-key", "--key", one)
-    assert (code, out, err) == (0, "accepted as entry 0; the log's signature on it holds\n", "")
+    assert (code, err) == (0, "")
+    assert out == "accepted: the log signed this message as an entry; as entry 0, the log says\n"
     assert desk.network.key_ids == [f"{ALICE}#main-key"]
     steps = [
         ("add-key", "--public-key", key(2).public_text, "--sign-with", one),

@@ -8,7 +8,8 @@ import pytest
 from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key, make_policy
 from client_world import ALICE, BOB, World, remembering_argon2id, say, story
 
-from ktlog.client import Directory
+from ktlog.client import Directory, parse_policy
+from ktlog.client import Policy as ClientPolicy
 from ktlog.client.build import add_key, enrol
 from ktlog.errors import (
     Conflict,
@@ -24,7 +25,7 @@ from ktlog.errors import (
 )
 from ktlog.pkd import attributes
 from ktlog.tlog.encoding import encode_base64
-from ktlog.tlog.evidence import parse_evidence, verify_evidence
+from ktlog.tlog.evidence import format_evidence, parse_evidence, two_roots, verify_evidence
 from ktlog.tlog.policy import Policy, format_policy
 from ktlog.tlog.tiles import tile_path
 
@@ -47,7 +48,7 @@ def test_an_honest_answer(world):
     assert (answer.tree_size, answer.root_hash, answer.as_of) == (6, world.log.root(), NOW)
     assert (answer.status, answer.cause, answer.version, answer.generation) == ("active", "first enrolment", 4, 1)
     assert answer.cosigners == ("w1.witness.example", "w2.witness.example", "w3.witness.example")
-    assert (answer.taken, answer.reset, answer.new_keys, answer.pending) == ((), None, (), ())
+    assert (answer.reset, answer.new_keys, answer.gone_keys, answer.pending) == (None, (), (), ())
     assert len(answer.checks) == 8
     assert "left out" in answer.not_proven[0]
     json.dumps(answer.as_dict())
@@ -80,6 +81,7 @@ def test_a_growing_log_is_followed_and_new_keys_are_named(world):
     world.now = NOW + 60
     answer = world.lookup()
     assert [found.public_key for found in answer.new_keys] == [key(4).public_key]
+    assert answer.gone_keys == ()
     assert "the one of 6 entries" in answer.checks[3]
     assert answer.as_of == NOW + 60
 
@@ -133,12 +135,46 @@ def test_policy_files_that_are_none(world, tmp_path, content, name):
         Directory.from_policy_file(path, state=world.state, fetcher=world.network)
 
 
+def test_a_policy_that_cannot_be_read(world, tmp_path):
+    with pytest.raises(UsageError, match="NoPolicy"):
+        Directory.from_policy_file(tmp_path, state=world.state, fetcher=world.network)
+
+
+@pytest.mark.parametrize("policy", ["trust.policy", b"quorum none\n", None])
+def test_what_is_no_policy(world, policy):
+    with pytest.raises(UsageError, match="NoPolicy") as caught:
+        Directory(policy, state=world.state, fetcher=world.network)
+    assert "from_policy_file" in caught.value.hint
+
+
+def test_the_library_makes_policies(world):
+    policy = parse_policy(format_policy(world.policy))
+    assert isinstance(policy, ClientPolicy)
+    assert world.lookup(policy=policy).origin == ORIGIN
+
+
 # Which log
 
 
 def test_the_log_is_chosen_here_and_not_by_the_server(world):
-    world.refuses(UsageError, "UnknownDomain", domains={})
+    assert "domains=" in world.refuses(UsageError, "UnknownDomain", domains={}).hint
     world.refuses(UsageError, "UnknownLog", domains={DOMAIN: "keys.evil.example"})
+
+
+def test_domains_are_compared_in_lower_case(world):
+    assert world.lookup(domains={DOMAIN.upper(): ORIGIN}).origin == ORIGIN
+    (world.state / "domains.toml").write_text(f'[domains]\n"{DOMAIN.upper()}" = "{ORIGIN}"\n')
+    assert world.lookup(domains=None).origin == ORIGIN
+
+
+@pytest.mark.parametrize("domains", [
+    {DOMAIN: f"https://{ORIGIN}"}, {DOMAIN: f"{ORIGIN}/"}, {DOMAIN: ""}, {DOMAIN: None}, {"https://" + DOMAIN: ORIGIN},
+    {"": ORIGIN}, {7: ORIGIN},
+])
+def test_domains_that_are_none(world, domains):
+    with pytest.raises(UsageError, match="BadDomains") as caught:
+        world.directory(domains=domains)
+    assert "drop https://" in caught.value.hint or "/" not in str(domains.get(DOMAIN) or "")
 
 
 def test_an_argument_beats_domains_toml(world):
@@ -170,7 +206,7 @@ def test_a_handle_is_pinned(world):
 def test_a_pin_is_set_only_after_a_good_lookup(world):
     world.network.edit(lambda page: page["public-keys"].pop())
     world.refuses(Invalid, "OmittedKey", f"@alice@{DOMAIN}")
-    assert world.remembered() == {}
+    assert list(world.remembered()) == [f"heads/{ORIGIN}.json"]
 
 
 def test_a_pinned_handle_needs_no_instance(world):
@@ -276,6 +312,71 @@ def test_two_roots_convict_even_without_witnesses(world):
     assert evidence.kind == "two-roots"
 
 
+def caught(world) -> Forked:
+    """The log is shown with two trees, and serves the good one again."""
+    world.lookup(f"@alice@{DOMAIN}")
+    good = world.log.checkpoint
+    world.log.checkpoint = world.log.sign(root=bytes(32), witnesses=0)
+    error = world.refuses(Forked, "TwoRoots")
+    world.log.checkpoint = good
+    return error
+
+
+@pytest.mark.parametrize("name", [ALICE, BOB, f"@alice@{DOMAIN}"])
+def test_a_log_that_was_caught_stays_convicted(world, name):
+    error = caught(world)
+    path = world.state / "convicted" / f"{ORIGIN}.json"
+    assert path.read_bytes() == error.evidence
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert str(path) in error.hint
+    world.network.requests.clear()
+    again = world.refuses(Forked, "Convicted", name)
+    assert again.evidence == error.evidence
+    assert again.exit_code == 7
+    assert str(path) in again.hint
+    assert world.network.requests == []
+    path.unlink()
+    assert world.lookup(name).origin == ORIGIN
+
+
+def test_another_log_is_not_convicted_with_it(world):
+    caught(world)
+    other = TinyLog("keys.beta.example", seed=50)
+    dora = actor("dora", "beta.example")
+    say(other, enrol, dora, key(5))
+    world.network.logs[other.publish().origin] = other
+    policy = make_policy([world.log, other])
+    domains = {DOMAIN: ORIGIN, "beta.example": other.origin}
+    assert world.lookup(dora, policy=policy, domains=domains).origin == other.origin
+    world.refuses(Forked, "Convicted", policy=policy, domains=domains)
+
+
+def test_a_conviction_that_cannot_be_stored_is_told_all_the_same(world):
+    world.lookup()
+    (world.state / "convicted").rmdir()
+    directory = world.directory()
+    (world.state / "convicted").rmdir()
+    world.log.checkpoint = world.log.sign(root=bytes(32), witnesses=0)
+    with pytest.raises(Forked, match="TwoRoots") as raised:
+        directory.lookup(ALICE)
+    assert raised.value.evidence
+    assert "could not be remembered" in raised.value.hint
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"about another log"])
+def test_a_damaged_conviction_is_no_acquittal(world, damage):
+    error = caught(world)
+    path = world.state / "convicted" / f"{ORIGIN}.json"
+    if damage == b"about another log":
+        other = TinyLog("keys.beta.example", seed=50).publish()
+        vkey = make_policy([other]).logs[0].vkey
+        damage = format_evidence(two_roots(vkey, other.sign(3, root=bytes(32)), other.sign(3, root=b"x" * 32)))
+    path.write_bytes(damage)
+    world.refuses(StoreError, "BadState")
+    path.write_bytes(error.evidence)
+    world.refuses(Forked, "Convicted")
+
+
 def test_without_a_memory_the_same_lie_lacks_witnesses(world):
     liar = story().fork()
     liar.entries[-1] = liar.entries[0]
@@ -322,6 +423,40 @@ def test_tiles_that_cannot_be_had(world):
     world.network.break_("/" + tile_path(0, 0))
     error = world.refuses(Unreachable, "Timeout")
     assert error.exit_code == 3
+
+
+@pytest.mark.parametrize(("name", "who"), [("NotLogged", actor("nobody")), ("OmittedKey", ALICE)])
+def test_a_good_head_is_remembered_although_the_lookup_failed(world, name, who):
+    """Otherwise an older head would be accepted after it, with a key that was revoked since."""
+    world.log.checkpoint = world.log.sign(4)
+    world.lookup()
+    world.log.checkpoint = world.log.sign(6)
+    world.network.edit(lambda page: page["public-keys"].pop())
+    world.refuses(NotLogged if name == "NotLogged" else Invalid, name, who)
+    assert json.loads(world.remembered()[f"heads/{ORIGIN}.json"])["note"] == encode_base64(world.log.checkpoint)
+    world.network = Network(world.log)
+    world.log.checkpoint = world.log.sign(4)
+    world.refuses(Stale, "RolledBack")
+
+
+@pytest.mark.parametrize("body", [None, b'{"code":"not_found"}'])
+def test_an_actor_that_was_shown_before_cannot_be_unknown(world, body):
+    world.lookup()
+    if body is None:
+        world.network.edit(lambda page: page.update({"history": [], "public-keys": []}))
+    else:
+        world.network.replace(f"/api/actor/https%3A%2F%2F{DOMAIN}%2Fusers%2Falice/keys", body, 404)
+    assert world.refuses(Stale, "ActorRolledBack").exit_code == 9
+
+
+def test_one_entry_is_singular(world):
+    log = TinyLog()
+    say(log, enrol, ALICE, key(1))
+    world.serve(log.publish())
+    world.lookup()
+    checks = " ".join(world.lookup().checks)
+    assert checks.count(" 1 entry ") == 2
+    assert "1 entries" not in checks
 
 
 def test_a_damaged_memory_is_never_an_empty_one(world):

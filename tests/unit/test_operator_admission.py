@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.client import build_envelope
 from ktlog.errors import MessageRejected, StoreError
+from ktlog.operator import admission as admission_module
 from ktlog.operator.activity import PLAINTEXT_CONTEXT
 from ktlog.operator.actor_keys import REFRESH_SECONDS, ActorKeys
 from ktlog.operator.admission import Admission, Request
@@ -494,3 +495,30 @@ def test_a_store_that_fails_is_no_refusal(inbox):
     wire = build(SPEC, add(), "a", ZERO_ROOT)
     with pytest.raises(StoreError):
         inbox.admission.admit(inbox.request(build_envelope(ALICE, inbox.sealed(wire))))
+
+
+# --- what one actor, one domain and one message may cost
+
+
+def test_a_log_of_one_instance_serves_its_own_actors_only(inbox):
+    admission, domain = inbox.admission, ALICE.split("/")[2]
+    admission._actor_domains = frozenset({domain})
+    assert inbox.admit(add()).plain["actor"] == ALICE
+    admission._actor_domains = frozenset({"other.example"})
+    before = list(inbox.instances.asked)
+    assert inbox.message_code(add()) == "domain_not_served"
+    assert inbox.instances.asked == before  # nobody was asked for a key
+
+
+def test_an_actor_may_not_collect_keys_for_ever(inbox, monkeypatch):
+    monkeypatch.setattr(admission_module, "KEYS_LIMIT", 1)
+    inbox.enrol()
+    assert inbox.message_code(add(name="b")) == "too_many_keys"
+
+
+def test_a_record_that_json_would_swell_is_refused(inbox, monkeypatch):
+    text = "\x01" * 1000  # six characters each in JSON
+    inbox.enrol()
+    assert inbox.admit(AddAuxData(ALICE, "test", text, None, NOW)).plain["aux-data"] == text
+    monkeypatch.setattr(admission_module, "RECORD_LIMIT_BYTES", 9000)
+    assert inbox.message_code(AddAuxData(ALICE, "test", text, None, NOW)) == "too_large"
