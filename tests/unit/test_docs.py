@@ -27,7 +27,7 @@ def command_lines() -> list[tuple[str, list[str]]]:
     found = []
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 for part in " ".join(words).split(" && "):
                     command = part.split()
