@@ -9,6 +9,34 @@ from tests.demo_sabotages import A01, sabotage
 # The lies: each sabotage lets one through, or keeps it from being told.
 
 
+@sabotage("smaller", "the client believed the lie")
+def client_forgets_before_the_roll_back(saboteur):
+    for kind in ("heads", "actors"):
+        for path in (saboteur.client / kind).iterdir():
+            path.unlink()
+
+
+@sabotage("smaller", "the auditor said [] and exit code 0")
+def auditor_forgets_before_the_roll_back(saboteur):
+    saboteur.auditor_head.unlink()
+
+
+@sabotage("smaller", "a witness should answer 409", "200")
+def old_checkpoint_is_the_newest(saboteur):
+    saboteur.replace("earlier-checkpoint", saboteur.checkpoint.read_bytes())
+
+
+@sabotage("swapped-key", "the client should say UnlistedKey; it said OmittedKey")
+def there_is_no_key_to_swap(saboteur):
+    saboteur.sql("DELETE FROM directory_keys WHERE actor_number ="
+                 " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)", A01)
+
+
+@sabotage("swapped-key", "the auditor could not audit keys.alpha.example", "Locked")
+def auditor_cannot_see_the_swap(saboteur):
+    saboteur.hold_auditor()
+
+
 @sabotage("same-size", "the client should say TwoRoots; it said TooFewWitnesses")
 def client_forgets_before_the_fork(saboteur):
     saboteur.client_head.unlink()
@@ -44,34 +72,6 @@ def evidence_is_flipped(saboteur):
         return False
 
     saboteur.watch(act)
-
-
-@sabotage("smaller", "the client believed the lie")
-def client_forgets_before_the_roll_back(saboteur):
-    for kind in ("heads", "actors"):
-        for path in (saboteur.client / kind).iterdir():
-            path.unlink()
-
-
-@sabotage("smaller", "the auditor said [] and exit code 0")
-def auditor_forgets_before_the_roll_back(saboteur):
-    saboteur.auditor_head.unlink()
-
-
-@sabotage("smaller", "a witness should answer 409", "200")
-def old_checkpoint_is_the_newest(saboteur):
-    saboteur.replace("earlier-checkpoint", saboteur.checkpoint.read_bytes())
-
-
-@sabotage("swapped-key", "the client should say UnlistedKey; it said OmittedKey")
-def there_is_no_key_to_swap(saboteur):
-    saboteur.sql("DELETE FROM directory_keys WHERE actor_number ="
-                 " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)", A01)
-
-
-@sabotage("swapped-key", "the auditor could not audit keys.alpha.example", "Locked")
-def auditor_cannot_see_the_swap(saboteur):
-    saboteur.hold_auditor()
 
 
 # still-running

@@ -4,9 +4,9 @@
 log's store, signs with the honest log's keys, tells the lie to every witness and writes what they
 answered to FILE, then serves the lie to whoever asks. The demo points the log's name at it.
 
-``same-size``    another root for the size that is published: the fork.
 ``smaller``      an earlier checkpoint, shown as the newest: the roll-back. (``--old FILE`` has it.)
 ``swapped-key``  an honest checkpoint, and somebody else's key in an answer. (``--actor ID``)
+``same-size``    another root for the size that is published: the fork.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ktlog.web.app import create_app
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpd import serve
 
-LIES = ("same-size", "smaller", "swapped-key")
+LIES = ("smaller", "swapped-key", "same-size")
 
 
 def fork_checkpoint(settings: Settings) -> tuple[bytes, int]:

@@ -32,7 +32,7 @@ PUBLISH_SECONDS = 20.0
 # In the order in which they are made. `--pause-before NAME` stops the demo there.
 CHECKS = (
     "started", "enrolled", "published", "looked-up", "rotated", "consistent", "audited",
-    "same-size", "smaller", "swapped-key", "still-running",
+    "smaller", "swapped-key", "same-size", "still-running",
 )
 
 
@@ -90,9 +90,10 @@ class Story:
             ("rotated", "One actor rotates: a new key, and the old one revoked", self._rotated),
             ("consistent", "The client looks again, and checks that the log only grew", self._consistent),
             ("audited", "An auditor replays both logs from the first entry", self._audited),
-            ("same-size", "Lie 1: another history of the same length, signed with the log's own keys", self._fork),
-            ("smaller", "Lie 2: an old checkpoint, so that the rotation never happened", self._roll_back),
-            ("swapped-key", "Lie 3: somebody else's key in an answer", self._swap_key),
+            ("smaller", "Lie 1: an old checkpoint, so that the rotation never happened", self._roll_back),
+            ("swapped-key", "Lie 2: somebody else's key in an answer", self._swap_key),
+            # Last, because it convicts: nobody here talks to that log afterwards.
+            ("same-size", "Lie 3: another history of the same length, signed with the log's own keys", self._fork),
             ("still-running", "Every process is still the one that was started", self._still_running),
         )
         with self._checking("started"):
@@ -223,15 +224,6 @@ class Story:
         if self.result.entries_audited != expected:
             raise CheckFailed("audited", f"{self.result.entries_audited} entries audited of {expected}")
 
-    def _fork(self) -> None:
-        with self._liar("same-size") as told:
-            self._witnesses_refused("same-size", told, 422)
-            self._client_refuses("same-size", "TwoRoots")
-            report = self._audit(self._lied_about)
-            self._auditor_refuses("same-size", report, "TwoRoots", 7)
-        for path in report["evidence"]:
-            self._convict(path)
-
     def _roll_back(self) -> None:
         with self._liar("smaller", "--old", str(self._earlier_checkpoint)) as told:
             self._witnesses_refused("smaller", told, 409)
@@ -242,13 +234,24 @@ class Story:
             raise CheckFailed("smaller", f"the auditor said {names} and exit code {report['exit_code']}")
         # A finding and no evidence: a smaller tree by itself convicts nobody.
         self.result.findings.append({"lie": "smaller", "found_by": "auditor", "reason": "RolledBack"})
-        self._teller.refused("auditor", f"RolledBack, a finding without evidence: {_describe_findings(report)}")
+        self._teller.refused("auditor", f"{_describe_findings(report)} (a finding, no evidence)")
 
     def _swap_key(self) -> None:
         with self._liar("swapped-key", "--actor", self._rotating.actor_id):
             self._client_refuses("swapped-key", "UnlistedKey")
             report = self._audit(self._lied_about)
             self._auditor_refuses("swapped-key", report, "AnswerContradictsLog", 5)
+
+    def _fork(self) -> None:
+        with self._liar("same-size") as told:
+            self._witnesses_refused("same-size", told, 422)
+            self._client_refuses("same-size", "TwoRoots")
+            report = self._audit(self._lied_about)
+            self._auditor_refuses("same-size", report, "TwoRoots", 7)
+        if not report["evidence"]:
+            raise CheckFailed("same-size", "the auditor wrote no evidence of the fork")
+        for path in report["evidence"]:
+            self._convict(path)
 
     def _still_running(self) -> None:
         for host in self._topology.hosts():

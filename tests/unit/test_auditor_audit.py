@@ -173,7 +173,23 @@ def test_a_log_that_published_nothing_has_claimed_nothing() -> None:
     assert report.exit_code == 3
 
 
-@pytest.mark.parametrize("path", [path for path, _ in SILENT])
+def test_answers_too_large_are_listed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("auditor.audit._SHOWN_ACTORS", 2)
+    world = honest_world().clone()
+    for user in ("alice", "alicia", "bob", "carol", "dave", "root"):
+        for host in ("alpha", "beta"):
+            path = f"api/actor/https%3A%2F%2F{host}.example%2Fusers%2F{user}/keys"
+            world.serve[path] = Unreachable("TooLarge", "longer than it may be")
+    report = run(world)
+    assert report.ok
+    said = [sentence for sentence in report.not_checked if "larger than" in sentence]
+    assert len(said) == 1
+    assert "about 4 of 4 actors" in said[0]
+    assert said[0].count("https://") == 2
+    assert said[0].endswith("and 2 more.")
+
+
+@pytest.mark.parametrize("path", [path for path, _ in SILENT if not path.startswith("api/actor/")])
 def test_an_answer_too_large_is_a_finding(path: str) -> None:
     world = honest_world().clone()
     world.serve[path] = Unreachable("TooLarge", "longer than it may be")
