@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -21,6 +20,7 @@ from ktlog.demo import topology as places
 from ktlog.demo.processes import ENDING, Processes
 from ktlog.demo.story import CHECKS, CheckFailed, Result, Story
 from ktlog.demo.teller import Teller, choose_teller
+from ktlog.demo.topology import GUEST
 
 
 @click.command()
@@ -55,6 +55,8 @@ def command(once: bool, as_json: bool, directory: Path | None, actors: int, paus
                 click.echo(json.dumps(found))
             else:
                 _close(teller, found, failure, home.directory)
+                if once and not home.kept:
+                    teller.say("The evidence is deleted with everything else; to keep it, name a directory: --dir DIR.")
             code = 0 if failure is None else failure.exit_code
             if failure is None and not once:
                 code = _stay(teller, topology, processes)
@@ -151,7 +153,10 @@ def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> in
     teller.say("Everything stays up until you press Ctrl-C. Look around, for example:")
     for instance in topology.instances:
         teller.say(f"  curl --cacert {ca_file} --connect-to ::127.0.0.1:{front.port} {instance.log_url}/checkpoint")
-    teller.say(f"  {_lookup_command(topology)}")
+    teller.say("")
+    teller.say(f"Enrol yourself as {topology.instances[0].handle(GUEST)}, in a shell that knows where the names lead:")
+    for line in _commands(topology):
+        teller.say(f"  {line}")
     try:
         while not processes.ended():
             time.sleep(0.5)
@@ -161,13 +166,27 @@ def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> in
     return CheckFailed.exit_code
 
 
-def _lookup_command(topology: places.Topology) -> str:
-    """How to look somebody up, as the reader can paste it: this same program, wherever it was found."""
-    first = topology.instances[0]
-    is_module = os.path.basename(sys.argv[0]) == "__main__.py"
-    words = [sys.executable, "-m", "ktlog"] if is_module else [sys.argv[0]]
-    words += ["lookup", first.handle(first.users[-1]), "--policy", str(topology.trust_policy)]
-    words += ["--state", str(topology.directory / "mine")]
-    for domain, origin in topology.domains().items():
-        words += ["--domain", f"{domain}={origin}"]
-    return f"KTLOG_DIAL={shlex.quote(str(topology.dial_file))} {shlex.join(words)}"
+def _commands(topology: places.Topology) -> list[str]:
+    """What to paste into a shell to enrol, look up and audit: this same program, wherever it was found."""
+    home, first = topology.directory, topology.instances[0]
+    key, http_key = home / "you.key", topology.instance_directory(first) / "keys" / f"{GUEST}.key"
+    trust = ["--policy", str(topology.trust_policy)]
+    domains = [word for pair in topology.domains().items() for word in ("--domain", "=".join(pair))]
+    lines = [
+        _program("ktlog", "key", "new", "--out", str(key)),
+        _program(
+            "ktlog", "submit", "add-key", "--log", first.origin, "--actor", first.actor_id(GUEST),
+            "--key", str(key), "--http-key", str(http_key),
+        ),
+        _program("ktlog", "lookup", first.handle(GUEST), *trust, "--state", str(home / "mine"), *domains),
+        _program("ktlog-auditor", "audit", first.origin, *trust, "--dir", str(home / "my-audit")),
+    ]
+    return [f"export KTLOG_DIAL={shlex.quote(str(topology.dial_file))}", *map(shlex.join, lines)]
+
+
+def _program(tool: str, *arguments: str) -> list[str]:
+    """The words that start *tool*, when it is not on everybody's path: beside this program, or as a module."""
+    beside = Path(sys.argv[0]).with_name(tool)
+    if beside.exists():
+        return [str(beside), *arguments]
+    return [sys.executable, "-m", tool.removeprefix("ktlog-"), *arguments]

@@ -234,7 +234,7 @@ class Story:
             raise CheckFailed("smaller", f"the auditor said {names} and exit code {report['exit_code']}")
         # A finding and no evidence: a smaller tree by itself convicts nobody.
         self.result.findings.append({"lie": "smaller", "found_by": "auditor", "reason": "RolledBack"})
-        self._teller.refused("auditor", f"{_describe_findings(report)} (a finding, no evidence)")
+        self._teller.noticed("auditor", f"{_describe_findings(report)} (a finding, no evidence)")
 
     def _swap_key(self) -> None:
         with self._liar("swapped-key", "--actor", self._rotating.actor_id):
@@ -351,7 +351,9 @@ class Story:
         wrong = [answer for answer in told if answer["status"] != status]
         if wrong or not told:
             raise CheckFailed(lie, f"a witness should answer {status}; they answered {told}")
-        self._record(lie, "witness", f"{status} {told[0]['body']}")
+        words = told[0]["body"]
+        # A 409's body is the size alone, for programs (C2SP tlog-witness).
+        self._record(lie, "witness", f"409: it has cosigned {words} entries" if status == 409 else f"{status} {words}")
 
     def _client_refuses(self, lie: str, name: str) -> None:
         try:

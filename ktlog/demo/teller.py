@@ -24,6 +24,9 @@ class Teller:
     def refused(self, who: str, text: str) -> None:
         """Somebody refused a lie, as hoped."""
 
+    def noticed(self, who: str, text: str) -> None:
+        """Somebody noticed a lie that proves nothing by itself."""
+
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
         """Work of *total* parts; call what is yielded after each."""
@@ -44,6 +47,9 @@ class PlainTeller(Teller):
 
     def refused(self, who: str, text: str) -> None:
         print(f"   refused  {who}: {text}", flush=True)
+
+    def noticed(self, who: str, text: str) -> None:
+        print(f"   noticed  {who}: {text}", flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -78,6 +84,10 @@ class TerminalTeller(Teller):
 
     def refused(self, who: str, text: str) -> None:
         self._console.print("   [yellow]✗ refused[/yellow] ", end="")
+        self._console.print(f"{who}: {text}", markup=False, soft_wrap=True)
+
+    def noticed(self, who: str, text: str) -> None:
+        self._console.print("   [yellow]! noticed[/yellow] ", end="")
         self._console.print(f"{who}: {text}", markup=False, soft_wrap=True)
 
     @contextlib.contextmanager

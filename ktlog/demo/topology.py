@@ -32,6 +32,8 @@ from ktlog.wire.fetch import Fetcher
 FEDERATION = ("alpha", "beta")
 WITNESSES = ("w1", "w2", "w3")
 WITNESSES_NEEDED = 2
+# An actor of the first instance whom nobody enrols: for the person who runs the demo.
+GUEST = "you"
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,8 @@ def build(topology: Topology, processes: Processes) -> None:
             vkeys = load_public_keys(settings).vkeys
             follows += [pool.submit(_follow, topology, processes, name, vkeys) for name in WITNESSES]
             logs.append(LogKey(topology.origin_vkey(instance), instance.log_url))
-            prepare_instance(topology.instance_directory(instance), instance.domain, instance.users)
+            guests = (GUEST,) if instance is topology.instances[0] else ()
+            prepare_instance(topology.instance_directory(instance), instance.domain, instance.users + guests)
         for follow in follows:
             follow.result()
     write_atomic(topology.trust_policy, format_policy(_policy(cosigners, tuple(logs))))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlog.commands.demo import _lookup_command
+from ktlog.commands.demo import _commands
 from ktlog.demo.processes import is_alive
 from ktlog.demo.story import CHECKS
 from ktlog.demo.topology import plan
@@ -92,11 +92,11 @@ def _check_processes(report):
 def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
     with demo("--actors", "4") as run:
         run.wait_for_words("Everything stays up")
-        run.wait_for_words(" lookup ")
+        run.wait_for_words(" audit ")
         said = run.stdout
         for chapter in CHAPTERS:
             assert f"\n{chapter}" in said
-        assert said.count("refused  ") == 8  # seven verdicts and a finding
+        assert (said.count("refused  "), said.count("noticed  ")) == (7, 1)  # seven verdicts and a finding
         assert "ok       keys.alpha.example: 4 entries, 8 commitments, 2 actors, nothing amiss" in said
         assert "\x1b" not in said
         lines = [line.strip() for line in said.splitlines()]
@@ -105,10 +105,15 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         if shutil.which("curl"):
             fetched = [_shell(line) for line in curls]
             assert [text.split("\n")[0] for text in fetched] == ["keys.alpha.example", "keys.beta.example"]
-        lookup = next(line for line in lines if " lookup " in line)
-        found = _shell(lookup)
-        assert found.startswith("@a02@alpha.example\n")
+        start = next(number for number, line in enumerate(lines) if line.startswith("export KTLOG_DIAL="))
+        export, key, submit, lookup, audit = lines[start : start + 5]
+        _shell(key)
+        assert "accepted" in _shell(f"{export} && {submit}")
+        time.sleep(3)  # the next checkpoint
+        found = _shell(f"{export} && {lookup}")
+        assert found.startswith("@you@alpha.example\n")
         assert "1 active key:" in found
+        assert "keys.alpha.example" in _shell(f"{export} && {audit}")
         assert run.process.poll() is None
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 0
@@ -150,7 +155,7 @@ def test_a_terminal_shows_progress(tmp_path):
     assert re.search(r"enrolled [━╸╺ ]+ [0-3]/4 ", plain)  # a bar that moved, not one that was drawn at the end
     assert "\x1b[1m" in shown
     assert "✓ ok" in plain
-    assert plain.count("✗ refused") == 8
+    assert (plain.count("✗ refused"), plain.count("! noticed")) == (7, 1)
     # The terminal breaks long lines, not we: what is copied from it stays whole.
     long = next(line for line in plain.splitlines() if "evidence: " in line)
     assert len(long) > 100
@@ -264,8 +269,11 @@ def test_a_directory_in_use_is_refused(tmp_path, content):
     assert (home if content == "file" else home / "mine").read_text() == "mine"
 
 
-def test_the_lookup_command_is_one_that_a_shell_understands():
+def test_the_commands_are_ones_that_a_shell_understands():
     """Whatever the directory is called."""
-    words = shlex.split(_lookup_command(plan(Path("/some where/it's"), 4)))
-    assert words[0] == "KTLOG_DIAL=/some where/it's/dial.json"
-    assert words[words.index("--policy") + 1] == "/some where/it's/trust.policy"
+    export, *lines = _commands(plan(Path("/some where/it's"), 4))
+    assert shlex.split(export) == ["export", "KTLOG_DIAL=/some where/it's/dial.json"]
+    assert len(lines) == 4
+    for line in lines[2:]:
+        words = shlex.split(line)
+        assert words[words.index("--policy") + 1] == "/some where/it's/trust.policy"
