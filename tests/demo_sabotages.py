@@ -60,6 +60,11 @@ def front_is_killed(saboteur):
     saboteur.kill("front")
 
 
+@sabotage("started", "instance-beta (-9) ended by itself")
+def instance_is_killed_at_once(saboteur):
+    saboteur.kill_all("instance-beta")
+
+
 @sabotage("started", "log-alpha (8) ended by itself", "log-alpha wrote: ", "log.db")
 def database_header_is_garbage(saboteur):
     saboteur.pids()

@@ -140,11 +140,8 @@ class Story:
     # Chapters, in order.
 
     def _started(self) -> None:
-        for instance in self._topology.instances:
-            wait_until(
-                f"{instance.origin} to be ready", lambda i=instance: self._status(f"{i.log_url}/readyz") == 200,
-                self._processes.ended,
-            )
+        for host in self._topology.hosts():
+            wait_until(f"{host} to be ready", lambda host=host: self._is_ready(host), self._processes.ended)
         running = self.all_processes()
         self.result.processes = [process.as_dict() for process in running]
         for process in running:
@@ -255,11 +252,8 @@ class Story:
 
     def _still_running(self) -> None:
         for host in self._topology.hosts():
-            # Each answers something of its own; a log answers for its sequencer too.
-            path, wanted = ("/readyz", 200) if host.split(".")[0] in (*WITNESSES, "keys") else ("/", 404)
-            status = self._status(f"https://{host}{path}")
-            if status != wanted:
-                raise CheckFailed("still-running", f"{host} does not answer as it should ({status or 'nothing'})")
+            if not self._is_ready(host):
+                raise CheckFailed("still-running", f"{host} does not answer as it did")
         if self._gone():
             raise CheckFailed("still-running", "not every process is still the one that was started")
         self._teller.held(f"{len(self.result.processes)} processes, and every host answers")
@@ -305,11 +299,13 @@ class Story:
             ]
         return found
 
-    def _status(self, url: str) -> int:
+    def _is_ready(self, host: str) -> bool:
+        """Whether *host* answers something of its own; a log answers for its sequencer too."""
+        path, wanted = ("/readyz", 200) if host.split(".")[0] in (*WITNESSES, "keys") else ("/", 404)
         try:
-            return self._fetcher.get(url).status
+            return self._fetcher.get(f"https://{host}{path}").status == wanted
         except KtlogError:
-            return 0
+            return False
 
     def _raw_checkpoint(self, instance: Instance) -> bytes:
         response = self._fetcher.get(f"{instance.log_url}/checkpoint")

@@ -25,7 +25,7 @@ from ktlog.commands.demo import _commands
 from ktlog.demo.processes import is_alive
 from ktlog.demo.story import CHECKS
 from ktlog.demo.topology import plan
-from tests.demo_run import PROCESSES, SECONDS, DemoRun, demo
+from tests.demo_run import PROCESSES, SECONDS, DemoRun, demo, wait_for
 
 GUARD = Path(__file__).resolve().parents[1] / "guard"
 CHAPTERS = (
@@ -109,8 +109,8 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         export, key, submit, lookup, audit = lines[start : start + 5]
         _shell(key)
         assert "accepted" in _shell(f"{export} && {submit}")
-        time.sleep(3)  # the next checkpoint
-        found = _shell(f"{export} && {lookup}")
+        # Until the next checkpoint the log knows nobody of that name.
+        found = wait_for("the new key to be published", lambda: _shell(f"{export} && {lookup} || test $? = 4"))
         assert found.startswith("@you@alpha.example\n")
         assert "1 active key:" in found
         assert "keys.alpha.example" in _shell(f"{export} && {audit}")
