@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ktlog.config import Settings
 from ktlog.durable import FileLock, write_atomic
 
 STOP_SECONDS = 20.0
+LOOK_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 8.0
 HOPELESS = (2, 6, 8)
 
@@ -76,29 +76,32 @@ def _supervise(settings: Settings) -> int:
         "web", [sys.executable, "-m", "ktlog.web.service", "--dir", directory, "--listen", settings.listen],
         environment, listen_fds,
     )
-    stop = threading.Event()
+    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
+    told_to_stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _frame: told_to_stop.append(number))
     children = (sequencer, web)
     for child in children:
         child.start()
     _record(settings, children)
     code = 0
-    while not stop.wait(0.1):
+    while not told_to_stop and not code:
+        time.sleep(LOOK_SECONDS)
         for child in children:
             ended = child.process.poll() if child.process else None
             if ended is None:
                 continue
             if ended in HOPELESS:
                 code = ended
-                stop.set()
                 break
             print(f"ktlog: {child.name} ended ({ended}); it is started again", file=sys.stderr, flush=True)
             if time.monotonic() - child.started > 60:
                 child.pause_seconds = 0.25
-            stop.wait(child.pause_seconds)
+            again = time.monotonic() + child.pause_seconds
+            while not told_to_stop and time.monotonic() < again:
+                time.sleep(LOOK_SECONDS)
             child.pause_seconds = min(2 * child.pause_seconds, LONGEST_PAUSE_SECONDS)
-            if not stop.is_set():
+            if not told_to_stop:
                 child.start()
                 _record(settings, children)
     # The web workers go first: what they have accepted, the sequencer still has to commit.

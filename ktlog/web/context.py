@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.config import Settings
+from ktlog.errors import EncodingError, StoreError
 from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.admission import Admission
 from ktlog.operator.keys import PublicKeys, load_seed
@@ -67,6 +68,9 @@ class Context:
             return None
         parsed = self._parsed
         if parsed is None or parsed.raw != raw:
-            parsed = Published(raw, parse_signed_checkpoint(raw)[1])
+            try:
+                parsed = Published(raw, parse_signed_checkpoint(raw)[1])
+            except EncodingError as error:
+                raise StoreError("BadCheckpoint", f"the published checkpoint is damaged: {error}") from None
             self._parsed = parsed
         return parsed
