@@ -134,10 +134,7 @@ class Admission:
             if wire.action not in _PLAINTEXT_ACTIONS:
                 raise MessageRejected("not_encrypted", f"{wire.action} must be encrypted to this log's HPKE key")
             return wire
-        wire = parse_wire(self._dialect, open_hpke(self._hpke_key, envelope.encrypted))
-        if wire.action == "BurnDown":
-            raise MessageRejected("burndown_by_inbox", "BurnDown must not be encrypted")
-        return wire
+        return parse_wire(self._dialect, open_hpke(self._hpke_key, envelope.encrypted))
 
     def _check_action(self, wire: WireMessage) -> None:
         if wire.action == "BurnDown":
