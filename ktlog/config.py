@@ -41,6 +41,15 @@ class Settings:
     queue_limit: int = 256
     aux_types: str = ""
     actor_domains: str = ""
+    hosts: str = ""
+    trusted_proxies: str = "127.0.0.0/8 ::1/128"
+    rate_limit_base_ms: int = 100
+    rate_limit_maximum_seconds: int = 3_600
+    rate_limit_exempt: str = ""
+    burndown_enabled: bool = False
+    directories: str = ""
+    notice_seconds: int = 86_400
+    compat: str = ""
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -52,7 +61,7 @@ class Settings:
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
+            if type(value) is int and value < 1:
                 raise UsageError("BadSetting", f"{field.name} is {value}; it must be at least 1")
 
     @property
@@ -91,6 +100,34 @@ class Settings:
         """Names the sequencer's Unix socket, whose path must stay short."""
         return self.directory / "sequencer.addr"
 
+    @property
+    def cosigners(self) -> Path:
+        """PKD witnesses whose cosignatures are taken: lines of an id and its ``mldsa44:`` key."""
+        return self.directory / "cosigners"
+
+    @property
+    def guard(self) -> Path:
+        """Rate limits and replayed HTTP signatures. May be lost."""
+        return self.directory / "guard.db"
+
+    @property
+    def replies(self) -> Path:
+        """Direct messages waiting to be delivered to senders. May be lost."""
+        return self.directory / "replies.db"
+
+    @property
+    def journal(self) -> Path:
+        """What the operator did by hand, a JSON object a line; names no erased actor."""
+        return self.directory / "journal.jsonl"
+
+    def host_names(self) -> frozenset[str]:
+        """Host headers that are answered: the origin, and what ``hosts`` adds."""
+        return frozenset([self.origin, *self.hosts.split()])
+
+    def directory_urls(self) -> frozenset[str]:
+        """Directories whose Checkpoint messages are taken. None means none."""
+        return frozenset(self.directories.split())
+
     def aux_type_names(self) -> frozenset[str]:
         return frozenset(self.aux_types.split())
 
@@ -115,6 +152,7 @@ def write_settings(settings: Settings) -> None:
             continue
         value = getattr(settings, field.name)
         shown = f'"{value}"' if isinstance(value, str) else str(value)
+        shown = shown.lower() if isinstance(value, bool) else shown
         prefix = "" if value != field.default else "# "
         lines.append(f"{prefix}{field.name} = {shown}")
     write_atomic(settings.directory / "ktlog.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
@@ -147,7 +185,7 @@ def load_settings(
             continue
         text = environment.get(f"KTLOG_{name.upper()}")
         if text is not None:
-            values[name] = _parse_number(f"KTLOG_{name.upper()}", text) if isinstance(defaults[name], int) else text
+            values[name] = _parse_variable(f"KTLOG_{name.upper()}", text, type(defaults[name]))
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     for name, value in values.items():
         if name not in defaults or name == "directory":
@@ -160,7 +198,13 @@ def load_settings(
     return Settings(directory=directory, **values)  # type: ignore[arg-type]
 
 
-def _parse_number(variable: str, text: str) -> int:
+def _parse_variable(variable: str, text: str, wanted: type) -> str | int | bool:
+    if wanted is str:
+        return text
+    if wanted is bool:
+        if text not in ("true", "false"):
+            raise UsageError("BadConfiguration", f"the environment's {variable} is {text!a}, not true or false")
+        return text == "true"
     try:
         return parse_decimal(text)
     except EncodingError as error:
