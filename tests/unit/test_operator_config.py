@@ -12,7 +12,7 @@ from ktlog.config import Settings, load_settings, socket_path, write_settings
 from ktlog.errors import StoreError, UsageError
 
 MINIMAL = 'origin = "keys.example.com"\ndialect = "spec"\n'
-NUMBERS = [field.name for field in fields(Settings) if isinstance(field.default, int)]
+NUMBERS = [field.name for field in fields(Settings) if type(field.default) is int]
 
 
 def write(directory: Path, text: str = MINIMAL) -> Path:
