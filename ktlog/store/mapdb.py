@@ -1,0 +1,458 @@
+"""The directory map on disk, and the output log that commits to it: one SQLite file beside the log's own.
+
+The prefix tree is kept in two shapes. Its upper ``depth`` levels are node pages: a page holds the eight nodes three
+levels below its own, so a search reads depth / 3 small rows. Below lie buckets, a handful of leaves each, sorted.
+An update rewrites its bucket and the pages above it; a proof reads them and hashes a few dozen times. Nothing is kept
+in memory between two calls, so a restart costs nothing and a reader sees whole batches only.
+
+``map_values`` is what an answer discloses (value, opening) and what the next one is derived from; an erasure removes
+it. Everything here could be derived again from the log, its records and its erasures.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktlog import sqlitefile
+from ktlog.errors import Conflict, StoreError
+from ktlog.keymap.prefix import (
+    MISSING,
+    PrefixLeaf,
+    PrefixProof,
+    bit,
+    hash_parent,
+    prove_below,
+    subtree_hash,
+)
+from ktlog.store.connections import Connections
+from ktlog.tlog.tree import Frontier, hash_leaf
+
+LEVELS = 3
+"""Of the tree in one node page."""
+BUCKET_LEAVES = 8
+"""Average leaves of a bucket at which the upper part grows by one page."""
+LEAF_BYTES = 64
+_NODE_BYTES = 33
+_WIDTH = 1 << LEVELS
+_EMPTY_NODE = bytes(_NODE_BYTES)
+_MANY = 2
+MAX_DEPTH = 36
+
+SCHEMA = (
+    """CREATE TABLE log_meta (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        origin TEXT NOT NULL,
+        config BLOB NOT NULL,
+        schema_version INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TABLE map_state (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        leaves INTEGER NOT NULL,
+        depth INTEGER NOT NULL,
+        root BLOB NOT NULL CHECK (length(root) = 32),
+        input_size INTEGER NOT NULL,
+        erasures INTEGER NOT NULL,
+        output_size INTEGER NOT NULL,
+        output_frontier BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TRIGGER map_state_advances BEFORE UPDATE ON map_state
+        WHEN NEW.leaves < OLD.leaves OR NEW.input_size < OLD.input_size OR NEW.erasures < OLD.erasures
+            OR NEW.output_size < OLD.output_size
+        BEGIN SELECT RAISE(ABORT, 'the state of a map only advances'); END""",
+    "CREATE TABLE map_buckets (number INTEGER PRIMARY KEY, leaves BLOB NOT NULL) STRICT",
+    """CREATE TABLE map_nodes (
+        depth INTEGER NOT NULL, number INTEGER NOT NULL, nodes BLOB NOT NULL, PRIMARY KEY (depth, number)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE map_values (
+        leaf BLOB PRIMARY KEY CHECK (length(leaf) = 32),
+        value BLOB NOT NULL,
+        opening BLOB NOT NULL CHECK (length(opening) = 16),
+        history BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE map_tombstones (
+        leaf BLOB PRIMARY KEY CHECK (length(leaf) = 32),
+        version INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        erasure_number INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE output_leaves (
+        leaf_index INTEGER PRIMARY KEY,
+        leaf BLOB NOT NULL,
+        leaf_hash BLOB NOT NULL CHECK (length(leaf_hash) = 32)
+    ) STRICT""",
+    """CREATE TRIGGER output_leaves_no_update BEFORE UPDATE ON output_leaves
+        BEGIN SELECT RAISE(ABORT, 'output_leaves is append-only'); END""",
+    """CREATE TRIGGER output_leaves_no_delete BEFORE DELETE ON output_leaves
+        BEGIN SELECT RAISE(ABORT, 'output_leaves is append-only'); END""",
+)
+
+
+@dataclass(frozen=True)
+class MapState:
+    """leaves: indexes in the map, tombstones too. root: of the map. input_size, erasures: what it is derived from.
+
+    output: the output log's frontier, whose size is the number of its leaves. depth: levels kept as node pages.
+    """
+
+    leaves: int
+    depth: int
+    root: bytes
+    input_size: int
+    erasures: int
+    output: Frontier
+
+
+@dataclass(frozen=True)
+class Live:
+    """An index with a value. value: encoded. history: frontier of its history tree, encoded."""
+
+    index: bytes
+    commitment: bytes
+    value: bytes
+    opening: bytes
+    history: bytes
+
+
+@dataclass(frozen=True)
+class Dead:
+    """An erased index: its commitment is the tombstone of these numbers."""
+
+    index: bytes
+    commitment: bytes
+    version: int
+    generation: int
+    erasure_number: int
+
+
+class MapStore:
+    """One map. A writing handle belongs to one process; readers see whole batches.
+
+    Raises, from every method: StoreError, with the names of ``ktlog.sqlitefile`` and ``Connections``.
+    """
+
+    def __init__(self, path: Path, connections: Connections) -> None:
+        self._path = path
+        self._connections = connections
+
+    @classmethod
+    def create(cls, path: Path, origin: str, config: bytes) -> None:
+        """Make an empty map whose output log has *config* for its leaf 0."""
+        connection = sqlitefile.open_database(path, create=True)
+        try:
+            with sqlitefile.database_errors(path):
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in SCHEMA:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO log_meta VALUES (1, ?, ?, 1)", (origin, config))
+                output = Frontier().append(hash_leaf(config))
+                connection.execute("INSERT INTO output_leaves VALUES (0, ?, ?)", (config, hash_leaf(config)))
+                connection.execute(
+                    "INSERT INTO map_state VALUES (1, 0, 0, ?, 0, 0, 1, ?)", (MISSING, output.encode())
+                )
+                connection.execute("COMMIT")
+        finally:
+            connection.close()
+
+    @classmethod
+    def open(cls, path: Path, *, origin: str, config: bytes, read_only: bool = False) -> MapStore:
+        """Open the map of the log *origin*.
+
+        Raises:
+            StoreError: ``WrongOrigin``; ``WrongConfig``: the output log began with another configuration.
+        """
+        connection = sqlitefile.open_database(path, read_only=read_only)
+        try:
+            with sqlitefile.database_errors(path):
+                row = connection.execute("SELECT origin, config, schema_version FROM log_meta").fetchone()
+            if row is None or row[2] != 1:
+                raise StoreError("Corrupt", f"{path}: not a map of a version known here")
+            if row[0] != origin:
+                raise StoreError("WrongOrigin", f"{path}: is the map of {row[0]}, not of {origin}")
+            if row[1] != config:
+                raise StoreError(
+                    "WrongConfig", f"{path}: the output log began with another configuration",
+                    hint="mmd, heartbeat and notice are chosen once, when the log is made.",
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return cls(path, Connections(path, connection, read_only=read_only))
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def snapshot(self) -> AbstractContextManager[object]:
+        """Within this context all reads of this thread see one batch."""
+        return self._connections.snapshot()
+
+    # Reading
+
+    def state(self) -> MapState:
+        with self._connections.reading() as connection:
+            return _read_state(connection)
+
+    def live(self, index: bytes) -> Live | None:
+        """The value at *index*, or None: no leaf, or an erased one."""
+        with self.snapshot(), self._connections.reading() as connection:
+            row = connection.execute(
+                "SELECT value, opening, history FROM map_values WHERE leaf = ?", (index,)
+            ).fetchone()
+            return None if row is None else Live(index, self._commitment(connection, index), *row)
+
+    def dead(self, index: bytes) -> Dead | None:
+        """The tombstone at *index*, or None."""
+        with self.snapshot(), self._connections.reading() as connection:
+            row = connection.execute(
+                "SELECT version, generation, erasure_number FROM map_tombstones WHERE leaf = ?", (index,)
+            ).fetchone()
+            return None if row is None else Dead(index, self._commitment(connection, index), *row)
+
+    def prove(self, index: bytes) -> PrefixProof:
+        """Proof of the search for *index* in the map as it is now."""
+        with self._connections.reading() as connection:
+            state = _read_state(connection)
+            hashes_left: list[bytes] = []
+            hashes_right: list[bytes] = []
+            depth = 0
+            while depth < state.depth:
+                page = _read_page(connection, depth, _prefix(index, depth))
+                for node, sibling in _path_in_page(page, index, depth):
+                    if node[0] < _MANY:
+                        # Everything below is one leaf or none: the search ends here, wherever its row lies.
+                        leaves = _leaves_below(connection, state.depth, index, depth)
+                        search, _, _ = prove_below(leaves, depth, index)
+                        return PrefixProof((search,), (*hashes_left, *reversed(hashes_right)))
+                    (hashes_left if bit(index, depth) else hashes_right).append(sibling)
+                    depth += 1
+            leaves = _read_bucket(connection, _prefix(index, state.depth))
+            search, left, right = prove_below(leaves, state.depth, index)
+            return PrefixProof((search,), (*hashes_left, *left, *right, *reversed(hashes_right)))
+
+    def output_leaves(self, start: int, end: int) -> tuple[bytes, ...]:
+        """Leaves of the output log, before hashing."""
+        return self._output("SELECT leaf FROM output_leaves", start, end)
+
+    def output_hashes(self, start: int, end: int) -> tuple[bytes, ...]:
+        """Their leaf hashes."""
+        return self._output("SELECT leaf_hash FROM output_leaves", start, end)
+
+    def _output(self, select: str, start: int, end: int) -> tuple[bytes, ...]:
+        with self._connections.reading() as connection:
+            rows = connection.execute(
+                select + " WHERE leaf_index >= ? AND leaf_index < ? ORDER BY leaf_index", (start, end)
+            ).fetchall()
+        if len(rows) != max(0, end - start):
+            raise StoreError("OutOfRange", f"{self._path}: has no output leaves {start} to {end}")
+        return tuple(row[0] for row in rows)
+
+    def leaves(self) -> Iterator[PrefixLeaf]:
+        """Every leaf of the map, in order; for checks and rebuilds."""
+        with self._connections.reading() as connection:
+            for (blob,) in connection.execute("SELECT leaves FROM map_buckets ORDER BY number"):
+                yield from _split_bucket(blob)
+
+    def _commitment(self, connection: sqlite3.Connection, index: bytes) -> bytes:
+        depth = _read_state(connection).depth
+        for leaf in _read_bucket(connection, _prefix(index, depth)):
+            if leaf.index == index:
+                return leaf.commitment
+        raise StoreError("Corrupt", f"{self._path}: a value without a leaf")
+
+    # Writing
+
+    def update(
+        self, changes: Sequence[Live | Dead], *, expected: MapState, input_size: int, erasures: int,
+        make_leaf: Callable[[bytes], bytes],
+    ) -> MapState:
+        """Change leaves and append the output leaf that commits to them, in one transaction.
+
+        Args:
+            changes: of distinct indexes. expected: the state that they were derived from.
+            make_leaf: gives the output leaf for the new map root.
+
+        Raises:
+            Conflict: ``MapAdvanced``: the stored state is not *expected*.
+        """
+        with self._connections.writing() as connection:
+            state = _read_state(connection)
+            if state != expected:
+                raise Conflict("MapAdvanced", f"{self._path}: the map is no longer what was read", stored=state)
+            leaves, depth, root = _write_leaves(connection, state, changes)
+            _write_values(connection, changes)
+            leaf = make_leaf(root)
+            output = state.output.append(hash_leaf(leaf))
+            connection.execute(
+                "INSERT INTO output_leaves VALUES (?, ?, ?)", (state.output.size, leaf, hash_leaf(leaf))
+            )
+            after = MapState(leaves, depth, root, input_size, erasures, output)
+            connection.execute(
+                "UPDATE map_state SET leaves = ?, depth = ?, root = ?, input_size = ?, erasures = ?, output_size = ?,"
+                " output_frontier = ?", (leaves, depth, root, input_size, erasures, output.size, output.encode()),
+            )
+        return after
+
+
+def _read_state(connection: sqlite3.Connection) -> MapState:
+    row = connection.execute(
+        "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state"
+    ).fetchone()
+    return MapState(*row[:5], Frontier.decode(row[5]))
+
+
+# -- the tree's shape in rows
+
+
+def _prefix(index: bytes, depth: int) -> int:
+    return int.from_bytes(index, "big") >> (256 - depth)
+
+
+def _split_bucket(blob: bytes) -> list[PrefixLeaf]:
+    return [
+        PrefixLeaf(blob[i : i + 32], blob[i + 32 : i + LEAF_BYTES]) for i in range(0, len(blob), LEAF_BYTES)
+    ]
+
+
+def _join_bucket(leaves: Iterable[PrefixLeaf]) -> bytes:
+    return b"".join(leaf.index + leaf.commitment for leaf in leaves)
+
+
+def _read_bucket(connection: sqlite3.Connection, number: int) -> list[PrefixLeaf]:
+    row = connection.execute("SELECT leaves FROM map_buckets WHERE number = ?", (number,)).fetchone()
+    return [] if row is None else _split_bucket(row[0])
+
+
+def _leaves_below(connection: sqlite3.Connection, bottom: int, index: bytes, depth: int) -> list[PrefixLeaf]:
+    """The leaves under the node of *index* at *depth*, which are one or none."""
+    first = _prefix(index, depth) << (bottom - depth)
+    row = connection.execute(
+        "SELECT leaves FROM map_buckets WHERE number >= ? AND number < ? LIMIT 1",
+        (first, first + (1 << (bottom - depth))),
+    ).fetchone()
+    return [] if row is None else _split_bucket(row[0])
+
+
+def _read_page(connection: sqlite3.Connection, depth: int, number: int) -> bytes:
+    row = connection.execute(
+        "SELECT nodes FROM map_nodes WHERE depth = ? AND number = ?", (depth, number)
+    ).fetchone()
+    return _EMPTY_NODE * _WIDTH if row is None else row[0]
+
+
+def _node(leaves: Sequence[PrefixLeaf], depth: int) -> bytes:
+    """A node as it is stored: how many leaves lie below (0, 1, 2 for more), and its hash."""
+    return bytes([min(len(leaves), _MANY)]) + subtree_hash(leaves, depth)
+
+
+def _combine(left: bytes, right: bytes) -> bytes:
+    if left[0] + right[0] < _MANY:
+        return left if left[0] else right
+    return bytes([_MANY]) + hash_parent(left[1:], right[1:])
+
+
+def _page_levels(page: bytes) -> list[list[bytes]]:
+    """The nodes of a page by level: its eight at the bottom first, its own one node last."""
+    level = [page[i : i + _NODE_BYTES] for i in range(0, len(page), _NODE_BYTES)]
+    levels = [level]
+    while len(level) > 1:
+        level = [_combine(level[i], level[i + 1]) for i in range(0, len(level), 2)]
+        levels.append(level)
+    return levels
+
+
+def _path_in_page(page: bytes, index: bytes, depth: int) -> Iterator[tuple[bytes, bytes]]:
+    """From the page's own node downwards: (the node on the way to *index*, the hash beside its next step)."""
+    levels = _page_levels(page)
+    position = _prefix(index, depth + LEVELS) & (_WIDTH - 1)
+    for above in range(LEVELS, 0, -1):
+        node = levels[above][position >> above]
+        yield node, levels[above - 1][(position >> (above - 1)) ^ 1][1:]
+
+
+def _write_leaves(
+    connection: sqlite3.Connection, state: MapState, changes: Sequence[Live | Dead]
+) -> tuple[int, int, bytes]:
+    """Put the changes' leaves into the tree: (leaves, depth, root) after it."""
+    by_bucket: dict[int, dict[bytes, bytes]] = {}
+    for change in changes:
+        bucket = by_bucket.setdefault(_prefix(change.index, state.depth), {})
+        if change.index in bucket:
+            raise AssertionError("a batch changes an index once")
+        bucket[change.index] = change.commitment
+    added = 0
+    nodes: dict[int, bytes] = {}
+    rows: list[tuple[int, bytes]] = []
+    for number, news in by_bucket.items():
+        old = {leaf.index: leaf.commitment for leaf in _read_bucket(connection, number)}
+        merged = sorted(PrefixLeaf(index, commitment) for index, commitment in (old | news).items())
+        added += len(merged) - len(old)
+        rows.append((number, _join_bucket(merged)))
+        nodes[number] = _node(merged, state.depth)
+    connection.executemany("INSERT OR REPLACE INTO map_buckets VALUES (?, ?)", rows)
+    leaves, depth = state.leaves + added, state.depth
+    root = _write_pages(connection, depth, nodes)[1:] if changes else state.root
+    while leaves > BUCKET_LEAVES << depth and depth < MAX_DEPTH:
+        _grow(connection, depth)
+        depth += LEVELS
+    return leaves, depth, root
+
+
+def _write_pages(connection: sqlite3.Connection, depth: int, nodes: dict[int, bytes]) -> bytes:
+    """Store changed *nodes* of level *depth* in the pages above; returns the tree's top node."""
+    while depth:
+        depth -= LEVELS
+        by_page: dict[int, list[int]] = {}
+        for number in nodes:
+            by_page.setdefault(number >> LEVELS, []).append(number)
+        above: dict[int, bytes] = {}
+        rows = []
+        for page_number, numbers in by_page.items():
+            page = bytearray(_read_page(connection, depth, page_number))
+            for number in numbers:
+                at = (number & (_WIDTH - 1)) * _NODE_BYTES
+                page[at : at + _NODE_BYTES] = nodes[number]
+            rows.append((depth, page_number, bytes(page)))
+            above[page_number] = _page_levels(bytes(page))[-1][0]
+        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", rows)
+        nodes = above
+    return nodes[0]
+
+
+def _grow(connection: sqlite3.Connection, depth: int) -> None:
+    """Keep LEVELS more levels as pages: every bucket becomes a page and up to eight buckets.
+
+    The pages above stay as they are, for a node's hash does not depend on how what lies below it is stored.
+    """
+    # From the last to the first: bucket n makes way for 8n to 8n + 7, which are n itself or read already.
+    last = 1 << depth
+    while rows := connection.execute(
+        "SELECT number, leaves FROM map_buckets WHERE number < ? ORDER BY number DESC LIMIT 512", (last,)
+    ).fetchall():
+        last = rows[-1][0]
+        connection.executemany("DELETE FROM map_buckets WHERE number = ?", ((number,) for number, _ in rows))
+        buckets, pages = [], []
+        for number, blob in rows:
+            page = []
+            split: list[list[PrefixLeaf]] = [[] for _ in range(_WIDTH)]
+            for leaf in _split_bucket(blob):
+                split[_prefix(leaf.index, depth + LEVELS) & (_WIDTH - 1)].append(leaf)
+            for place, leaves in enumerate(split):
+                page.append(_node(leaves, depth + LEVELS))
+                if leaves:
+                    buckets.append((number << LEVELS | place, _join_bucket(leaves)))
+            pages.append((depth, number, b"".join(page)))
+        connection.executemany("INSERT INTO map_buckets VALUES (?, ?)", buckets)
+        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", pages)
+
+
+def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]) -> None:
+    live = [(c.index, c.value, c.opening, c.history) for c in changes if isinstance(c, Live)]
+    dead = [(c.index, c.version, c.generation, c.erasure_number) for c in changes if isinstance(c, Dead)]
+    connection.executemany("DELETE FROM map_values WHERE leaf = ?", ((row[0],) for row in dead))
+    connection.executemany("DELETE FROM map_tombstones WHERE leaf = ?", ((row[0],) for row in live))
+    connection.executemany("INSERT OR REPLACE INTO map_values VALUES (?, ?, ?, ?)", live)
+    connection.executemany("INSERT OR REPLACE INTO map_tombstones VALUES (?, ?, ?, ?)", dead)
+
