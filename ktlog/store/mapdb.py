@@ -220,8 +220,8 @@ class MapStore:
             depth = 0
             while depth < state.depth:
                 page = _read_page(connection, depth, _prefix(index, depth))
-                for node, sibling in _path_in_page(page, index, depth):
-                    if node[0] < _MANY:
+                for ends, sibling in _path_in_page(page, index, depth):
+                    if ends:
                         # Everything below is one leaf or none: the search ends here, wherever its row lies.
                         leaves = _leaves_below(connection, state.depth, index, depth)
                         search, _, _ = prove_below(leaves, depth, index)
@@ -353,23 +353,29 @@ def _combine(left: bytes, right: bytes) -> bytes:
     return bytes([_MANY]) + hash_parent(left[1:], right[1:])
 
 
-def _page_levels(page: bytes) -> list[list[bytes]]:
-    """The nodes of a page by level: its eight at the bottom first, its own one node last."""
-    level = [page[i : i + _NODE_BYTES] for i in range(0, len(page), _NODE_BYTES)]
-    levels = [level]
-    while len(level) > 1:
-        level = [_combine(level[i], level[i + 1]) for i in range(0, len(level), 2)]
-        levels.append(level)
-    return levels
+def _nodes_of(page: bytes) -> list[bytes]:
+    return [page[i : i + _NODE_BYTES] for i in range(0, len(page), _NODE_BYTES)]
 
 
-def _path_in_page(page: bytes, index: bytes, depth: int) -> Iterator[tuple[bytes, bytes]]:
-    """From the page's own node downwards: (the node on the way to *index*, the hash beside its next step)."""
-    levels = _page_levels(page)
+def _fold(nodes: Sequence[bytes]) -> bytes:
+    """The node above neighbours, of which there are 1, 2, 4 or 8."""
+    while len(nodes) > 1:
+        nodes = [_combine(nodes[i], nodes[i + 1]) for i in range(0, len(nodes), 2)]
+    return nodes[0]
+
+
+def _path_in_page(page: bytes, index: bytes, depth: int) -> Iterator[tuple[bool, bytes]]:
+    """From the page's own node downwards: (whether the search ends here, the hash beside its next step)."""
+    nodes = _nodes_of(page)
     position = _prefix(index, depth + LEVELS) & (_WIDTH - 1)
-    for above in range(LEVELS, 0, -1):
-        node = levels[above][position >> above]
-        yield node, levels[above - 1][(position >> (above - 1)) ^ 1][1:]
+    start, width = 0, _WIDTH
+    while width > 1:
+        ends = sum(node[0] for node in nodes[start : start + width]) < _MANY
+        width >>= 1
+        right = position & width
+        yield ends, b"" if ends else _fold(nodes[start : start + width] if right else
+                                           nodes[start + width : start + 2 * width])[1:]
+        start += width if right else 0
 
 
 def _write_leaves(
@@ -415,7 +421,7 @@ def _write_pages(connection: sqlite3.Connection, depth: int, nodes: dict[int, by
                 at = (number & (_WIDTH - 1)) * _NODE_BYTES
                 page[at : at + _NODE_BYTES] = nodes[number]
             rows.append((depth, page_number, bytes(page)))
-            above[page_number] = _page_levels(bytes(page))[-1][0]
+            above[page_number] = _fold(_nodes_of(bytes(page)))
         connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", rows)
         nodes = above
     return nodes[0]
