@@ -1,0 +1,40 @@
+"""``POST /api/totp/...``: an instance enrolls, rotates or removes its TOTP secret."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, current_app
+
+from ktlog.web.api import answer_json
+from ktlog.web.context import Context
+from ktlog.web.guarding import current_request, guarded
+
+totp = Blueprint("totp", __name__, url_prefix="/api/totp")
+
+
+def context() -> Context:
+    return current_app.extensions["ktlog"]
+
+
+def done(operation: str) -> Response:
+    return answer_json(f"totp/{operation}", {"success": True, "time": str(context().now())})
+
+
+@totp.post("/enroll")
+@guarded
+def enroll() -> Response:
+    context().totp.enroll(current_request())
+    return done("enroll")
+
+
+@totp.post("/disenroll")
+@guarded
+def disenroll() -> Response:
+    context().totp.disenroll(current_request())
+    return done("disenroll")
+
+
+@totp.post("/rotate")
+@guarded
+def rotate() -> Response:
+    context().totp.rotate(current_request())
+    return done("rotate")
