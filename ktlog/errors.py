@@ -11,6 +11,7 @@
     │  ├─ Stale               9    true once, but too old or rolled back
     │  └─ Forked              7    misbehaviour proven (.evidence convicts the log)
     ├─ MessageRejected        5    a directory refuses a message; .code is stable
+    │  └─ RateLimited         5    its sender must wait first (.retry_after_ms, .limit, .reset)
     ├─ Unreachable            3    nothing was learnt; trying again is safe
     ├─ StoreError             8    local state cannot be used, or contradicts itself
     │  └─ Conflict            8    a compare-and-set lost; carries .stored
@@ -126,6 +127,19 @@ class MessageRejected(KtlogError):
     @property
     def code(self) -> str:
         return self.name
+
+
+class RateLimited(MessageRejected):
+    """The sender, or somebody at its address, had too many refusals and must wait.
+
+    retry_after_ms: how long. limit: requests allowed until then. reset: Unix seconds at which the wait is over.
+    """
+
+    def __init__(self, message: str, *, retry_after_ms: int, limit: int, reset: int) -> None:
+        super().__init__("rate_limited", message)
+        self.retry_after_ms = retry_after_ms
+        self.limit = limit
+        self.reset = reset
 
 
 class Unreachable(KtlogError):

@@ -15,13 +15,15 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from ktlog.errors import EncodingError, MessageRejected, Unreachable
+from ktlog.errors import EncodingError, Invalid, MessageRejected, Unreachable
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import decode_root
 from ktlog.tlog.encoding import decode_base64url
+from ktlog.wire.actor import Multikey, fetch_actor
 from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
+from ktlog.wire.httpsig_response import Exchange, verify_response
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS
 
 LOG_ACTOR_PATH = "/users/pubkeydir"
@@ -70,12 +72,13 @@ def deliver(
         random: gives that many random bytes, for the activity's ids.
 
     Returns:
-        The parsed 202 answer: ``leaf-index``, ``tree-size``, ``merkle-leaf``, ``merkle-root``.
+        The parsed 202 answer: ``leaf-index``, ``tree-size``, ``merkle-leaf``, ``merkle-root``. The log signed it,
+        with both keys that its own actor document lists, as its answer to this very request.
 
     Raises:
         MessageRejected: the log refuses the message; its code and its words.
-        Unreachable: no valid answer. Whether the log accepted is not known; sending the same message again
-            is safe, because a log takes no message twice.
+        Unreachable: no valid answer, or an acceptance that the log did not sign. Whether the log accepted is not
+            known; sending the same message again is safe, because a log takes no message twice.
         EncodingError: ``BadActorId``, ``BadUrl``.
     """
     log_actor = log_url.rstrip("/") + LOG_ACTOR_PATH
@@ -84,7 +87,25 @@ def deliver(
     body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     headers = {"Content-Type": ACTIVITY_JSON, "Accept": "application/json"}
     signed = sign_request("POST", inbox, headers, body, http_key_id, http_private_key, now)
-    return read_answer(fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES))
+    response = fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES)
+    receipt = read_answer(response)
+    check_signed(fetcher, log_actor, Exchange("POST", inbox, response.status, response.headers, response.body), now)
+    return receipt
+
+
+def check_signed(fetcher: Fetcher, log_actor: str, exchange: Exchange, now: int) -> None:
+    """That the log stands by its receipt: only then can it be shown to others that it promised an entry."""
+    try:
+        keys = {key.id: key for key in fetch_actor(fetcher, log_actor).assertion_method if key.controller == log_actor}
+
+        def find(key_id: str) -> Multikey:
+            if key_id not in keys:
+                raise Invalid("UnknownKey", f"{log_actor} lists no key {key_id}")
+            return keys[key_id]
+
+        verify_response(exchange, find, now)
+    except (EncodingError, Invalid, Unreachable) as error:
+        raise Unreachable("BadReceipt", f"the log accepted, and did not sign its receipt: {error.message}") from None
 
 
 def read_answer(response: Response) -> dict[str, Any]:

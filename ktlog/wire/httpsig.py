@@ -39,8 +39,11 @@ from ktlog.wire.actor_id import parse_https_url
 
 MAX_SKEW_SECONDS = 300
 COMPONENTS = ("@method", "@target-uri", "content-digest")
-#: What a 401 asks for. Spec: RFC 9421 §5.
-ACCEPT_SIGNATURE = 'sig1=("@method" "@target-uri" "content-digest");created;keyid;alg="ed25519"'
+#: What a 401 asks for: either of these, or both. Spec: RFC 9421 §5.
+ACCEPT_SIGNATURE = ", ".join(
+    f'sig{number}=("@method" "@target-uri" "content-digest");created;keyid;alg="{algorithm}"'
+    for number, algorithm in enumerate((ED25519, ML_DSA_44), 1)
+)
 
 _LABEL = "sig1"
 _MAX_SIGNATURES = 2
@@ -57,13 +60,15 @@ ResolveKey = Callable[[str], PublicKey]
 class VerifiedRequest:
     """A signature that holds. signature: its decoded bytes, which with key_id name it in a replay cache.
 
-    Of two signatures it is the ML-DSA-44 one. algorithms: all that were verified.
+    Of two signatures it is the ML-DSA-44 one. algorithms: all that were verified. signatures: of each, the key id
+    and the bytes: a replay cache must know them all, for one of two can be sent again alone.
     """
 
     key_id: str
     created: int
     signature: bytes
     algorithms: tuple[str, ...]
+    signatures: tuple[tuple[str, bytes], ...]
 
 
 @dataclass
@@ -127,8 +132,11 @@ class _OneKey(HTTPSignatureKeyResolver):
         return self._key
 
 
-class _Verifier(HTTPMessageVerifier):
-    """The library's verifier without its clock: the times were checked against the caller's."""
+class OneKeyVerifier(HTTPMessageVerifier):
+    """The library's verifier for one key, without its clock: the times were checked against the caller's."""
+
+    def __init__(self, algorithm: str, public_key: bytes) -> None:
+        super().__init__(signature_algorithm=_ALGORITHMS[algorithm], key_resolver=_OneKey(public_key))
 
     def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
         return
@@ -188,9 +196,9 @@ def verify_request(
         MessageRejected: ``unauthorized``; and whatever *resolve_key* raises.
     """
     inputs, signatures = _parse_fields(headers)
-    _check_digest(headers, body)
+    check_digest(_one_line(headers, "content-digest"), body)
     for parameters in inputs.values():
-        _check_parameters(parameters, now)
+        check_parameters(parameters, now)
     verified = [
         _verify_one(method, url, headers, body, label, inputs[label], signatures[label], resolve_key)
         for label in inputs
@@ -201,7 +209,9 @@ def verify_request(
     if len(set(algorithms)) != len(algorithms):
         raise _unauthorized("two signatures of one algorithm")
     best = max(verified, key=lambda one: one.algorithms == (ML_DSA_44,))
-    return VerifiedRequest(best.key_id, best.created, best.signature, algorithms)
+    created = max(one.created for one in verified)
+    signatures = tuple(pair for one in verified for pair in one.signatures)
+    return VerifiedRequest(best.key_id, created, best.signature, algorithms, signatures)
 
 
 def _unauthorized(why: str) -> MessageRejected:
@@ -217,8 +227,8 @@ def _one_line(headers: Sequence[tuple[str, str]], name: str) -> str:
 
 def _parse_fields(headers: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Signature-Input and Signature by label: (components, parameters) and (bytes, parameters)."""
-    inputs = _parse_dictionary(_one_line(headers, "signature-input"))
-    signatures = _parse_dictionary(_one_line(headers, "signature"), byte_sequences=True)
+    inputs = parse_dictionary(_one_line(headers, "signature-input"))
+    signatures = parse_dictionary(_one_line(headers, "signature"), byte_sequences=True)
     if inputs.keys() != signatures.keys() or not 1 <= len(inputs) <= _MAX_SIGNATURES:
         raise _unauthorized(f"not one or {_MAX_SIGNATURES} signatures, each with its input")
     repeated = _repeated_names(headers)
@@ -241,7 +251,12 @@ def _repeated_names(headers: Sequence[tuple[str, str]]) -> set[str]:
     return {name for name in names if names.count(name) > 1}
 
 
-def _parse_dictionary(value: str, *, byte_sequences: bool = False) -> dict[str, Any]:
+def parse_dictionary(value: str, *, byte_sequences: bool = False) -> dict[str, Any]:
+    """A structured dictionary, each name once; with byte_sequences their base64 is canonical too.
+
+    Raises:
+        MessageRejected: ``unauthorized``.
+    """
     def refuse(key: str, _: str) -> None:
         raise _unauthorized(f"{ascii(key)} occurs twice in a signature header")
 
@@ -254,23 +269,29 @@ def _parse_dictionary(value: str, *, byte_sequences: bool = False) -> dict[str, 
         raise _unauthorized("a signature header does not parse") from None
 
 
-def _check_digest(headers: Sequence[tuple[str, str]], body: bytes) -> None:
-    value = _one_line(headers, "content-digest")
-    _parse_dictionary(value, byte_sequences=True)
+def check_digest(value: str, body: bytes) -> None:
+    """That every digest of a ``Content-Digest`` that is known is right, and one is. Raises MessageRejected."""
+    parse_dictionary(value, byte_sequences=True)
     try:
         ContentDigest.verify(value, body)
     except HTTPMessageSignaturesException as error:
         raise _unauthorized(str(error)) from None
 
 
-def _check_parameters(member: Any, now: int) -> None:
+def check_parameters(member: Any, now: int, max_age_seconds: int | None = MAX_SKEW_SECONDS) -> None:
+    """That a signature's parameters are known ones, its times are right and its key is named by a URL.
+
+    max_age_seconds: None takes any age. Raises MessageRejected.
+    """
     parameters = member[1]
     if not parameters.keys() <= _PARAMETERS:
         raise _unauthorized("a signature has parameters that RFC 9421 does not know")
     created, expires = parameters.get("created"), parameters.get("expires")
-    if type(created) is not int or abs(now - created) > MAX_SKEW_SECONDS:
-        raise _unauthorized(f"created is missing, or more than {MAX_SKEW_SECONDS} s from now ({now})")
-    if expires is not None and (type(expires) is not int or expires < now):
+    if type(created) is not int or created - now > MAX_SKEW_SECONDS:
+        raise _unauthorized(f"created is missing, or more than {MAX_SKEW_SECONDS} s after now ({now})")
+    if max_age_seconds is not None and now - created > max_age_seconds:
+        raise _unauthorized(f"created is more than {max_age_seconds} s before now ({now})")
+    if expires is not None and (type(expires) is not int or (max_age_seconds is not None and expires < now)):
         raise _unauthorized("the signature has expired")
     key_id = parameters.get("keyid")
     try:
@@ -285,24 +306,27 @@ def _verify_one(
 ) -> VerifiedRequest:
     parameters = member[1]
     key_id = parameters["keyid"]
-    algorithm, public_key = _key_material(resolve_key(key_id))
+    algorithm, public_key = key_material(resolve_key(key_id))
     if parameters.get("alg", algorithm) != algorithm:
         raise _unauthorized(f"alg does not agree with the key, which is for {algorithm}")
     # The library verifies the only signature of a message without asking which; show it one at a time.
     alone = [line for line in headers if line[0].lower() not in ("signature", "signature-input")]
     alone.append(("Signature-Input", http_sf.ser({label: member})))
     alone.append(("Signature", http_sf.ser({label: signature})))
-    verifier = _Verifier(signature_algorithm=_ALGORITHMS[algorithm], key_resolver=_OneKey(public_key))
+    verifier = OneKeyVerifier(algorithm, public_key)
     try:
         verifier.verify(
             _Message(method, url, _Lines(alone)), max_age=None, require_components=COMPONENTS, body=body
         )
     except (HTTPMessageSignaturesException, ValueError, TypeError) as error:
         raise _unauthorized(f"the HTTP signature does not verify: {error}") from None
-    return VerifiedRequest(key_id, parameters["created"], signature[0], (algorithm,))
+    return VerifiedRequest(
+        key_id, parameters["created"], signature[0], (algorithm,), ((key_id, signature[0]),)
+    )
 
 
-def _key_material(key: PublicKey) -> tuple[str, bytes]:
+def key_material(key: PublicKey) -> tuple[str, bytes]:
+    """The algorithm that a trusted key is for, and its raw bytes."""
     if isinstance(key, Multikey):
         return key.algorithm, key.public_key
     if isinstance(key, Ed25519PublicKey):

@@ -11,8 +11,10 @@ from tls_server import HOST, TlsServer, answer
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, Unreachable
 from ktlog.operator.activity import parse_activity
 from ktlog.operator.instance import deliver, direct_message
+from ktlog.wire.actor import actor_key
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import target_uri, verify_request
+from ktlog.wire.httpsig_response import Exchange, sign_response
 
 NOW = 1_790_000_000
 LOG = f"https://{HOST}"
@@ -25,6 +27,13 @@ RECEIPT = {
     "merkle-leaf": base64.urlsafe_b64encode(bytes(2484)).decode().rstrip("="), "merkle-root": "pkd-mr-v1:" + "A" * 43,
 }
 ERROR = {"!pkd-context": "fedi-e2ee:v1/api/error", "error": "invalid_request", "message": "no", "code": "key_exists"}
+
+
+LOG_ACTOR = f"{LOG}/users/pubkeydir"
+LOG_KEYS = (
+    (f"{LOG_ACTOR}#main-key", Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64)))),
+    (f"{LOG_ACTOR}#pq-key", MLDSA44PrivateKey.from_seed_bytes(bytes(range(32, 64)))),
+)
 
 
 @pytest.fixture
@@ -41,9 +50,26 @@ def send(server, key=KEY, log=LOG, actor=ACTOR):
     )
 
 
-def says(server, body, status=202):
+def says(server, body, status=202, *, signed_by=LOG_KEYS, signed_as=None):
+    """The log answers *body* to a message, signed by its keys, and its actor document to who asks for it.
+
+    signed_as: what the signature is over, where that is not what is sent.
+    """
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    server.behave = lambda _: answer(data, status, "application/json")
+
+    def behave(request):
+        if request.method == "GET":
+            listed = [
+                actor_key(name, LOG_ACTOR, algorithm, key.public_key().public_bytes_raw())
+                for (name, key), algorithm in zip(LOG_KEYS, ("ed25519", "ml-dsa-44"), strict=True)
+            ]
+            document = {"id": LOG_ACTOR, "inbox": f"{LOG_ACTOR}/inbox", "assertionMethod": listed}
+            return answer(json.dumps(document).encode(), content_type="application/activity+json")
+        asked = {"method": "POST", "url": f"{LOG_ACTOR}/inbox", "status": status, "body": data} | (signed_as or {})
+        headers = sign_response(Exchange(headers={"content-type": "application/json"}, **asked), signed_by, NOW)
+        return answer(data, status, "application/json", **headers)
+
+    server.behave = behave
 
 
 @pytest.mark.parametrize("key", [KEY, MLDSA44PrivateKey.from_seed_bytes(bytes(32))])
@@ -51,7 +77,8 @@ def says(server, body, status=202):
 def test_deliver(server, key, log):
     says(server, {**RECEIPT, "another-member": True})
     assert send(server, key, log) == {**RECEIPT, "another-member": True}
-    (request,) = server.requests
+    request, fetched = server.requests
+    assert (fetched.method, fetched.target) == ("GET", "/users/pubkeydir")
     assert (request.method, request.target) == ("POST", "/users/pubkeydir/inbox")
     assert request.header("content-type") == "application/activity+json"
     # The request is what our own inbox admits: the signature, and the shape of a direct message.
@@ -149,3 +176,32 @@ def test_only_real_names_are_sent_to(server):
         with pytest.raises((EncodingError, KtlogError)):
             send(server, log=log, actor=actor)
     assert server.connections == 0
+
+
+OTHER_KEYS = (
+    (LOG_KEYS[0][0], Ed25519PrivateKey.from_private_bytes(bytes(32))),
+    (LOG_KEYS[1][0], MLDSA44PrivateKey.from_seed_bytes(bytes(32))),
+)
+
+
+@pytest.mark.parametrize("changes", [
+    {"signed_by": LOG_KEYS[:1]}, {"signed_by": LOG_KEYS[1:]}, {"signed_by": OTHER_KEYS},
+    {"signed_by": (LOG_KEYS[0], OTHER_KEYS[1])}, {"signed_by": (("https://keys.beta.example/u#k", OTHER_KEYS[0][1]), LOG_KEYS[1])},
+    {"signed_as": {"url": f"{LOG}/users/somebody/inbox"}}, {"signed_as": {"method": "PUT"}},
+    {"signed_as": {"status": 200}}, {"signed_as": {"body": b"{}"}},
+])
+def test_an_acceptance_that_the_log_did_not_sign_is_none(server, changes):
+    """Somebody between could have said anything; the log could deny it later."""
+    says(server, RECEIPT, **changes)
+    with pytest.raises(Unreachable) as caught:
+        send(server)
+    assert caught.value.name == "BadReceipt" and "sign" in caught.value.message
+
+
+def test_a_log_without_keys_signs_nothing(server):
+    says(server, RECEIPT)
+    honest = server.behave
+    server.behave = lambda request: answer(b"", 404) if request.method == "GET" else honest(request)
+    with pytest.raises(Unreachable) as caught:
+        send(server)
+    assert caught.value.name == "BadReceipt"

@@ -1,0 +1,81 @@
+"""Who signed a request: its RFC 9421 signature, under a key that the actor's own document lists.
+
+A signature counts once. Whoever sends the same message again signs the request anew, so a signature that was
+seen before was copied from somewhere, and what it authenticates is not who sends it now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from ktlog.errors import EncodingError, MessageRejected
+from ktlog.operator.actor_keys import ActorKeys
+from ktlog.operator.guard import Guard
+from ktlog.operator.request import Request
+from ktlog.wire.actor_id import actor_domain
+from ktlog.wire.httpsig import MAX_SKEW_SECONDS, VerifiedRequest, verify_request
+
+# A signature is fresh for MAX_SKEW_SECONDS on either side of its time. It is remembered for longer, so that a request
+# that took its time between the check of the clock and the look into the cache finds it there.
+REMEMBER_SECONDS = 2 * MAX_SKEW_SECONDS
+
+
+class Authenticator:
+    """Verifies requests. Safe to use from many threads.
+
+    origin: this log's host. It sends itself nothing, and to fetch a key from itself could take all its threads.
+    """
+
+    def __init__(self, origin: str, actor_keys: ActorKeys, guard: Guard, now: Callable[[], int]) -> None:
+        self._origin = origin
+        self._actor_keys = actor_keys
+        self._guard = guard
+        self._now = now
+
+    def authenticate(self, request: Request, actor_id: str) -> VerifiedRequest:
+        """Verify that *actor_id* signed *request*, now and for the first time; set ``request.source.domain``.
+
+        Raises:
+            MessageRejected: ``unauthorized``, ``unknown_http_key``, ``actor_unreachable``, ``replayed_request``,
+                ``overloaded``, ``bad_actor_id``; RateLimited for a server that must wait.
+        """
+        try:
+            domain = actor_domain(actor_id)
+        except EncodingError as error:
+            raise MessageRejected("bad_actor_id", error.message) from None
+        if domain == self._origin:
+            raise MessageRejected("unknown_http_key", f"{domain} is this log, which sends itself nothing")
+        try:
+            verified = self._verify(request, actor_id, refresh=False)
+        except MessageRejected:
+            # The actor may have a new key since its document was cached: look once more, then refuse.
+            if not self._actor_keys.may_refresh(actor_id):
+                raise
+            verified = self._verify(request, actor_id, refresh=True)
+        self._refuse_replay(verified)
+        request.source.domain = domain
+        self._guard.check_domain(request.source)
+        return verified
+
+    def _verify(self, request: Request, actor_id: str, *, refresh: bool) -> VerifiedRequest:
+        return verify_request(
+            request.method, request.target_url, request.headers, request.body,
+            lambda key_id: self._actor_keys.find(key_id, actor_id, refresh=refresh), self._now(),
+        )
+
+    def _refuse_replay(self, verified: VerifiedRequest) -> None:
+        """Remember every signature of the request: one of two, sent alone, is a copy as well."""
+        until = verified.created + REMEMBER_SECONDS
+        fresh = [self._guard.remember_signature(signature_digest(*one), until) for one in verified.signatures]
+        if not all(fresh):
+            raise MessageRejected("replayed_request", "this HTTP signature was seen before; sign the request anew")
+
+
+def signature_digest(key_id: str, signature: bytes) -> bytes:
+    """What names a signature in the replay cache: SHA-256 of its key and its decoded bytes.
+
+    The text of a signature has other spellings; its bytes, under strict verification, do not.
+    """
+    name = key_id.encode()
+    return hashlib.sha256(len(name).to_bytes(4, "big") + name + signature).digest()
