@@ -7,6 +7,7 @@
                ─ behind a known head?                  ─┘ stop: a newer tree was signed already
     pages of 256 ─ tree, tiles ─ records, signatures, commitments, state
     root ─ consistency with every known head
+    the erasure log ─ is every withheld text accounted for?
     the API's answers
 
 Pages are fetched ahead by a few threads and dropped once checked. The log is hostile until shown
@@ -36,8 +37,10 @@ from auditor.heads import (
 )
 from auditor.replay import Replay
 from auditor.report import Coverage, Finding, Report, finding_from
+from ktlog.client.erasures import ErasureHead
 from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS, Head, Log
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable, UsageError
+from ktlog.pkd.erasure import ErasureRecord
 from ktlog.tlog.encoding import parse_decimal
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tiles import tile_path
@@ -50,6 +53,9 @@ MAXIMUM_SAMPLE = 10_000_000
 
 _SHOWN_ACTORS = 10
 
+# An erasure during an audit takes text away between two pages. That is no fault of the log, so the audit begins again.
+_ATTEMPTS = 3
+
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
@@ -61,6 +67,13 @@ NEVER_CHECKED = (
     "That the first key of an actor came from the person: the instance says so.",
     "That the published leaf keys are the log's: no signature binds them to the key you named.",
     "That nobody was shown another head, beyond the heads compared here.",
+)
+
+
+ERASURES_NEVER_CHECKED = (
+    "What an erasure withholds: who signed such an entry and what it said is taken on the word of those who read"
+    " it in time. What rests on it is listed as taken.",
+    "That an erasure was lawful, that the log told its right number and told it to all, and that no copies are left.",
 )
 
 
@@ -127,10 +140,25 @@ def audit(
     Raises:
         KtlogError: from *save_evidence* only; whatever the log does is a finding.
     """
-    report = Report(
-        request.log.origin, Coverage(request.commitments.mode), Coverage(request.answers.mode), url=request.log.url
-    )
-    run = _Audit(request, reader, now, save_evidence, progress, chance or random.SystemRandom(), report)
+    chance = chance or random.SystemRandom()
+    for attempt in range(1, _ATTEMPTS + 1):
+        report = Report(
+            request.log.origin, Coverage(request.commitments.mode), Coverage(request.answers.mode), url=request.log.url
+        )
+        run = _Audit(request, reader, now, save_evidence, progress, chance, report)
+        _run(run, request)
+        if report.ok or not run.erased_meanwhile():
+            break
+        if attempt == _ATTEMPTS:
+            report.skip(
+                "Which findings come from erasures during the audit: there was one in every attempt. Audit again."
+            )
+    for sentence in NEVER_CHECKED:
+        report.skip(sentence)
+    return report
+
+
+def _run(run: _Audit, request: AuditRequest) -> None:
     head = run.judge_head()
     if head is not None:
         with ExitStack() as stack:
@@ -142,9 +170,6 @@ def audit(
             stack.callback(network.shutdown, wait=False, cancel_futures=True)
             stack.callback(cores.shutdown, wait=False, cancel_futures=True)
             run.read_tree(head, network, cores)
-    for sentence in NEVER_CHECKED:
-        report.skip(sentence)
-    return report
 
 
 class _Audit:
@@ -162,6 +187,15 @@ class _Audit:
         self._progress = progress
         self._chance = chance
         self._report = report
+        self._erasure_head: ErasureHead | None = None
+        self._erasures_read = False
+
+    def erased_meanwhile(self) -> bool:
+        """Whether the erasure log is not any more what it was when this run read it."""
+        try:
+            return self._erasures_read and self._reader.erasure_head() != self._erasure_head
+        except KtlogError:
+            return False
 
     def judge_head(self) -> Head | None:
         """Read and judge the checkpoint; None when there is no tree to audit."""
@@ -197,7 +231,7 @@ class _Audit:
         older = [item for item in self._request.known if 0 < item.head.size < size]
         fold = TreeFold([node for item in older for node in nodes_for_consistency(item.head.size, size)])
         replay = Replay(
-            self._log.origin, self._leaf_keys(), self._chosen_entries(size), cores, report,
+            self._log.origin, self._erasures(), self._leaf_keys(), self._chosen_entries(size), cores, report,
             lambda done: self._progress("entries", done, size),
         )
         tiles = TileCheck(self._reader, network, report)
@@ -243,6 +277,26 @@ class _Audit:
                 ))
         replay.page(page.first, page.entries, lines)
         return True
+
+    def _erasures(self) -> Sequence[ErasureRecord] | None:
+        """The erasure log; None when it cannot be read, and then no withheld text is judged."""
+        report = self._report
+        self._erasures_read = True
+        try:
+            self._erasure_head = self._reader.erasure_head()
+            if self._erasure_head is None:
+                report.skip("Erasures: the log serves no list of them. Text withheld all the same is a finding.")
+                return ()
+            records = self._reader.erasures(self._erasure_head)
+        except KtlogError as error:
+            report.findings.add(finding_from(error))
+            report.skip("Erasures: their list could not be read, so nothing is judged from the first withheld text on.")
+            return None
+        report.erasures = len(records)
+        if records:
+            for sentence in ERASURES_NEVER_CHECKED:
+                report.skip(sentence)
+        return records
 
     def _leaf_keys(self) -> Mapping[bytes, bytes] | None:
         try:

@@ -1,4 +1,4 @@
-"""Reads one log over HTTP: checkpoint, entry bundles, records, leaf keys, tiles, answers.
+"""Reads one log over HTTP: checkpoint, entry bundles, records, erasures, leaf keys, tiles, answers.
 
 Nothing here is believed: what is read is bounded and parsed, and judged elsewhere. Every
 failure is one coded error. No answer at all (a time-out, a refused connection, a server in
@@ -15,11 +15,20 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
+from ktlog.client.erasures import (
+    MAX_ERASURE_HEAD_BYTES,
+    MAX_ERASURES_BYTES,
+    ErasureHead,
+    page_name,
+    parse_erasure_head,
+    read_erasures,
+)
 from ktlog.client.page import parse_leaf_keys
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable
 from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.erasure import ErasureRecord
 from ktlog.tlog.encoding import decode_base64
-from ktlog.tlog.tiles import TILE_WIDTH, entry_bundle_path, number_path, parse_bundle, tile_path
+from ktlog.tlog.tiles import TILE_WIDTH, entry_bundle_path, parse_bundle, tile_path
 
 MAX_CHECKPOINT_BYTES = 1 << 20
 # Entries are 2,484 to 3,312 bytes, by dialect; the length prefix would allow 65,535.
@@ -116,6 +125,30 @@ class LogReader:
                 "BadLeafKeys", f"{self.base_url}/leaf-keys is no list of leaf keys: {error.message}"
             ) from error
 
+    def erasure_head(self) -> ErasureHead | None:
+        """What /erasures says; None when the log has no such page and so never erased anything.
+
+        Raises:
+            Invalid: ``BadErasures``, ``TooLarge``.
+            Unreachable
+        """
+        try:
+            data = self._get("erasures", MAX_ERASURE_HEAD_BYTES, "MissingErasures")
+        except Invalid as error:
+            if error.name == "MissingErasures":
+                return None
+            raise
+        return parse_erasure_head(data)
+
+    def erasures(self, head: ErasureHead) -> tuple[ErasureRecord, ...]:
+        """The whole erasure log, which must make up *head*.
+
+        Raises:
+            Invalid: ``BadErasures``, ``BadErasure``, ``MissingErasures``, ``TooLarge``.
+            Unreachable
+        """
+        return read_erasures(head, lambda path: self._get(path, MAX_ERASURES_BYTES, "MissingErasures"))
+
     def entries(self, number: int, width: int) -> list[bytes]:
         """The *width* entries of bundle *number*.
 
@@ -144,8 +177,7 @@ class LogReader:
             Unreachable
         """
         def path(page_width: int) -> str:
-            suffix = "" if page_width == TILE_WIDTH else f".p/{page_width}"
-            return f"records/{number_path(number)}{suffix}"
+            return f"records/{page_name(number, page_width)}"
 
         data, full = self._get_partial(path, width, MAX_RECORDS_BYTES, "MissingRecords")
         if not data.endswith(b"\n"):
@@ -269,6 +301,8 @@ def parse_record(line: bytes, leaf_index: int) -> Record:
         raise Invalid("BadRecord", f"the record says it is about entry {document['leaf-index']}")
     if not all(text is None or isinstance(text, str) for text in document["plain"].values()):
         raise Invalid("BadRecord", "a plaintext in the record is neither a string nor null")
+    if document["withheld"] != (None in document["plain"].values()):
+        raise Invalid("BadRecord", "the record says of itself whether text is withheld, and it is not so")
     for salt in document["salts"].values():
         try:
             decode_base64(salt if isinstance(salt, str) else "", 32)

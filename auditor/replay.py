@@ -3,6 +3,9 @@
 The cheap and serial part runs here: parsing, the preimage, the message signature and the fold of
 the directory's rules. Leaf signatures and the Argon2id commitments, which are nearly all of the
 work, run on every core beside it. An entry that breaks a rule is a finding and has no effect.
+
+What an erasure withheld is replayed from what is left (:mod:`ktlog.pkd.withheld`). An entry that
+changes somebody on the strength of withheld text is no finding: it is reported as taken.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from ktlog.errors import EncodingError, Invalid, KtlogError, MessageRejected
 from ktlog.pkd.attributes import check_commitment
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.entry import LogEntry, parse_entry
+from ktlog.pkd.erasure import ErasureRecord
 from ktlog.pkd.keys import verify_mldsa44
 from ktlog.pkd.messages import (
     AddKey,
+    BurnDown,
     Message,
     RevokeKeyThirdParty,
     WireMessage,
@@ -29,6 +34,7 @@ from ktlog.pkd.messages import (
     parse_wire,
 )
 from ktlog.pkd.replay import Directory
+from ktlog.pkd.withheld import Fragment, read_fragment
 from ktlog.tlog.tree import hash_leaf
 
 # How many leaf signatures one task verifies: enough that the task itself costs nothing.
@@ -56,6 +62,7 @@ class Replay:
 
     Args:
         origin: of the log.
+        erasures: the erasure log; None when it could not be read.
         leaf_keys: published leaf keys by hash; None when they could not be read.
         chosen: leaf indexes whose commitments to check; None for every one.
         pool: runs the work that releases the interpreter's lock.
@@ -63,11 +70,12 @@ class Replay:
     """
 
     def __init__(
-        self, origin: str, leaf_keys: Mapping[bytes, bytes] | None, chosen: Container[int] | None,
-        pool: Executor, report: Report, progress: Callable[[int], None],
+        self, origin: str, erasures: Sequence[ErasureRecord] | None, leaf_keys: Mapping[bytes, bytes] | None,
+        chosen: Container[int] | None, pool: Executor, report: Report, progress: Callable[[int], None],
     ) -> None:
-        self.directory = Directory(origin)
+        self.directory = Directory(origin, erasures or ())
         self.stopped = False
+        self._erasures_known = erasures is not None
         self.dialect: Dialect | None = None
         self.enrolments: dict[int, bytes] = {}
         """Leaf hash of every AddKey by leaf index: what the proof beside a key in an answer is about."""
@@ -109,8 +117,12 @@ class Replay:
         self._drain(waiting)
 
     def finish(self) -> None:
-        """Wait for all the work under way."""
+        """Wait for all the work under way, and judge the erasure log by what was read."""
         self._drain(len(self._tasks))
+        self._report.taken = dict(self.directory.taken)
+        if not self.stopped:
+            for fault in self.directory.erasure_faults():
+                self._report.findings.add(finding_from(fault))
 
     def _drain(self, count: int) -> None:
         for _ in range(count):
@@ -143,13 +155,16 @@ class Replay:
             record = parse_record(line, leaf_index)
             if parsed is not None:
                 wire, message = self._read_message(parsed, record)
+                if isinstance(message, Fragment) and not self._erasures_known:
+                    self.stop(leaf_index)
+                    return
                 self._transition(leaf_index, wire, message, entry)
                 return
         except KtlogError as error:
             self._report.findings.add(finding_from(error, leaf_index=leaf_index))
         self.directory.append_void(leaf_index, entry)
 
-    def _read_message(self, parsed: LogEntry, record: Record) -> tuple[WireMessage, Message]:
+    def _read_message(self, parsed: LogEntry, record: Record) -> tuple[WireMessage, Message | Fragment]:
         if self.dialect is None:
             raise AssertionError("an entry that parsed has a dialect")
         if hashlib.sha256(record.preimage).digest() != parsed.message_hash:
@@ -161,12 +176,25 @@ class Replay:
                 raise
             raise Invalid(_name_bad_message(self.dialect, record.preimage), error.message) from error
         self._submit_commitments(record, wire)
-        if message is None or record.withheld:
+        if message is not None:
+            return wire, message
+        if self._erasures_known and not self.directory.may_be_withheld(record.leaf_index):
             raise Invalid("RecordWithheld", "the plaintext of this entry is withheld, and no erasure explains it")
-        return wire, message
+        self.directory.note_withheld(record.leaf_index, sum(text is None for text in record.plain.values()))
+        self._report.entries_withheld += 1
+        return wire, read_fragment(wire, record.plain)
 
-    def _transition(self, leaf_index: int, wire: WireMessage, message: Message, entry: bytes) -> None:
+    def _transition(self, leaf_index: int, wire: WireMessage, message: Message | Fragment, entry: bytes) -> None:
         try:
+            if isinstance(message, Fragment):
+                if self.directory.replay_fragment(wire, message, entry).signer is not None:
+                    self._report.message_signatures += 1
+                if message.public_key is not None:
+                    self.enrolments[leaf_index] = hash_leaf(entry)
+                return
+            if isinstance(message, BurnDown) and self.directory.hidden_names(message):
+                self.directory.replay(wire, message, entry)
+                return
             signer = self.directory.check(wire, message)
             if not isinstance(message, RevokeKeyThirdParty):
                 self._report.message_signatures += 1

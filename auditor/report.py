@@ -24,7 +24,12 @@ BadLeafKeys               Invalid      the list of leaf-signing keys parses
 BadEntry                  Invalid      an entry parses, in the dialect of the log
 BadLeafSignature          Invalid      an entry is signed by a published leaf key
 BadRecords, BadRecord     Invalid      a page of records has one well-formed record an entry
-RecordWithheld            Invalid      the plaintext of an entry is published
+BadErasures,              Invalid      the list of erasure records parses, makes up the root beside it
+MissingErasures                        and is served
+BadErasure                Invalid      erasure records do not contradict each other or the entries
+RecordWithheld            Invalid      the plaintext of an entry is published, or an erasure explains
+                                       why not
+NotErased                 Invalid      what an erasure says is gone is not published any more
 PreimageMismatch          Invalid      the published message is the one the entry commits to
 NotCanonical              Invalid      ... and is the canonical form of itself
 BadMessage                Invalid      ... and is a well-formed protocol message
@@ -185,6 +190,10 @@ class Report:
     message_signatures: int = 0
     tiles: int = 0
     actors: int = 0
+    erasures: int = 0
+    entries_withheld: int = 0
+    taken: dict[int, str] = field(default_factory=dict)
+    """By leaf index, what an entry did to an actor who is not erased, and rests on text that is."""
     cosigners: tuple[str, ...] = ()
     findings: Findings = field(default_factory=Findings)
     evidence: list[str] = field(default_factory=list)
@@ -220,6 +229,9 @@ class Report:
             "tiles": self.tiles,
             "commitments": self.commitments.as_dict(),
             "actors": self.actors,
+            "erasures": self.erasures,
+            "entries_withheld": self.entries_withheld,
+            "taken": [{"leaf_index": index, "what": what} for index, what in sorted(self.taken.items())],
             "answers": self.answers.as_dict(),
             "cosigners": list(self.cosigners),
             "findings": [finding.as_dict() for finding in self.findings],
@@ -281,6 +293,15 @@ def format_report(report: Report) -> str:
         f"API answers for {report.answers.checked:,} of {_plural(report.answers.total, 'actor')}, "
         f"in {report.seconds:.1f} s"
     )
+    if report.erasures or report.entries_withheld:
+        lines.append(
+            f"  erased: {_plural(report.erasures, 'actor')} in all; text of "
+            f"{_plural(report.entries_withheld, 'entry')} is withheld"
+        )
+    for index, what in sorted(report.taken.items())[:KEPT_PER_NAME]:
+        lines.append(f"  taken: entry {index} {what}")
+    if len(report.taken) > KEPT_PER_NAME:
+        lines.append(f"  ... and {len(report.taken) - KEPT_PER_NAME:,} more taken")
     lines += [f"  not checked: {printable(sentence)}" for sentence in report.not_checked]
     kinds = {finding.kind for finding in report.findings}
     lines += [f"  {ADVICE[kind]}" for kind in EXIT_CODES if kind in kinds]

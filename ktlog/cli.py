@@ -14,10 +14,12 @@ from ktlog.errors import KtlogError
 COMMANDS = {
     "init": "Make a new log.",
     "serve": "Run a log.",
+    "shred": "Erase an actor from a log, for good.",
     "demo": "Live through a whole federation on this machine.",
     "lookup": "Find an actor's keys, and prove them.",
     "key": "Make and show an actor's signing keys.",
     "submit": "Send a protocol message to a log, for an instance.",
+    "bench": "Make a large log, and measure reading from it.",
     "conformance": "Replay published PKD test vectors.",
 }
 

@@ -39,7 +39,7 @@ class Settings:
     witness_timeout_seconds: int = 5
     unpublished_limit: int = 10_000
     queue_limit: int = 256
-    aux_types: str = ""
+    aux_types: str = "age-v1 ssh-v2"
     actor_domains: str = ""
     hosts: str = ""
     trusted_proxies: str = "127.0.0.0/8 ::1/128"

@@ -1,4 +1,4 @@
-"""What must survive: files, locks, secrets and SQLite connections.
+"""What must survive: files, locks and secrets. (For databases see ``ktlog.sqlitefile``.)
 
 A file is durable when its bytes are on disk *and* its name is: the first takes an fsync of the
 file, the second an fsync of the directory that names it. The functions here do both, holding the
@@ -6,8 +6,7 @@ directory open across the change so that the kernel cannot lose an error in betw
 failed is never repeated here, because a second one may lie about what is on disk: a file is written
 anew, and a process that keeps a log had better stop.
 
-Nothing here leaves ``OSError`` or ``sqlite3.Error`` behind; both become ``StoreError``. The
-``sqlite3`` module is imported only where a database is used.
+Nothing here leaves ``OSError`` behind; it becomes ``StoreError``.
 """
 
 from __future__ import annotations
@@ -24,21 +23,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from ktlog.errors import StoreError, UsageError
-
-if TYPE_CHECKING:
-    import sqlite3
 
 KILL_VARIABLE = "KTLOG_KILL_AT"
 
 HOOKS = ("durable.staged", "durable.named")
 """Kill points of every file written here: its bytes are on disk under a temporary name; it has its
 name, but the directory was not synced yet."""
-
-PAGE_SIZE = 16384
-BUSY_TIMEOUT_SECONDS = 5.0
 
 _kill_counts: dict[str, int] = {}
 _kill_lock = threading.Lock()
@@ -92,6 +84,28 @@ def write_atomic(path: Path | str, data: bytes, mode: int = 0o644) -> None:
             _discard(directory, temporary)
             raise
         reach("durable.named")
+        os.fsync(directory)
+
+
+def append_line(path: Path | str, line: bytes) -> None:
+    """Add *line*, durably, to a file of lines that only grows; the file is made with mode 0600.
+
+    A line that an earlier process did not finish is cut off first: whoever wrote it never heard that it
+    was there. One writer at a time.
+
+    Raises:
+        StoreError: as ``write_atomic``. Then perhaps a part of the line is there, for the next call to cut.
+    """
+    path = Path(path)
+    with file_errors(path), _open_directory(path.parent) as directory:
+        handle = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory)
+        with os.fdopen(handle, "r+b") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+            file.seek(whole)
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.fsync(directory)
 
 
@@ -382,115 +396,3 @@ def write_secret(path: Path | str, data: bytes) -> None:
             _discard(directory, temporary)
         reach("durable.named")
         os.fsync(directory)
-
-
-# SQLite
-
-
-def open_database(
-    path: Path | str, *, read_only: bool = False, create: bool = False, journal_mode: str = "WAL"
-) -> sqlite3.Connection:
-    """Open a SQLite file so that a commit is durable and a deletion deletes.
-
-    The connection is in autocommit mode (``isolation_level=None``): say BEGIN IMMEDIATE and COMMIT
-    yourself. It may be used from any thread, but by one at a time: lock around it.
-
-    Args:
-        read_only: the file must exist; nothing can be written through the connection, and it never
-            checkpoints the write-ahead log (before 3.51.3 SQLite can corrupt a file whose log two
-            connections checkpoint, so only the one writer does).
-        create: make a new file, mode 0600. Without it a missing file is an error, so that a mistyped
-            path does not begin an empty database.
-        journal_mode: "WAL"; or "DELETE" for a small file that may be lost.
-
-    Raises:
-        StoreError: "MissingStore", "StoreExists", or what ``database_errors`` says.
-    """
-    import sqlite3
-
-    path = Path(path).absolute()
-    if create:
-        if read_only:
-            raise AssertionError("a new database cannot be read only")
-        with file_errors(path):
-            try:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            except FileExistsError:
-                raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
-        sync_directory(path.parent)
-    elif not path.is_file():
-        raise StoreError(
-            "MissingStore", f"{path}: no such database",
-            hint="Check the directory; a new database is made by init only.",
-        )
-    mode = "ro" if read_only else "rw"
-    with database_errors(path):
-        connection = sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT_SECONDS,
-            isolation_level=None, check_same_thread=False,
-        )
-        try:
-            _configure(connection, path, read_only, journal_mode)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _configure(connection: sqlite3.Connection, path: Path, read_only: bool, journal_mode: str) -> None:
-    def setting(statement: str) -> object:
-        row = connection.execute(f"PRAGMA {statement}").fetchone()
-        return None if row is None else row[0]
-
-    if read_only:
-        setting("query_only=ON")
-    else:
-        setting(f"page_size={PAGE_SIZE}")  # counts only while the file is empty, before it becomes WAL
-        if str(setting(f"journal_mode={journal_mode}")).upper() != journal_mode:
-            raise StoreError(
-                "UnsafeStore", f"{path}: SQLite cannot use journal mode {journal_mode} here",
-                hint="Keep it on a local file system.",
-            )
-        setting("synchronous=FULL")
-        setting("fullfsync=ON")
-        setting("checkpoint_fullfsync=ON")
-        setting("secure_delete=ON")
-        if setting("synchronous") != 2 or setting("secure_delete") != 1:
-            raise StoreError("UnsafeStore", f"{path}: SQLite refuses synchronous=FULL or secure_delete=ON")
-    setting("foreign_keys=ON")
-    setting("recursive_triggers=ON")  # or REPLACE deletes rows without asking the triggers
-    setting("trusted_schema=OFF")
-    setting("cell_size_check=ON")
-    setting("temp_store=MEMORY")  # no plaintext in temporary files
-    connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # reads the file: is it a database?
-
-
-@contextmanager
-def database_errors(path: Path | str) -> Iterator[None]:
-    """Turn ``sqlite3.Error`` about *path* into a coded ``StoreError``.
-
-    Names: "DiskFull", "Corrupt", "Locked", "ReadOnly", "InputOutput", "CannotOpen", "Refused" (a type, a
-    constraint or a trigger), and "DatabaseError" for anything else.
-    """
-    import sqlite3
-
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise database_error(path, error) from error
-    except UnicodeDecodeError as error:  # sqlite3's own, for an error message made of damaged bytes
-        raise StoreError("Corrupt", f"{path}: {error}") from error
-
-
-def database_error(path: Path | str, error: sqlite3.Error) -> StoreError:
-    """The coded form of *error*; see ``database_errors``."""
-    import sqlite3
-
-    names = {
-        sqlite3.SQLITE_FULL: "DiskFull", sqlite3.SQLITE_CORRUPT: "Corrupt", sqlite3.SQLITE_NOTADB: "Corrupt",
-        sqlite3.SQLITE_BUSY: "Locked", sqlite3.SQLITE_LOCKED: "Locked", sqlite3.SQLITE_READONLY: "ReadOnly",
-        sqlite3.SQLITE_IOERR: "InputOutput", sqlite3.SQLITE_CANTOPEN: "CannotOpen",
-        sqlite3.SQLITE_CONSTRAINT: "Refused", sqlite3.SQLITE_MISMATCH: "Refused",
-    }
-    primary_code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    return StoreError(names.get(primary_code, "DatabaseError"), f"{path}: {error}")

@@ -23,9 +23,10 @@ SECONDS = 300
 
 PROCESSES = (
     "front", "witness-w1", "witness-w2", "witness-w3", "instance-alpha", "instance-beta",
-    "log-alpha", "sequencer-alpha", "web-alpha", "log-beta", "sequencer-beta", "web-beta",
+    "log-alpha", "sequencer-alpha", "web-alpha", "replies-alpha",
+    "log-beta", "sequencer-beta", "web-beta", "replies-beta",
 )
-"""Every process that stays for the whole story. ``log-*`` supervises the two of its log."""
+"""Every process that stays for the whole story. ``log-*`` supervises the three of its log."""
 
 
 @cache

@@ -239,6 +239,21 @@ def plain_burn_down(log: RunningLog) -> Answer:
     return log.post(json.dumps(log.activity(content)).encode())
 
 
+@case("BurnDown by its own door, where none are taken", 403, "unauthorized", "burndown_disabled")
+def burn_down_disabled(log: RunningLog) -> Answer:
+    wire = signed(log, BurnDown(BOB, ALICE, int(time.time())))
+    body = json.dumps({"!pkd-context": PLAINTEXT, "actor": ALICE, "message": json.dumps(wire)}).encode()
+    headers = log.signed_headers(body, url=f"https://{ORIGIN}/api/burndown")
+    return log.request("POST", "/api/burndown", headers, body)
+
+
+@case("a revocation whose time is no time", 400, INVALID, "bad_time")
+def untimely_revocation(log: RunningLog) -> Answer:
+    token = make_token(log.keys["a01"].private, log.keys["a01"].public_key)
+    body = {"!pkd-context": "fedi-e2ee:v1/api/revoke", "current-time": "+1", "revocation-token": token}
+    return log.request("POST", "/api/revoke", {"Content-Type": "application/json"}, json.dumps(body).encode())
+
+
 @case("a message in clear text", 400, INVALID, "not_encrypted")
 def clear_text(log: RunningLog) -> Answer:
     content = json.dumps({"!pkd-context": PLAINTEXT, "actor": ALICE, "message": json.dumps(log.good)})
@@ -373,9 +388,9 @@ evil_case("no document", "actor_unreachable", lambda mallory: None)
 evil_case("an instance that is gone", "actor_unreachable", lambda mallory: None, host=GONE)
 
 
-@case("the log itself as the sender", 401, "unauthorized", "unauthorized")
+@case("the log itself as the sender", 401, "unauthorized", "unknown_http_key")
 def the_log_itself(log: RunningLog) -> Answer:
-    """It asks itself for its own document, and must not wait for itself for ever."""
+    """It does not even ask itself for its own document: threads that wait for threads might wait for ever."""
     message = log.activity(build_envelope(LOG_ACTOR, log.sealed(log.good)))
     message["actor"] = message["object"]["attributedTo"] = LOG_ACTOR
     return log.post(json.dumps(message).encode(), key_id=f"{LOG_ACTOR}#main-key")

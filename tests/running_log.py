@@ -74,15 +74,17 @@ class Answer:
 
 
 class RunningLog:
-    """Starts everything in *directory*; ``stop`` ends it."""
+    """Starts everything in *directory*; ``stop`` ends it. settings: of the log, where they are not the usual."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
         self.directory = directory
         self.keys = {user: SigningKey.generate() for user in USERS}
         self.settings = create_log(directory / "log", ORIGIN, "spec", None)
-        write_settings(Settings(
-            self.settings.directory, ORIGIN, "spec", workers=1, checkpoint_interval_ms=100, aux_types="test-v1",
-        ))
+        usual: dict[str, Any] = {
+            "workers": 1, "checkpoint_interval_ms": 100, "aux_types": "ssh-v2",
+            "rate_limit_exempt": "127.0.0.0/8",  # the limits have tests of their own
+        }
+        write_settings(Settings(self.settings.directory, ORIGIN, "spec", **(usual | settings)))
         self._make_witness()
         prepare_instance(directory / "instance", DOMAIN, USERS)
         self.evil_documents: dict[str, Any] = {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ktlog.pkd.erasure import ErasurePlan, plan_erasure
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.state import Actor, Aux, Change, HistoryLeaf, Key
 from ktlog.store.contracts import Batch, LogState, LogStore, Record
@@ -48,6 +49,7 @@ class Draft:
     keys: Mapping[str, bytes] = field(default_factory=dict)
     salts: Mapping[str, bytes] = field(default_factory=dict)
     time: int = 1_700_000_000
+    action: str = "AddKey"
 
 
 def enrol(actor_id: str, *keys: Key) -> Draft:
@@ -80,12 +82,34 @@ def make_batch(expected: LogState, *drafts: Draft) -> Batch:
         records.append(Record(
             leaf_index=leaf_index, entry=entry, leaf_hash=hash_leaf(entry), root=frontier.root(),
             preimage=f'{{"text":"{draft.text}"}}'.encode(), plain=draft.plain, keys=draft.keys,
-            salts=draft.salts, unique_hash=hash_of(draft.text), action="AddKey", created=draft.time,
+            salts=draft.salts, unique_hash=hash_of(draft.text), action=draft.action, created=draft.time,
             accepted=draft.time + 1,
         ))
     times = [expected.greatest_time, *(draft.time for draft in drafts)]
     state = LogState(frontier.size, frontier.root(), frontier, expected.epoch, max(times))
     return Batch(expected, tuple(records), state, tuple(draft.change for draft in drafts))
+
+
+def move(old: Actor, new: Actor, text: str) -> Draft:
+    """An entry that moves everything from *old*, which becomes emptied, to *new*, enrolled by it."""
+    return Draft(
+        text=text, action="MoveIdentity",
+        change=Change(
+            actors=(old, new), history=(HistoryLeaf(old.actor_id, 2), HistoryLeaf(new.actor_id, 3)),
+            needs_salt=(new.actor_id,),
+        ),
+        plain={"old-actor": old.actor_id, "new-actor": new.actor_id},
+        keys={"old-actor": hash_of("old"), "new-actor": hash_of("new")},
+        salts={"new-actor": hash_of(f"salt {new.actor_id}")},
+    )
+
+
+def plan_to_erase(store: LogStore, actor_id: str) -> ErasurePlan:
+    """What the operator would do about *actor_id*."""
+    return plan_erasure(
+        store.origin, store.state().size, store.actor(actor_id), store.mentions(actor_id),
+        store.erasures(0, store.erasure_count()), lambda leaf: store.records(leaf, leaf + 1)[0].plain,
+    )
 
 
 def append(store: LogStore, *drafts: Draft) -> Batch:
@@ -116,4 +140,19 @@ def dump(store: LogStore) -> dict[str, Any]:
             "holders": {item: store.holders(item) for item in key_hashes},
             "histories": {actor_id: store.history(actor_id) for actor_id in actor_ids},
             "salts": {actor_id: store.salt(actor_id) for actor_id in actor_ids},
+            "mentions": {actor_id: store.mentions(actor_id) for actor_id in actor_ids},
+            "erased": {actor_id: store.erased(actor_id) for actor_id in actor_ids},
+            "erasures": store.erasures(0, store.erasure_count()),
+            "erasure counts": [store.erasure_count(size) for size in range(state.size + 1)],
+            "public": [store.public_since(leaf_index) for leaf_index in range(state.size)],
+            "cosignatures": [store.cosignatures(size) for size in range(state.size + 1)],
+            "totp": store.totp("example.com"),
         }
+
+
+@dataclass
+class Backend:
+    """One log: the handle that writes, and a way to open more that read."""
+
+    store: LogStore
+    reader: Callable[[], LogStore]

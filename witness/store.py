@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktlog import durable
+from ktlog import durable, sqlitefile
 from ktlog.errors import Conflict, StoreError, UsageError
 from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.evidence import Evidence, format_evidence
@@ -154,8 +154,8 @@ class WitnessStore:
         Raises:
             StoreError: "StoreExists", or it cannot be written.
         """
-        connection = durable.open_database(path, create=True)
-        with durable.database_errors(path):
+        connection = sqlitefile.open_database(path, create=True)
+        with sqlitefile.database_errors(path):
             connection.execute("BEGIN IMMEDIATE")
             for statement in _statements():
                 connection.execute(statement)
@@ -181,15 +181,15 @@ class WitnessStore:
 
         Args:
             beside_daemon: for a command that writes while ``serve`` may be running: it leaves
-                checkpoints of the write-ahead log to the daemon (see durable.open_database).
+                checkpoints of the write-ahead log to the daemon (see sqlitefile.open_database).
 
         Raises:
             StoreError: missing, damaged, or written by newer code.
         """
-        connection = durable.open_database(path, read_only=read_only)
+        connection = sqlitefile.open_database(path, read_only=read_only)
         try:
             if beside_daemon:
-                with durable.database_errors(path):
+                with sqlitefile.database_errors(path):
                     connection.execute("PRAGMA wal_autocheckpoint=0")
             return cls(path, connection, reach)
         except BaseException:
@@ -338,7 +338,7 @@ class WitnessStore:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Reads of one moment: a deferred transaction, so that two SELECTs cannot disagree."""
-        with self._lock, durable.database_errors(self._path):
+        with self._lock, sqlitefile.database_errors(self._path):
             self._connection.execute("BEGIN")
             try:
                 yield self._connection
@@ -353,7 +353,7 @@ class WitnessStore:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
-                coded = durable.database_error(self._path, error)
+                coded = sqlitefile.database_error(self._path, error)
                 if coded.name == "Locked":
                     raise coded from error  # nothing was begun, so nothing is in doubt
                 raise self._poisoned(error) from error
@@ -361,7 +361,7 @@ class WitnessStore:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except (Conflict, UsageError):
-                with durable.database_errors(self._path):
+                with sqlitefile.database_errors(self._path):
                     self._connection.execute("ROLLBACK")
                 raise
             except BaseException as error:

@@ -21,8 +21,10 @@ from ktlog.client.build import (
     add_key,
     build_envelope,
     build_message,
+    build_plain_envelope,
     burn_down,
     check_receipt,
+    checkpoint_message,
     enrol,
     fireproof,
     move_identity,
@@ -40,7 +42,8 @@ from ktlog.tlog.policy import Policy, parse_policy
 
 __all__ = [
     "NOT_PROVEN", "Aux", "Built", "Directory", "Key", "PendingMessage", "Policy", "Present", "Receipt", "SigningKey",
-    "add_aux_data", "add_key", "build_envelope", "build_message", "burn_down", "check_receipt", "enrol",
-    "fireproof", "load_http_key", "load_key", "move_identity", "parse_policy", "revoke_aux_data", "revoke_by_token",
-    "revoke_key", "rotate", "save_key", "seal", "undo_fireproof",
+    "add_aux_data", "add_key", "build_envelope", "build_message", "build_plain_envelope", "burn_down",
+    "check_receipt", "checkpoint_message", "enrol", "fireproof", "load_http_key", "load_key", "move_identity",
+    "parse_policy", "revoke_aux_data", "revoke_by_token", "revoke_key", "rotate", "save_key", "seal",
+    "undo_fireproof",
 ]

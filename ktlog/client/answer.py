@@ -32,6 +32,11 @@ NOT_PROVEN = (
 )
 """What no answer of this version claims."""
 
+TAKEN_NOT_PROVEN = (
+    "that what is taken is true: a log can write such a message and say that its author was erased"
+)
+"""And what an answer does not claim that rests on erased text."""
+
 
 @dataclass(frozen=True)
 class PendingMessage:
@@ -69,6 +74,8 @@ class Present:
         as_of: Unix seconds; the greatest time at which the policy's quorum had seen this checkpoint.
         cosigners: names of the policy's cosigners that signed it.
         checks: what was checked, in words.
+        taken: what could not be checked any more, in words, because an erasure took the text away:
+            it is believed on the word of whoever checked it in time.
         not_proven: what an answer of this version never proves.
         pending: messages accepted but not published yet.
     """
@@ -93,6 +100,7 @@ class Present:
     cosigners: tuple[str, ...]
     checks: tuple[str, ...]
     pending: tuple[PendingMessage, ...] = ()
+    taken: tuple[str, ...] = ()
     not_proven: tuple[str, ...] = NOT_PROVEN
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,6 +138,7 @@ class Present:
             "as-of": self.as_of,
             "cosigners": list(self.cosigners),
             "checks": list(self.checks),
+            "taken": list(self.taken),
             "pending": [
                 {"leaf-index": item.leaf_index, "action": item.action, "removes": list(item.removes)}
                 for item in self.pending

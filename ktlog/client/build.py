@@ -35,6 +35,7 @@ from ktlog.pkd.messages import (
     AddAuxData,
     AddKey,
     BurnDown,
+    CheckpointMessage,
     Fireproof,
     Message,
     MoveIdentity,
@@ -43,12 +44,14 @@ from ktlog.pkd.messages import (
     RevokeKeyThirdParty,
     UndoFireproof,
     build_wire,
+    format_wire,
     pad_plaintext,
 )
 from ktlog.pkd.token import parse_token
 from ktlog.tlog.encoding import decode_base64url
 
 ENVELOPE_CONTEXT = "fedi-e2ee:v1-encrypted-message"
+PLAIN_CONTEXT = "fedi-e2ee:v1-plaintext-message"
 Random = Callable[[int], bytes]
 
 
@@ -60,7 +63,8 @@ class Built:
         message: its value.
         wire: the JSON object as the log reads it. It holds the attributes' symmetric keys.
         dialect: the log's.
-        sender: the actor whose HTTP signature must deliver it; None for a token, which anybody may.
+        sender: the actor whose HTTP signature must deliver it. None for a token, which anybody may deliver,
+            and for a Checkpoint, which an actor on the sending directory's host must.
     """
 
     message: Message
@@ -76,18 +80,21 @@ class Built:
 
 def build_message(
     message: Message, signer: SigningKey | None, recent_root: str | None, *, dialect: Dialect = SPEC,
-    key_id: str | None = None, random: Random = os.urandom,
+    key_id: str | None = None, otp: str | None = None, random: Random = os.urandom,
 ) -> Built:
     """Encrypt the attributes of *message* and sign it.
 
     Args:
         signer, recent_root: None for a RevokeKeyThirdParty and for nothing else.
         key_id: which of the signer's keys this is; a hint for the log.
+        otp: one-time password of a BurnDown, where the operator's instance has enrolled a TOTP secret.
 
     Raises:
         EncodingError: ``BadMerkleRoot``, ``BadText``, ``BadPublicKey``.
-        UsageError: ``NoSigner``.
+        UsageError: ``NoSigner``, ``NoPassword``.
     """
+    if otp is not None and not isinstance(message, BurnDown):
+        raise UsageError("NoPassword", f"a {message.action} has no one-time password")
     if isinstance(message, RevokeKeyThirdParty):
         return Built(message, build_wire(dialect, message), dialect, None)
     if signer is None or recent_root is None:
@@ -97,7 +104,7 @@ def build_message(
     names = [name for name in encrypted_attributes(dialect, message.action) if name in members]
     keys = {name: random(32) for name in names}
     randoms = {name: random(32) for name in names}
-    wire = build_wire(dialect, message, recent_root, signer.private, keys, randoms, key_id)
+    wire = build_wire(dialect, message, recent_root, signer.private, keys, randoms, key_id, otp)
     sender = members.get("new-actor") or members.get("operator") or members.get("actor")
     return Built(message, wire, dialect, sender)
 
@@ -176,8 +183,33 @@ def move_identity(
 def burn_down(
     actor_id: str, operator: str, signer: SigningKey, *, recent_root: str, now: int, **options: Any
 ) -> Built:
-    """Empty an actor, signed by a key of *operator*. It must not be encrypted: no envelope takes it."""
+    """Empty an actor, signed by a key of *operator*, an actor of the same host.
+
+    It must not be encrypted: see :func:`build_plain_envelope`.
+    """
     return build_message(BurnDown(actor_id, operator, now), signer, recent_root, **options)
+
+
+def checkpoint_message(
+    from_directory: str, from_root: str, to_directory: str, to_validated_root: str, signer: SigningKey, *,
+    recent_root: str, now: int, **options: Any,
+) -> Built:
+    """Commit a directory's root to another directory's log.
+
+    Args:
+        from_directory, to_directory: URLs, exactly as the receiving directory writes them.
+        from_root: the sending directory's newest root.
+        to_validated_root: the newest root of the receiving directory up to which the sender has replayed
+            its entries. Whoever signs this says that they have.
+        signer: the sending directory's own key, the ``public-key`` of its ``/api/info``.
+
+    Raises:
+        EncodingError: ``BadMerkleRoot``.
+    """
+    decode_root(from_root)
+    decode_root(to_validated_root)
+    message = CheckpointMessage(from_directory, from_root, signer.public_key, to_directory, to_validated_root, now)
+    return build_message(message, signer, recent_root, **options)
 
 
 def revoke_by_token(token: str, *, dialect: Dialect = SPEC) -> Built:
@@ -211,6 +243,18 @@ def build_envelope(actor_id: str, sealed: str) -> str:
     Spec: PKD "HPKE-encrypted Protocol Message Format".
     """
     envelope = {"!pkd-context": ENVELOPE_CONTEXT, "actor": actor_id, "encrypted-message": sealed}
+    return canonical(envelope).decode("utf-8")
+
+
+def build_plain_envelope(actor_id: str, built: Built) -> str:
+    """The envelope of a message that is not encrypted: the body of a POST to ``/api/burndown``.
+
+    Args:
+        actor_id: whose HTTP signature delivers it; for a BurnDown the operator.
+
+    Spec: PKD "Plaintext Protocol Message Format".
+    """
+    envelope = {"!pkd-context": PLAIN_CONTEXT, "actor": actor_id, "message": format_wire(built.wire)}
     return canonical(envelope).decode("utf-8")
 
 

@@ -5,28 +5,44 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from urllib.parse import quote
 
 from ktlog.client import verify
-from ktlog.client.answer import CAUSE, STATUS, Present
+from ktlog.client.answer import CAUSE, NOT_PROVEN, STATUS, TAKEN_NOT_PROVEN, Present
+from ktlog.client.carried import fetch_erasures, fetch_rows
+from ktlog.client.erasures import ErasureLog
 from ktlog.client.page import ActorPage, parse_actor_page, parse_leaf_keys
 from ktlog.client.replay import (
     History,
+    Replayed,
+    check_carried,
     check_listed,
     check_rows,
     judge_pending,
     needed_histories,
+    needed_leaves,
     replay,
 )
 from ktlog.client.terms import Getter, bad_status, fetch_body
 from ktlog.client.trust import ActorMemory, TrustStore, check_history, parse_domains
 from ktlog.client.verify import Cosigned, Head, Log, count_entries
 from ktlog.durable import read_file
-from ktlog.errors import EncodingError, Forked, Invalid, KtlogError, NotLogged, StoreError, Unreachable, UsageError
+from ktlog.errors import (
+    EncodingError,
+    Forked,
+    Invalid,
+    KtlogError,
+    NotLogged,
+    Stale,
+    StoreError,
+    Unreachable,
+    UsageError,
+)
 from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.erasure import ErasureRecord
 from ktlog.pkd.state import Actor
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.tlog.tiles import TileHashReader
@@ -93,6 +109,8 @@ class Directory:
         self._fetcher = Fetcher.from_environment() if fetcher is None else fetcher
         self._now = now
         self._max_age = max_age_seconds
+        # What was read is read again only where it grew: erasure records never change.
+        self._erasures: dict[str, tuple[ErasureRecord, ...]] = {}
 
     @classmethod
     def from_policy_file(
@@ -134,7 +152,8 @@ class Directory:
         ``not_proven`` of the answer say so in words.
 
         Raises:
-            NotLogged: the log says that it knows nothing of the actor. This is not proven either.
+            NotLogged: the log says that it knows nothing of the actor, or (``Erased``) that it erased them. This
+                is not proven either.
             Invalid, PolicyUnmet, Stale: a check failed; the name says which.
             Forked: the log is caught, and ``evidence`` convicts it. It is remembered, and every later lookup
                 in that log raises ``Convicted`` until a person removes the file that the hint names.
@@ -155,13 +174,16 @@ class Directory:
         trusted = self._trusted_head(log)
         page = self._page(log, actor_id, trusted.head.size)
         with ThreadPoolExecutor(2, "ktlog-verify") as pool:
-            actor, histories, leaf_keys = self._replay(trusted, page, pool)
+            erasures = self._erasures_of(log)
+            _check_not_erased(page, erasures)
+            replayed, histories, leaf_keys = self._replay(trusted, page, erasures, pool)
+            actor = replayed.actor
             check_listed(actor, page.keys)
             pending = check_rows(page, page.unpublished, trusted.head, leaf_keys, pool.map)
         usable, shown = judge_pending(actor, pending)
         memory = _memory_of(trusted.head.size, actor, histories[actor_id])
-        before = self._remember_actor(log, handle, actor_id, memory)
-        return _answer(handle, trusted, actor, histories, usable, shown, before)
+        before = self._remember_actor(log, handle, actor_id, memory, erasures.erased_at(actor_id))
+        return _answer(handle, trusted, replayed, histories, usable, shown, before)
 
     # Who, and which log
 
@@ -231,7 +253,7 @@ class Directory:
         """The log's answer about an actor, with a history that is not empty.
 
         Raises:
-            NotLogged: the log says that there is none.
+            NotLogged: the log says that there is none; ``Erased`` when it says that there was one.
             Stale: ``ActorRolledBack``: it says so, and has shown one before.
         """
         if tree_size:  # nothing is in an empty tree, so there is nothing to ask
@@ -243,17 +265,29 @@ class Directory:
                     return page
             elif not _is_not_found(response):
                 raise bad_status(response)
+        erased_at = self._erasures_of(log).erased_at(actor_id) if tree_size else 0
         before = self._trust.actor(log.origin, actor_id)
         if before is not None:
+            before = _since(before, erased_at)
             check_history(actor_id, before, ActorMemory(tree_size, 0, (), ()))
+        if erased_at:
+            raise NotLogged(
+                "Erased", f"{log.origin} says that it erased {actor_id}, and shows nothing since",
+                hint="The log says so; it cannot prove it in this version.",
+            )
         raise NotLogged(
             "NotLogged", f"{log.origin} shows no published message about {actor_id}",
             hint="The log says so; it cannot prove it in this version.",
         )
 
+    def _erasures_of(self, log: Log) -> ErasureLog:
+        erasures = fetch_erasures(self._fetcher, log, self._erasures.get(log.origin, ()))
+        self._erasures[log.origin] = erasures.records
+        return erasures
+
     def _replay(
-        self, trusted: _Trusted, page: ActorPage, pool: ThreadPoolExecutor
-    ) -> tuple[Actor, dict[str, History], Mapping[bytes, bytes]]:
+        self, trusted: _Trusted, page: ActorPage, erasures: ErasureLog, pool: ThreadPoolExecutor
+    ) -> tuple[Replayed, dict[str, History], Mapping[bytes, bytes]]:
         """Check the actor's messages, and those of the actors they depend on, and replay them."""
         log, head = trusted.log, trusted.head
         leaf_keys = parse_leaf_keys(fetch_body(self._fetcher, log.url, "/leaf-keys", MAX_LEAF_KEYS_BYTES))
@@ -278,7 +312,10 @@ class Directory:
                     checked[name] = check_rows(other, other.published, head, leaf_keys, pool.map)
                 rows = tuple(item for item in checked[name] if item.row.leaf_index <= until)
                 histories[name] = History(rows, until)
-        return replay(log.origin, page.actor_id, histories), histories, leaf_keys
+        leaves = needed_leaves(histories, erasures)
+        rows = fetch_rows(self._fetcher, log, head, self._reader(log, head), leaves) if leaves else []
+        carried = check_carried(log.origin, rows, leaf_keys, pool.map)
+        return replay(log.origin, page.actor_id, histories, erasures, carried), histories, leaf_keys
 
     # Memory
 
@@ -316,14 +353,17 @@ class Directory:
         )
 
     def _remember_actor(
-        self, log: Log, handle: str | None, actor_id: str, memory: ActorMemory
+        self, log: Log, handle: str | None, actor_id: str, memory: ActorMemory, erased_at: int
     ) -> ActorMemory | None:
-        """Remember actor and handle, in one hold of the lock; return what was remembered of the actor."""
+        """Remember actor and handle, in one hold of the lock; return what was remembered of the actor.
+
+        What was remembered from before entry *erased_at* is not expected any more.
+        """
         with self._trust.locked():
             self._trust.check_not_convicted(log.origin)  # by a lookup that overlapped with this one
             before = self._trust.actor(log.origin, actor_id)
             if before is not None:
-                check_history(actor_id, before, memory)
+                check_history(actor_id, _since(before, erased_at), memory)
             if handle is not None:
                 self._trust.pin(handle, actor_id)
             if before is None or before.tree_size <= memory.tree_size:
@@ -343,6 +383,19 @@ def _is_not_found(response: Response) -> bool:
     return isinstance(body, dict) and body.get("code", body.get("error")) == "not_found"
 
 
+def _since(memory: ActorMemory, erased_at: int) -> ActorMemory:
+    """What is remembered of the actor from entry *erased_at* on, where a history begins anew."""
+    return replace(memory, history=tuple(row for row in memory.history if row[0] >= erased_at))
+
+
+def _check_not_erased(page: ActorPage, erasures: ErasureLog) -> None:
+    if page.rows[0].leaf_index < erasures.erased_at(page.actor_id):
+        raise Stale(
+            "ErasedMeanwhile", f"the log shows messages of {page.actor_id} that it says it erased",
+            hint="It may have erased them just now. Trying again is safe.",
+        )
+
+
 def _memory_of(tree_size: int, actor: Actor, history: History) -> ActorMemory:
     return ActorMemory(
         tree_size=tree_size,
@@ -353,10 +406,10 @@ def _memory_of(tree_size: int, actor: Actor, history: History) -> ActorMemory:
 
 
 def _answer(
-    handle: str | None, trusted: _Trusted, actor: Actor, histories: Mapping[str, History],
+    handle: str | None, trusted: _Trusted, replayed: Replayed, histories: Mapping[str, History],
     usable: tuple, pending: tuple, before: ActorMemory | None,
 ) -> Present:
-    head, cosigned = trusted.head, trusted.cosigned
+    head, cosigned, actor = trusted.head, trusted.cosigned, replayed.actor
     messages = len({item.row.leaf_index for history in histories.values() for item in history.rows})
     if trusted.remembered is None:
         linked = "this is the first head of this log that was seen here; from now on each must extend it"
@@ -370,7 +423,8 @@ def _answer(
         linked,
         f"every message that the answer rests on ({messages}) is in the tree, and the log's leaf key signed it",
         "the plaintext of every attribute is what its message committed to (Argon2id)",
-        "every message is signed by a key that was valid then, and allowed by the rules",
+        "every message is signed by a key that was valid then, and allowed by the rules"
+        + (", but for what is taken" if replayed.taken else ""),
         "the listed keys are exactly those that the messages lead to",
     )
     known = () if before is None else before.key_ids
@@ -382,5 +436,6 @@ def _answer(
         gone_keys=tuple(key_id for key_id in known if key_id not in {key.key_id for key in actor.keys}),
         reset=CAUSE[actor.cause] if before is not None and actor.generation > before.generation else None,
         tree_size=head.size, root_hash=head.root, as_of=cosigned.as_of, cosigners=cosigned.names,
-        checks=checks, pending=pending,
+        checks=checks, pending=pending, taken=replayed.taken,
+        not_proven=(TAKEN_NOT_PROVEN, *NOT_PROVEN) if replayed.taken else NOT_PROVEN,
     )

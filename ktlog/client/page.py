@@ -132,15 +132,30 @@ def parse_text(body: bytes, member: str) -> str:
     return _text(_document(body), member)
 
 
-def _row(row: Mapping[str, Any], tree_size: int) -> HistoryRow:
-    leaf_index = _integer(row, "leaf-index")
-    role = _integer(row, "role")
-    _expect(role in frozenset(Role), f"{role} is no role in a history")
+def parse_record_line(line: bytes, leaf_index: int) -> tuple[bytes, Mapping[str, str | None]]:
+    """Read one line of ``/records/...``: the exact preimage, and the plaintext attributes.
+
+    Raises:
+        Invalid: ``MalformedAnswer``.
+    """
+    record = _document(line)
+    _expect(_integer(record, "leaf-index") == leaf_index, f"the record is not about entry {leaf_index}")
+    return _text(record, "message").encode("utf-8"), _plain(record)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, str | None]:
     plain = row.get("plain")
     _expect(
         isinstance(plain, dict) and all(text is None or isinstance(text, str) for text in plain.values()),
         "plain is not an object of strings and nulls",
     )
+    return dict(plain)
+
+
+def _row(row: Mapping[str, Any], tree_size: int) -> HistoryRow:
+    leaf_index = _integer(row, "leaf-index")
+    role = _integer(row, "role")
+    _expect(role in frozenset(Role), f"{role} is no role in a history")
     proof: tuple[bytes, ...] | None = None
     if row.get("inclusion-proof") is not None:
         hashes = _list(row, "inclusion-proof")
@@ -153,7 +168,7 @@ def _row(row: Mapping[str, Any], tree_size: int) -> HistoryRow:
     with _malformed():
         entry = decode_base64url(_text(row, "merkle-leaf"))
     return HistoryRow(
-        leaf_index, role, entry, _text(row, "encrypted-message").encode("utf-8"), dict(plain), proof
+        leaf_index, role, entry, _text(row, "encrypted-message").encode("utf-8"), _plain(row), proof
     )
 
 

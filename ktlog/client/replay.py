@@ -12,6 +12,9 @@ prove: that the history shown is complete. A log can still leave out a message, 
 until lookups carry a proof from the directory map. Nor is it checked that a message named a recent
 root; auditors check that.
 
+What an erasure withheld of somebody else is replayed from what is left, and the answer lists it as
+taken: a BurnDown by an operator erased since, and a MoveIdentity from an actor erased since.
+
 Spec: directory map §3, §9 (steps 10, 12 and 13).
 """
 
@@ -21,12 +24,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktlog.client.answer import PendingMessage
+from ktlog.client.erasures import ErasureLog
 from ktlog.client.page import ActorPage, HistoryRow, ListedKey
 from ktlog.client.verify import Head
 from ktlog.errors import EncodingError, Invalid, MessageRejected
+from ktlog.pkd.actors import Change
 from ktlog.pkd.entry import parse_entry, verify_entry
 from ktlog.pkd.keys import derive_key_id, key_hash, verify_mldsa44
 from ktlog.pkd.messages import (
+    AddAuxData,
     AddKey,
     BurnDown,
     Message,
@@ -34,10 +40,12 @@ from ktlog.pkd.messages import (
     RevokeKey,
     RevokeKeyThirdParty,
     WireMessage,
+    aux_data_id,
     message_from_plain,
 )
 from ktlog.pkd.state import (
     Actor,
+    Aux,
     Key,
     View,
     apply,
@@ -45,6 +53,7 @@ from ktlog.pkd.state import (
     find_signer,
     touched_by,
 )
+from ktlog.pkd.withheld import Fragment, Held, apply_fragment, read_fragment, stand_in_for
 from ktlog.tlog.tree import hash_leaf, verify_inclusion
 
 Map = Callable[[Callable[[HistoryRow], "CheckedRow"], Iterable[HistoryRow]], Iterable["CheckedRow"]]
@@ -59,7 +68,8 @@ class CheckedRow:
     leaf_hash: bytes
     dialect_name: str
     wire: WireMessage
-    message: Message
+    message: Message | Fragment
+    """A Fragment when an erasure withheld part of it."""
 
 
 @dataclass(frozen=True)
@@ -105,26 +115,55 @@ def _check_inclusion(row: HistoryRow, head: Head) -> None:
         ) from error
 
 
+def check_carried(
+    origin: str, rows: Sequence[HistoryRow], leaf_keys: Mapping[bytes, bytes], map_rows: Map = map
+) -> dict[int, Held]:
+    """The keys and auxiliary data that entries enrol whose owner's name may be withheld.
+
+    Args:
+        rows: entries already shown to be in the tree; their roles and proofs are not looked at.
+
+    Raises:
+        Invalid: ``BadEntry``, ``BadLeafSignature``, ``PlaintextMismatch``.
+    """
+    held: dict[int, Held] = {}
+    for item in map_rows(lambda row: _check_row(row, leaf_keys), rows):
+        index = item.row.leaf_index
+        match item.message:
+            case AddKey(public_key=public_key, time=time):
+                held[index] = Key(public_key, derive_key_id(origin, index), index, time)
+            case AddAuxData(aux_type=aux_type, aux_data=text, time=time):
+                held[index] = Aux(aux_type, aux_data_id(aux_type, text), text, index, time)
+            case Fragment(public_key=bytes() as public_key, time=time):
+                held[index] = Key(public_key, derive_key_id(origin, index), index, time)
+            case Fragment(aux=(aux_type, text, aux_id), time=time):
+                held[index] = Aux(aux_type, aux_id, text, index, time)
+    return held
+
+
 def _check_row(row: HistoryRow, leaf_keys: Mapping[bytes, bytes]) -> CheckedRow:
     at = f"entry {row.leaf_index}"
     try:
         dialect, _ = parse_entry(row.entry)
         verify_entry(row.entry, row.preimage, leaf_keys)
         wire, message = message_from_plain(dialect, row.preimage, row.plain, commitments=True)
+        what = read_fragment(wire, row.plain) if message is None else message
     except EncodingError as error:
         raise Invalid("BadEntry", f"{at}: {error.message}") from error
     except Invalid as error:
         raise Invalid(error.name, f"{at}: {error.message}") from error
-    if message is None:
-        raise Invalid("PlaintextMismatch", f"{at}: the log withholds an attribute, so it cannot be checked")
-    return CheckedRow(row, hash_leaf(row.entry), dialect.name, wire, message)
+    return CheckedRow(row, hash_leaf(row.entry), dialect.name, wire, what)
 
 
 def _check_about(item: CheckedRow, actor_id: str) -> None:
     """A token names no actor; whether it concerns this one, the replay shows."""
     if isinstance(item.message, RevokeKeyThirdParty):
         return
-    if actor_id not in touched_by(item.message, lambda _: ()):
+    if isinstance(item.message, Fragment):
+        names: Iterable[str | None] = item.message.names.values()
+    else:
+        names = touched_by(item.message, lambda _: ())
+    if actor_id not in names:
         raise Invalid("WrongActor", f"entry {item.row.leaf_index} is not about {actor_id}")
 
 
@@ -148,12 +187,49 @@ def needed_histories(histories: Mapping[str, History]) -> dict[str, int]:
     return needs
 
 
+def needed_leaves(histories: Mapping[str, History], erasures: ErasureLog) -> frozenset[int]:
+    """The entries of erased actors that the replay needs: the keys and data that their moves carried.
+
+    Raises:
+        Invalid: ``RecordWithheld`` when text is withheld that no erasure explains; ``BadTransition``
+            when none says what a move from an erased actor carried.
+    """
+    leaves: set[int] = set()
+    for history in histories.values():
+        for item in history.rows:
+            message, index = item.message, item.row.leaf_index
+            if not isinstance(message, Fragment):
+                continue
+            if not erasures.explains(index):
+                raise Invalid("RecordWithheld", f"entry {index}: the log withholds text, and no erasure explains it")
+            if message.action == "MoveIdentity" and message.changes_others():
+                move = erasures.move(index)
+                if move is None:
+                    raise Invalid(
+                        "BadTransition", f"entry {index} moved keys from somebody whose name the log withholds, and"
+                        " no erasure says which keys"
+                    )
+                leaves |= set(move.leaves)
+    return frozenset(leaves)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """An actor at the checkpoint's tree size, and what about it rests on withheld text."""
+
+    actor: Actor
+    taken: tuple[str, ...]
+
+
 @dataclass
 class _State:
     """The replay in progress. Actors are known only up to where their histories reach."""
 
     origin: str
     histories: Mapping[str, History]
+    erasures: ErasureLog
+    carried: Mapping[int, Held]
+    taken: list[str] = field(default_factory=list)
     actors: dict[str, Actor | None] = field(default_factory=dict)
     tokens: set[bytes] = field(default_factory=set)
     unique: set[bytes] = field(default_factory=set)
@@ -193,6 +269,21 @@ class _State:
         if item.wire.unique_hash in self.unique:
             raise Invalid("BadEntry", f"entry {index} repeats an earlier message")
         self.unique.add(item.wire.unique_hash)
+        if isinstance(message, Fragment):
+            change, created = self.fragment(item, message), message.time
+        else:
+            change, created = self.whole(item, message)
+        touched = {leaf.actor_id: int(leaf.role) for leaf in change.history if self.knows(leaf.actor_id, index)}
+        if touched != roles:
+            raise Invalid("BadTransition", f"entry {index}: the log misstates whom the {message.action} concerns")
+        self.actors.update({actor.actor_id: actor for actor in change.actors})
+        if change.token_revoked is not None:
+            self.tokens.add(change.token_revoked)
+        self.greatest_time = max(self.greatest_time, created)
+
+    def whole(self, item: CheckedRow, message: Message) -> tuple[Change, int]:
+        """What a message does of which nothing is withheld, and when it says it was made."""
+        index = item.row.leaf_index
         self.check_relied_on(message, index)
         holders = self.holders(index)
         names = touched_by(message, lambda hashed: holders.get(hashed, ()))
@@ -203,29 +294,50 @@ class _State:
             signer = find_signer(view, message, item.wire)
             change = apply(view, message, index, derive_key_id(self.origin, index), signer, created)
         except MessageRejected as error:
-            name = "BadMessageSignature" if error.code == "bad_signature" else "BadTransition"
-            raise Invalid(name, f"entry {index}, {message.action}: {error.message}") from error
-        touched = {leaf.actor_id: int(leaf.role) for leaf in change.history if self.knows(leaf.actor_id, index)}
-        if touched != roles:
-            raise Invalid("BadTransition", f"entry {index}: the log misstates whom the {message.action} concerns")
-        self.actors.update({actor.actor_id: actor for actor in change.actors})
-        if change.token_revoked is not None:
-            self.tokens.add(change.token_revoked)
-        self.greatest_time = max(self.greatest_time, created)
+            raise _refused(index, message.action, error) from error
+        return change, created
+
+    def fragment(self, item: CheckedRow, fragment: Fragment) -> Change:
+        """What is left of a message that an erasure withheld in part."""
+        index, mover = item.row.leaf_index, None
+        move = self.erasures.move(index)
+        if fragment.changes_others():
+            if fragment.action == "MoveIdentity":
+                if move is None:
+                    raise AssertionError("needed_leaves was not asked what this move carried")
+                mover = stand_in_for(move, self.carried, self.tokens)
+                self.taken.append(
+                    f"entry {index} moved these keys from an actor erased since: which, the erasure record says"
+                )
+            else:
+                self.taken.append(f"entry {index} burned the actor down on the word of an operator erased since")
+        try:
+            return apply_fragment(
+                fragment, item.wire, index, derive_key_id(self.origin, index),
+                lambda name: self.actors.get(name) if self.knows(name, index) else None, mover, self.tokens,
+            ).change
+        except MessageRejected as error:
+            raise _refused(index, fragment.action, error) from error
 
 
-def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Actor:
+def _refused(index: int, action: str, error: MessageRejected) -> Invalid:
+    name = "BadMessageSignature" if error.code == "bad_signature" else "BadTransition"
+    return Invalid(name, f"entry {index}, {action}: {error.message}")
+
+
+def replay(
+    origin: str, actor_id: str, histories: Mapping[str, History], erasures: ErasureLog, carried: Mapping[int, Held],
+) -> Replayed:
     """Replay the published messages of *actor_id* and of the actors they depend on.
-
-    Returns:
-        The actor at the checkpoint's tree size.
 
     Args:
         histories: by actor id; that of actor_id itself is not empty.
+        carried: from :func:`check_carried`, for the leaves of :func:`needed_leaves`.
 
     Raises:
         Invalid: ``BadMessageSignature``; ``BadTransition``, also when the history of an actor they depend on
-            is not shown; ``BadEntry`` (a message logged twice, or entries in different dialects).
+            is not shown; ``BadErasure``, an erasure record that cannot be true; ``BadEntry`` (a message logged
+            twice, or entries in different dialects).
     """
     steps: dict[int, CheckedRow] = {}
     roles: dict[int, dict[str, int]] = {}
@@ -235,13 +347,14 @@ def replay(origin: str, actor_id: str, histories: Mapping[str, History]) -> Acto
             roles.setdefault(item.row.leaf_index, {})[name] = item.row.role
     if len({item.dialect_name for item in steps.values()}) > 1:
         raise Invalid("BadEntry", "the log mixes entries of different dialects")
-    state = _State(origin, histories)
+    state = _State(origin, histories, erasures, carried)
+    state.actors = {name: erasures.tombstone(name) for name in histories}
     for index in sorted(steps):
         state.step(steps[index], roles[index])
     actor = state.actors.get(actor_id)
     if actor is None:
         raise AssertionError("a history that is not empty leads to a state")
-    return actor
+    return Replayed(actor, tuple(state.taken))
 
 
 def check_listed(actor: Actor, listed: Sequence[ListedKey]) -> None:

@@ -108,6 +108,8 @@ def _describe(answer: Present) -> list[str]:
         lines += ["", "Accepted, not published yet:"]
     lines += [f"  {item.action} as entry {item.leaf_index}" for item in answer.pending]
     lines += ["", "Checked:", *(f"  - {text}" for text in answer.checks)]
+    if answer.taken:
+        lines += ["", "Taken, because the text was erased since:", *(f"  - {text}" for text in answer.taken)]
     return [*lines, "", "Not proven:", *(f"  - {text}" for text in answer.not_proven)]
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
 
 from ktlog.config import load_settings
+from ktlog.operator.cosigning import load_cosigners
+from ktlog.operator.directories import check_directories
 from ktlog.operator.service import load_publish_policy
+from ktlog.operator.shred import finish_erasures
 from ktlog.operator.supervisor import supervise
+from ktlog.pkd.extensions import choose
 
 
 @click.command()
@@ -24,5 +29,9 @@ def command(directory: Path, listen: str | None, workers: int | None) -> None:
     nothing starts: a log that no witness watches is not one.
     """
     settings = load_settings(directory, {"listen": listen, "workers": workers})
+    choose(settings.aux_type_names())
+    check_directories(settings.directory_urls())
+    load_cosigners(settings.cosigners)
     load_publish_policy(settings)
+    finish_erasures(settings, lambda: int(time.time()))
     sys.exit(supervise(settings))

@@ -1,7 +1,8 @@
 """The demo's ActivityPub instance: WebFinger, actor documents with their keys, and inboxes.
 
 It publishes the HTTP signing keys of its actors, which is all that a log and its clients need of an instance, and
-it is an instance client: what an actor posts to its outbox, it signs for the actor and delivers to a log.
+it is an instance client: what an actor posts to its outbox, it signs for the actor and delivers to a log. What a log
+answers comes back as a direct message, which counts when the log's actor signed it.
 
     python -m ktlog.demo.instance --dir D --listen 127.0.0.1:8003
 """
@@ -26,19 +27,22 @@ from flask import Flask, Response, abort, request
 from ktlog.client import load_http_key
 from ktlog.durable import file_errors, read_secret, write_atomic, write_secret
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, Unreachable, UsageError
+from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.instance import ERROR_CONTEXT, deliver
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64
 from ktlog.wire.actor import ED25519, actor_key
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.fetch import Fetcher
-from ktlog.wire.httpd import serve
+from ktlog.wire.httpd import header_lines, raw_target, serve
+from ktlog.wire.httpsig import target_uri, verify_request
 from ktlog.wire.media import parse_foreign_json
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES, is_activity_type
 
 SETTINGS_FILE = "instance.json"
 KEYS_DIRECTORY = "keys"
 TOKENS_DIRECTORY = "tokens"
+MESSAGES_DIRECTORY = "messages"
 MAX_INBOX_BYTES = 1 << 20
 TOKEN_BYTES = 32
 LOG_SECONDS = 30.0
@@ -140,6 +144,7 @@ def create_app(settings: InstanceSettings, directory: Path) -> Flask:
     """The instance in *directory* as a WSGI application."""
     app = Flask("ktlog-instance", static_folder=None)
     fetcher = Fetcher.from_environment(timeout=LOG_SECONDS)
+    keys = ActorKeys(fetcher, lambda: int(time.time()))
     app.config["MAX_CONTENT_LENGTH"] = MAX_INBOX_BYTES
 
     @app.get("/.well-known/webfinger")
@@ -163,12 +168,22 @@ def create_app(settings: InstanceSettings, directory: Path) -> Flask:
             abort(404)
         if not is_activity_type(request.headers.get("Content-Type", "")):
             abort(415)
+        body = request.get_data(cache=False)
         try:
-            activity = parse_foreign_json(request.get_data(cache=False))
+            activity = parse_foreign_json(body)
         except EncodingError:
             abort(400)
         if not is_direct_message(activity, settings.actor_id(user)):
             abort(400)
+        try:
+            url = target_uri(settings.domain, raw_target(request.environ))
+            verify_request(
+                "POST", url, header_lines(request.environ), body,
+                lambda key_id: keys.find(key_id, activity["actor"]), int(time.time()),
+            )
+        except MessageRejected:
+            abort(401)
+        _keep(directory, user, activity)
         return Response(status=202)
 
     @app.post("/users/<user>/outbox")
@@ -188,6 +203,28 @@ def create_app(settings: InstanceSettings, directory: Path) -> Flask:
         return _answer(202, receipt)
 
     return app
+
+
+def _keep(directory: Path, user: str, activity: dict[str, Any]) -> None:
+    """Put a direct message where read_messages finds it."""
+    path = directory / MESSAGES_DIRECTORY / f"{user}.jsonl"
+    line = json.dumps(activity).encode("ascii") + b"\n"
+    with file_errors(path):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(line)
+
+
+def read_messages(directory: Path, user: str) -> list[dict[str, Any]]:
+    """The direct messages that *user* got so far, in their order, each as the activity that came.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    path = directory / MESSAGES_DIRECTORY / f"{user}.jsonl"
+    with file_errors(path):
+        text = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
 def _is_logged_in(authorization: str, directory: Path, user: str) -> bool:
@@ -211,11 +248,15 @@ def _answer(status: int, members: dict[str, Any]) -> Response:
 
 
 def is_direct_message(activity: Any, actor_id: str) -> bool:
-    """Whether *activity* is a Create of a Note with text, addressed to *actor_id*."""
+    """Whether *activity* is an actor's Create of a Note of their own with text, addressed to *actor_id*."""
     if not isinstance(activity, dict) or activity.get("type") != "Create":
+        return False
+    if not isinstance(activity.get("actor"), str):
         return False
     note = activity.get("object")
     if not isinstance(note, dict) or note.get("type") != "Note" or not isinstance(note.get("content"), str):
+        return False
+    if note.get("attributedTo") != activity["actor"]:
         return False
     to = note.get("to")
     return actor_id in (to if isinstance(to, list) else [to])

@@ -79,7 +79,8 @@ def lie_in_checkpoint(app: Flask, note: bytes) -> None:
 
 def lie_in_answer(app: Flask, actor_id: str) -> None:
     """Swap the first key that *actor_id* is answered with for one whose secret the liar knows."""
-    honest: Callable[[str], Response] = app.view_functions["api.keys"]
+    endpoint = next(rule.endpoint for rule in app.url_map.iter_rules() if rule.rule.endswith("/<encoded>/keys"))
+    honest: Callable[[str], Response] = app.view_functions[endpoint]
     mine = encode_public_key(private_key_from_seed(b"\x13" * 32).public_key().public_bytes_raw())
 
     def swapped(encoded: str) -> Response:
@@ -90,7 +91,7 @@ def lie_in_answer(app: Flask, actor_id: str) -> None:
             response.set_data(json.dumps(answer, separators=(",", ":"), ensure_ascii=False))
         return response
 
-    app.view_functions["api.keys"] = swapped
+    app.view_functions[endpoint] = swapped
 
 
 def main(arguments: list[str]) -> int:

@@ -1,10 +1,11 @@
-"""The ActivityPub wrapping of a protocol message: a direct message whose content is JSON.
+"""What protocol messages travel in: a direct message, or the body of one of the two other endpoints.
 
-Only one shape is accepted: a ``Create`` of a ``Note`` from one actor to this log alone, with the
+The inbox takes one shape: a ``Create`` of a ``Note`` from one actor to this log alone, with the
 content exactly as a program writes it. HTML, which a person's composer adds, is refused and never
-repaired: a repaired message is not the one that was signed.
+repaired: a repaired message is not the one that was signed. A BurnDown comes as the bare plaintext
+envelope, a revocation token among the parameters of its own endpoint.
 
-Source: PKD specification, "Wire Format for Protocol Messages".
+Source: PKD specification, "Wire Format for Protocol Messages", "POST api/burndown", "POST api/revoke".
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ktlog.errors import MessageRejected
+from ktlog.errors import EncodingError, MessageRejected
+from ktlog.pkd.actions import PKD_CONTEXT, TOKEN_ACTION
 from ktlog.pkd.canonical import parse_json
+from ktlog.tlog.encoding import parse_decimal
 from ktlog.wire.actor_id import parse_actor_id
 
 ENCRYPTED_CONTEXT = "fedi-e2ee:v1-encrypted-message"
 PLAINTEXT_CONTEXT = "fedi-e2ee:v1-plaintext-message"
+REVOKE_CONTEXT = "fedi-e2ee:v1/api/revoke"
+_REVOCATION_MEMBERS = frozenset({"!pkd-context", "action", "current-time", "revocation-token"})
 _PUBLIC = ("https://www.w3.org/ns/activitystreams#Public", "as:Public", "Public")
 
 
@@ -71,7 +76,51 @@ def open_envelope(content: str) -> Envelope:
         raise MessageRejected(
             "html_content", "the content is HTML; send the JSON itself, not what a post composer makes of it"
         )
-    fields = _object(parse_json(content), "the content")
+    return _envelope(_object(parse_json(content), "the content"))
+
+
+def parse_burndown(body: bytes) -> Envelope:
+    """Take the body of a POST to /api/burndown apart; ``plaintext`` is always set.
+
+    Raises:
+        MessageRejected: ``burndown_encrypted`` ("MUST NOT be encrypted"), ``wrong_context``, ``bad_request``.
+    """
+    envelope = _envelope(_object(parse_json(body), "the body"))
+    if envelope.plaintext is None:
+        raise MessageRejected("burndown_encrypted", "a BurnDown must not be encrypted")
+    return envelope
+
+
+def parse_revocation(body: bytes) -> str:
+    """The revocation token in the body of a POST to /api/revoke; whether it is one is not checked.
+
+    The body is either the endpoint's parameters (``current-time`` must then be there) or the
+    protocol message itself (then ``action``), which existing clients send; both together are one too.
+    A token is good at any time, so the time is read and not compared with the clock.
+
+    Raises:
+        MessageRejected: ``wrong_context``, ``unknown_action``, ``bad_time``, ``bad_request``.
+    """
+    fields = _object(parse_json(body), "the body")
+    if fields.get("!pkd-context") not in (REVOKE_CONTEXT, PKD_CONTEXT):
+        raise MessageRejected("wrong_context", f"the body's !pkd-context must be {REVOKE_CONTEXT}")
+    if not {"!pkd-context", "revocation-token"} <= set(fields) <= _REVOCATION_MEMBERS or not (
+        {"current-time", "action"} & set(fields)
+    ):
+        raise MessageRejected(
+            "bad_request", "the body must have !pkd-context, current-time, revocation-token and no more"
+        )
+    if "action" in fields and fields["action"] != TOKEN_ACTION:
+        raise MessageRejected("unknown_action", f"this endpoint takes {TOKEN_ACTION} and no other action")
+    if "current-time" in fields:
+        try:
+            parse_decimal(_text(fields, "current-time"))
+        except EncodingError:
+            raise MessageRejected("bad_time", "current-time: want Unix seconds as a decimal string") from None
+    return _text(fields, "revocation-token")
+
+
+def _envelope(fields: Mapping[str, Any]) -> Envelope:
     context = fields.get("!pkd-context")
     members = {ENCRYPTED_CONTEXT: "encrypted-message", PLAINTEXT_CONTEXT: "message"}
     member = members.get(context) if isinstance(context, str) else None

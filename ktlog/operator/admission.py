@@ -1,32 +1,42 @@
 """Check a message before it may cost the sequencer anything. Stateless, in many processes at once.
 
-Cheap checks come first and Argon2id last, behind a semaphore of the machine's cores: 16 MiB and
-some 50 ms each, it is what a flood would aim at. What passes here is checked again by the
-sequencer where it depends on the state; what only the operator can enforce (HTTP signature, time
-window, allow-lists) is enforced here and nowhere else. (Directory map specification, section 3.)
+Three doors lead here: the inbox (:meth:`Admission.admit`), /api/burndown and /api/revoke. They differ
+in what a message comes wrapped in and in who has to sign the request; behind them one set of checks
+holds for all. Cheap checks come first, then signatures, then what has to wait for another server, and
+Argon2id last, behind a semaphore of the machine's cores: 16 MiB and some 50 ms each, it is what a
+flood would aim at. What passes here is checked again by the sequencer where it depends on the state;
+what only the operator can enforce (HTTP signature, time window, allow-lists, one-time passwords, types
+of auxiliary data) is enforced here. (Directory map specification, section 3.)
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 from ktlog.errors import EncodingError, Invalid, MessageRejected
-from ktlog.operator.activity import Envelope, open_envelope, parse_activity
-from ktlog.operator.actor_keys import ActorKeys
+from ktlog.operator.activity import Envelope, open_envelope, parse_activity, parse_burndown, parse_revocation
+from ktlog.operator.authenticate import Authenticator
+from ktlog.operator.directories import Directories
 from ktlog.operator.link import Submission
+from ktlog.operator.request import Request
 from ktlog.operator.sequencer import check_recent_root
 from ktlog.operator.views import view_for
+from ktlog.pkd.actions import TOKEN_ACTION
 from ktlog.pkd.attributes import check_commitment
+from ktlog.pkd.auxdata import Extension
+from ktlog.pkd.canonical import canonical
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.hpke import DecapsulationKey
 from ktlog.pkd.hpke import open_message as open_hpke
 from ktlog.pkd.messages import (
     AddAuxData,
+    BurnDown,
     CheckpointMessage,
     Message,
     MoveIdentity,
@@ -37,134 +47,197 @@ from ktlog.pkd.messages import (
     parse_wire,
     plain_attributes,
 )
+from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import apply, created_time, find_signer
-from ktlog.store.contracts import LogStore
+from ktlog.pkd.totp import verify_totp
+from ktlog.store.contracts import LogStore, TotpUse
 from ktlog.wire.actor_id import actor_domain
-from ktlog.wire.httpsig import verify_request
 
 # What one actor may hold: every message of theirs is checked against each key, also by every replayer.
 KEYS_LIMIT = 64
 AUX_LIMIT = 256
 # Of one line of a records page. Auditors bound a page by 256 times a little more.
 RECORD_LIMIT_BYTES = 290_000
+# Of a Checkpoint. PKD, "Checkpoint Validation Steps", 4.
+CHECKPOINT_WINDOW_SECONDS = 86_400
 
-
-@dataclass(frozen=True)
-class Request:
-    """An HTTP request as it came: *target_url* is built from the configured origin, never Host."""
-
-    method: str
-    target_url: str
-    headers: Sequence[tuple[str, str]]
-    body: bytes
+_KEY_ID = re.compile(r'keyid="([^"#]{1,2048})')
 
 
 class Admission:
-    """Turns requests into submissions, or refuses them. Safe to use from many threads."""
+    """Turns requests into submissions, or refuses them. Safe to use from many threads.
+
+    Args:
+        authenticator: verifies HTTP signatures. directories: whose Checkpoints are taken.
+        extensions: the types of auxiliary data that this log takes, by id.
+        actor_domains: whose actors this log serves; none means everybody's.
+        burndown_enabled: whether /api/burndown is open.
+
+    Every method raises MessageRejected with a stable code, and then nothing was changed.
+    """
 
     def __init__(
         self, *, store: LogStore, dialect: Dialect, inbox_actor: str, hpke_key: DecapsulationKey,
-        actor_keys: ActorKeys, aux_types: frozenset[str], time_window_seconds: int, now: Callable[[], int],
-        actor_domains: frozenset[str] = frozenset(),
+        authenticator: Authenticator, directories: Directories, extensions: Mapping[str, Extension],
+        time_window_seconds: int, now: Callable[[], int], actor_domains: frozenset[str] = frozenset(),
+        burndown_enabled: bool = False,
     ) -> None:
         self._store = store
         self._dialect = dialect
         self._inbox_actor = inbox_actor
         self._hpke_key = hpke_key
-        self._actor_keys = actor_keys
-        self._aux_types = aux_types
+        self._authenticator = authenticator
+        self._directories = directories
+        self._extensions = extensions
         self._actor_domains = actor_domains
         self._time_window_seconds = time_window_seconds
+        self._burndown_enabled = burndown_enabled
         self._now = now
         cores = os.cpu_count() or 1
         self._argon2_slots = threading.Semaphore(cores)
         self._pool = ThreadPoolExecutor(cores, "argon2")
 
+    # The three doors
+
     def admit(self, request: Request) -> Submission:
-        """Check a direct message to the log's inbox, from its shape to its commitments.
+        """Check a direct message to the log's inbox, from its shape to its commitments."""
+        with _coded():
+            activity = parse_activity(request.body, self._inbox_actor)
+            self._check_knows(activity.actor)
+            self._authenticator.authenticate(request, activity.actor)
+            envelope = open_envelope(activity.content)
+            if envelope.actor != activity.actor:
+                raise MessageRejected(
+                    "actor_mismatch", "the envelope names another actor than the one that signed the request"
+                )
+            wire = self._open(envelope)
+            if wire.action == BurnDown.action:
+                raise MessageRejected("burndown_by_inbox", "BurnDown is not accepted by the inbox")
+            return self._examine(wire, activity.actor)
 
-        Raises:
-            MessageRejected: with a stable code. Nothing was changed.
+    def admit_burndown(self, request: Request) -> Submission:
+        """Check the body of a POST to /api/burndown, signed by the operator that it names.
+
+        Source: PKD specification, "BurnDown Validation Steps". Step 9, same domain, is never skipped.
         """
-        try:
-            return self._admit(request)
-        except (EncodingError, Invalid) as error:
-            raise MessageRejected(_REFUSALS.get(error.name, "bad_request"), str(error)) from None
+        with _coded():
+            if not self._burndown_enabled:
+                raise MessageRejected("burndown_disabled", "this log does not accept BurnDown messages")
+            envelope = parse_burndown(request.body)
+            self._check_knows(envelope.actor)
+            self._authenticator.authenticate(request, envelope.actor)
+            wire = parse_wire(self._dialect, envelope.plaintext or "")
+            if wire.action != BurnDown.action:
+                raise MessageRejected("not_a_burndown", f"this endpoint takes BurnDown and no {wire.action}")
+            return self._examine(wire, envelope.actor)
 
-    def _admit(self, request: Request) -> Submission:
-        activity = parse_activity(request.body, self._inbox_actor)
-        if self._actor_domains and actor_domain(activity.actor) not in self._actor_domains:
-            raise MessageRejected("domain_not_served", f"this log does not serve {actor_domain(activity.actor)}")
-        self._authenticate(request, activity.actor)
-        envelope = open_envelope(activity.content)
-        if envelope.actor != activity.actor:
-            raise MessageRejected(
-                "actor_mismatch", "the envelope names another actor than the one that signed the request"
-            )
-        wire = self._parse(envelope)
-        self._check_action(wire)
-        self._check_fresh(wire)
-        message = open_message_attributes(self._dialect, wire, commitments=False)
-        self._check_extension(message)
-        _check_sender(message, activity.actor)
-        self._check_state(wire, message)
-        self._check_commitments(wire, message)
-        return _bounded(Submission(wire.preimage, plain_attributes(wire, message), dict(wire.symmetric_keys)))
+    def admit_revocation(self, request: Request) -> Submission:
+        """Check the body of a POST to /api/revoke. It needs no HTTP signature; one that is there must hold.
 
-    def _authenticate(self, request: Request, actor: str) -> None:
-        """Verify the HTTP signature under a key that the actor's own document lists."""
-        def verify(refresh: bool) -> None:
-            verify_request(
-                request.method, request.target_url, request.headers, request.body,
-                lambda key_id: self._actor_keys.find(key_id, actor, refresh=refresh), self._now(),
-            )
-        try:
-            verify(refresh=False)
-        except MessageRejected:
-            # The actor may have a new key since its document was cached: look once more, then refuse.
-            if not self._actor_keys.may_refresh(actor):
-                raise
-            verify(refresh=True)
+        ``bad_token``, ``bad_token_signature`` and ``unknown_token_key`` say that the token has no use here.
 
-    def _parse(self, envelope: Envelope) -> WireMessage:
+        Source: PKD specification, "RevokeKeyThirdParty Validation Steps", "Protocol Message Parsing".
+        """
+        with _coded():
+            token = parse_revocation(request.body)
+            signer = _claimed_signer(request)
+            if signer is not None:
+                self._authenticator.authenticate(request, signer)
+            members = {"action": TOKEN_ACTION, "revocation-token": token}
+            return self._examine(parse_wire(self._dialect, canonical(members)), None)
+
+    # What is checked behind each of them
+
+    def _check_knows(self, actor: str) -> None:
+        """Refuse strangers before anything is fetched for them."""
+        if not (self._serves(actor) or self._directories.is_host(actor_domain(actor))):
+            raise MessageRejected("domain_not_served", f"this log does not serve {actor_domain(actor)}")
+
+    def _serves(self, actor: str) -> bool:
+        return not self._actor_domains or actor_domain(actor) in self._actor_domains
+
+    def _open(self, envelope: Envelope) -> WireMessage:
         if envelope.encrypted is None:
-            wire = parse_wire(self._dialect, envelope.plaintext)
-            # PKD, "Protocol Message Encryption": over ActivityPub everything else comes encrypted. What is not was
-            # read on its way, symmetric keys and all, and taking it would teach clients to go on like that.
+            wire = parse_wire(self._dialect, envelope.plaintext or "")
+            # PKD, "Protocol Message Encryption": over ActivityPub everything else comes encrypted. What is
+            # not was read on its way, symmetric keys and all, and taking it would teach clients to go on so.
             if wire.action not in _PLAINTEXT_ACTIONS:
-                raise MessageRejected("not_encrypted", f"{wire.action} must be encrypted to this log's HPKE key")
+                raise MessageRejected("not_encrypted", f"{wire.action} must be encrypted to this log's key")
             return wire
         return parse_wire(self._dialect, open_hpke(self._hpke_key, envelope.encrypted))
 
-    def _check_action(self, wire: WireMessage) -> None:
-        if wire.action == "BurnDown":
-            raise MessageRejected("burndown_by_inbox", "BurnDown is not accepted by the inbox")
+    def _examine(self, wire: WireMessage, sender: str | None) -> Submission:
+        """Check a message that *sender* brought; None for a token, which anybody may bring.
 
-    def _check_fresh(self, wire: WireMessage) -> None:
-        """Time window and recent root: both cheap, both before any key is touched.
-
-        A message that is in the log already passes: the sequencer finds its receipt, which a
-        sender who never saw the first answer needs more than a refusal.
+        A message that is in the log already passes once its sender is the right one: the sequencer
+        finds its receipt, which a sender who never saw the first answer needs more than a refusal.
         """
-        if self._store.seen(wire.unique_hash) is not None:
-            return
-        check_time(wire.time, self._now(), self._time_window_seconds)
-        if wire.recent_root is not None:
-            check_recent_root(self._store.size_of_root, self._store.state().size, wire.recent_root)
+        known = self._is_known(wire)
+        if not known:
+            self._check_outside(wire)
+        message = open_message_attributes(self._dialect, wire, commitments=False)
+        if sender is not None:
+            self._check_sender(message, sender)
+        totp = None
+        if not known and self._check_state(wire, message):
+            if isinstance(message, AddAuxData):
+                self._extensions[message.aux_type].validate(message.aux_data)
+            totp = self._check_password(wire, message)
+            if isinstance(message, CheckpointMessage):
+                self._directories.check_key(message)
+            self._check_commitments(wire, message)
+        plain = plain_attributes(wire, message)
+        return _bounded(Submission(wire.preimage, plain, dict(wire.symmetric_keys), totp=totp))
 
-    def _check_extension(self, message: Message) -> None:
-        if isinstance(message, AddAuxData) and message.aux_type not in self._aux_types:
-            raise MessageRejected("unsupported_aux_type", f"this log takes no aux-type {message.aux_type!r}")
+    def _is_known(self, wire: WireMessage) -> bool:
+        return self._store.seen(wire.unique_hash) is not None
+
+    def _check_outside(self, wire: WireMessage) -> None:
+        """Type of auxiliary data, time window, recent root: cheap, and checked before any key is touched."""
+        aux_type = wire.body.get("aux-type")
+        # What is added must be of a type that this log takes; what is there may always be taken away.
+        if wire.action == AddAuxData.action and aux_type not in self._extensions:
+            raise MessageRejected("unsupported_aux_type", f"this log takes no aux-type {aux_type!r}")
+        window = self._time_window_seconds
+        if wire.action == CheckpointMessage.action:
+            window = min(window, CHECKPOINT_WINDOW_SECONDS)
+        check_time(wire.time, self._now(), window)
+        if wire.recent_root is not None:
+            self._check_root(wire.recent_root)
+
+    def _check_root(self, root: str) -> None:
+        check_recent_root(self._store.size_of_root, self._store.state().size, root)
+
+    def _check_sender(self, message: Message, sender: str) -> None:
+        """The actor that signed the request must be the one the message speaks for.
+
+        Source: PKD specification, the validation steps of every action. For MoveIdentity it is the new
+        actor, for BurnDown the operator. A revocation token speaks for itself, and a Checkpoint for a
+        directory.
+        """
         if isinstance(message, CheckpointMessage):
+            self._directories.check(message, sender)
+            return
+        if not self._serves(sender):  # on the host of a directory, which sends Checkpoints and nothing else
+            raise MessageRejected("domain_not_served", f"this log does not serve {actor_domain(sender)}")
+        if isinstance(message, RevokeKeyThirdParty):
+            return
+        speaker = _speaker(message)
+        if speaker != sender:
             raise MessageRejected(
-                "directory_not_allowed", f"{message.from_directory} is not on this log's list of directories"
+                "actor_mismatch", "the message is for another actor than the one that signed the request"
             )
 
-    def _check_state(self, wire: WireMessage, message: Message) -> None:
-        """Try the transition on the state as it is now; the sequencer does it again when it counts."""
+    def _check_state(self, wire: WireMessage, message: Message) -> bool:
+        """Try the transition on the state as it is now; the sequencer does it again when it counts.
+
+        Returns False for a message that got into the log while it was checked here.
+        """
         with self._store.snapshot():
-            if self._store.seen(wire.unique_hash) is not None:
-                return
+            if self._is_known(wire):
+                return False
+            if isinstance(message, CheckpointMessage):
+                self._check_root(message.to_validated_root)
             state = self._store.state()
             view = view_for(message, self._store.actor, self._store.token_revoked, self._store.holders)
             signer = find_signer(view, message, wire, use_key_id=True)
@@ -173,13 +246,32 @@ class Admission:
         for actor in change.actors:
             if len(actor.keys) > KEYS_LIMIT or len(actor.aux) > AUX_LIMIT:
                 raise MessageRejected(
-                    "too_many_keys", f"an actor may have {KEYS_LIMIT} keys and {AUX_LIMIT} auxiliary data here"
+                    "too_many_keys",
+                    f"an actor may have {KEYS_LIMIT} keys and {AUX_LIMIT} auxiliary data here",
                 )
+        return True
+
+    def _check_password(self, wire: WireMessage, message: Message) -> TotpUse | None:
+        """The one-time password of a BurnDown, where the operator's instance has enrolled a secret.
+
+        It comes after every signature: whoever guesses must hold the operator's keys already. That it
+        is used once, the sequencer sees to, together with the entry.
+
+        Source: PKD specification, "BurnDown Validation Steps", 5, and "TOTP Verification".
+        """
+        if not isinstance(message, BurnDown):
+            return None
+        domain = actor_domain(message.operator)
+        enrolled = self._store.totp(domain)
+        if enrolled is None:
+            return None
+        if wire.otp is None:
+            raise reject("otp_required")
+        window = verify_totp(enrolled.secret, wire.otp, self._now(), enrolled.last_window)
+        return TotpUse(domain, enrolled.serial, window)
 
     def _check_commitments(self, wire: WireMessage, message: Message) -> None:
         plain = plain_attributes(wire, message)
-        if not wire.encrypted or self._store.seen(wire.unique_hash) is not None:
-            return
 
         def check(name: str) -> None:
             with self._argon2_slots:
@@ -187,6 +279,30 @@ class Admission:
 
         for done in [self._pool.submit(check, name) for name in wire.encrypted]:
             done.result()
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Let what the pure packages call a failure reach the sender under a stable code."""
+    try:
+        yield
+    except (EncodingError, Invalid) as error:
+        raise MessageRejected(_REFUSALS.get(error.name, "bad_request"), str(error)) from None
+
+
+def _claimed_signer(request: Request) -> str | None:
+    """The actor whose key a request says it was signed with; None for a request without a signature.
+
+    Raises:
+        MessageRejected: ``unauthorized`` for a signature that does not say whose it is.
+    """
+    lines = [value for name, value in request.headers if name.lower() in ("signature", "signature-input")]
+    if not lines:
+        return None
+    for line in lines:
+        if found := _KEY_ID.search(line):
+            return found[1]
+    raise MessageRejected("unauthorized", "the HTTP signature does not say whose key made it")
 
 
 def _bounded(submission: Submission) -> Submission:
@@ -200,22 +316,19 @@ def _bounded(submission: Submission) -> Submission:
     return submission
 
 
-def _check_sender(message: Message, sender: str) -> None:
-    """The actor that signed the request must be the one the message speaks for.
-
-    Source: PKD specification, the validation steps of every action. For MoveIdentity it is the
-    new actor. A revocation token speaks for itself, and a Checkpoint for a directory.
-    """
-    if isinstance(message, RevokeKeyThirdParty | CheckpointMessage):
-        return
-    speaker = message.new_actor if isinstance(message, MoveIdentity) else message.actor
-    if speaker != sender:
-        raise MessageRejected(
-            "actor_mismatch", "the message is for another actor than the one that signed the request"
-        )
+def _speaker(message: Message) -> str:
+    """The actor that has to sign the request that brings *message*."""
+    match message:
+        case MoveIdentity():
+            return message.new_actor
+        case BurnDown():
+            return message.operator
+        case RevokeKeyThirdParty() | CheckpointMessage():
+            raise AssertionError(f"a {message.action} speaks for no actor")
+    return message.actor
 
 
-_PLAINTEXT_ACTIONS = ("BurnDown", "Checkpoint", "RevokeKeyThirdParty")
+_PLAINTEXT_ACTIONS = (BurnDown.action, CheckpointMessage.action, TOKEN_ACTION)
 
 # What the pure packages call a failure, and the code under which a sender is told of it.
 _REFUSALS: Mapping[str, str] = {

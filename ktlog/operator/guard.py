@@ -12,20 +12,15 @@ Spec: PKD v0.8, "Rate-Limiting Bad Requests".
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ktlog.durable import file_errors
-from ktlog.errors import RateLimited, StoreError, UsageError
+from ktlog.errors import RateLimited, UsageError
 from ktlog.operator.request import Source
-from ktlog.sqlitefile import database_errors, open_database
+from ktlog.operator.scratch import ScratchFile
 
 if TYPE_CHECKING:
     import sqlite3
@@ -101,18 +96,14 @@ class Guard:
         self, path: Path, base_ms: int, maximum_seconds: int, exempt_networks: Sequence[Network],
         now_ms: Callable[[], int],
     ) -> None:
-        self._path = path
+        self._file = ScratchFile(path, _SCHEMA)
         self._base_ms = base_ms
         self._maximum_ms = maximum_seconds * 1000
         self._exempt = tuple(exempt_networks)
         self._now_ms = now_ms
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = self._open()
-        self._inode = self._current_inode()
 
     def close(self) -> None:
-        with self._lock:
-            self._close()
+        self._file.close()
 
     # Rate limits
 
@@ -146,7 +137,7 @@ class Guard:
             return None
         names = [address_name(source.ip)] + ([] if source.domain is None else [domain_name(source.domain)])
         now = self._now_ms()
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             self._forget(connection, now)
             waits = [self._raise_count(connection, name, weight, now) for name in names]
         return Wait(max(waits), now)
@@ -156,7 +147,7 @@ class Guard:
     def remember_signature(self, digest32: bytes, until: int) -> bool:
         """Remember a signature until *until*, Unix seconds. False if it was remembered before."""
         now = self._now_ms() // 1000
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM signatures WHERE until < ?", (now,))
             done = connection.execute("INSERT OR IGNORE INTO signatures VALUES (?, ?)", (digest32, until))
             return done.rowcount == 1
@@ -176,11 +167,11 @@ class Guard:
 
     def _enter(self, name: str, claimed: str | None) -> None:
         names = [name] if claimed is None else [name, claimed]
-        with self._reading() as connection:
+        with self._file.reading() as connection:
             if not any(_row(connection, one) for one in names):
                 return
         now = self._now_ms()
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             for one in names:
                 self._refuse_early(connection, one, now)
             connection.execute("UPDATE bad_sources SET last_ms = ? WHERE name = ?", (now, name))
@@ -231,78 +222,6 @@ class Guard:
         address = parse_address(ip)
         return address is not None and any(address in network for network in self._exempt)
 
-    # The file
-
-    def _open(self) -> sqlite3.Connection:
-        """Open the file, or begin a new one in place of one that is damaged. One process at a time."""
-        with _file_lock(self._path.with_suffix(".lock")):
-            try:
-                return self._prepare()
-            except StoreError as error:
-                if error.name != "Corrupt":
-                    raise
-            for path in (self._path, Path(f"{self._path}-journal")):
-                with file_errors(path), suppress(FileNotFoundError):
-                    path.unlink()
-            return self._prepare()
-
-    def _prepare(self) -> sqlite3.Connection:
-        connection = open_database(self._path, create=not self._path.exists(), journal_mode="DELETE")
-        try:
-            with database_errors(self._path):
-                # What may be lost need not wait for the disk. A crash of ours loses nothing even so.
-                connection.execute("PRAGMA synchronous=OFF")
-                for (finding,) in connection.execute("PRAGMA quick_check(1)"):
-                    if finding != "ok":
-                        raise StoreError("Corrupt", f"{self._path}: {finding}")
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for one thread. A damaged file is refused once; the next request meets a new one."""
-        with self._lock:
-            if self._connection is None or self._inode != self._current_inode():
-                # Somebody removed the file or began a new one, which the other processes count in.
-                self._close()
-                self._connection, self._inode = self._open(), self._current_inode()
-            try:
-                with database_errors(self._path):
-                    yield self._connection
-            except StoreError as error:
-                if error.name == "Corrupt":
-                    self._close()
-                raise
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _current_inode(self) -> int:
-        try:
-            return self._path.stat().st_ino
-        except OSError:
-            return -1
-
 
 def address_name(ip: str) -> str:
     """The row of an address: itself, or the network of an IPv6 address."""
@@ -333,15 +252,3 @@ def _row(connection: sqlite3.Connection, name: str) -> _Bad | None:
         "SELECT count, decayed_ms, last_ms FROM bad_sources WHERE name = ?", (name,)
     ).fetchone()
     return None if found is None else _Bad(*found)
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    with file_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with file_errors(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

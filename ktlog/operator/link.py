@@ -1,4 +1,4 @@
-"""How the web workers talk to the sequencer: framed JSON over a Unix socket.
+"""How the web workers and the operator's commands talk to the sequencer: framed JSON over a Unix socket.
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. One request, one answer, in
 turn, as often as the connection lasts. Only the log's own processes can reach the socket (it
@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ktlog.errors import EncodingError, MessageRejected, StoreError
 from ktlog.pkd.canonical import canonical, parse_json
+from ktlog.store.contracts import Cosignature, TotpUse
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 
 FRAME_LIMIT_BYTES = 1 << 20
+SHRED_SECONDS = 600.0
+"""How long an erasure may take: the store is written anew."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Submission:
     """A message that passed admission, on its way to a leaf index.
 
     ``preimage`` is the canonical text that the entry commits to, ``plain`` the text of its
-    encrypted attributes and ``keys`` their 32-byte symmetric keys.
+    encrypted attributes and ``keys`` their 32-byte symmetric keys. ``totp`` is the one-time
+    password that a BurnDown brought, once it was found good.
     """
 
     preimage: bytes
     plain: Mapping[str, str]
     keys: Mapping[str, bytes]
+    totp: TotpUse | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,50 @@ class Receipt:
     duplicate: bool = False
 
 
+@dataclass(frozen=True)
+class TotpChange:
+    """What ``LogStore.set_totp`` takes."""
+
+    domain: str
+    secret: bytes | None = field(repr=False)
+    used_window: int
+    expected_serial: int | None
+
+
+@dataclass(frozen=True)
+class ShredReport:
+    """What an erasure did, or would do.
+
+    number: the erasure's, from 0. map_index: base64, what the erasure log and the journal call the
+    actor. input_size: entries that the log had. withheld: attributes taken away; entries: in how
+    many entries. carried: leaf indexes of entries that stay readable for an actor who is not erased.
+    tokens: leaf indexes of revocation tokens that hold a key of the actor in clear, for ever.
+    done: False in a preview. scrubbed: nothing is left in the store's files; if not, the log
+    goes on trying by itself.
+    """
+
+    number: int
+    map_index: str
+    input_size: int
+    withheld: int
+    entries: int
+    carried: tuple[int, ...]
+    tokens: tuple[int, ...]
+    done: bool
+    scrubbed: bool
+
+
 def encode_submission(submission: Submission) -> bytes:
-    return canonical({
+    members: dict[str, Any] = {
         "op": "append",
         "preimage": encode_base64(submission.preimage),
         "plain": dict(submission.plain),
         "keys": {name: encode_base64(key) for name, key in submission.keys.items()},
-    })
+    }
+    if submission.totp is not None:
+        use = submission.totp
+        members["totp"] = {"domain": use.domain, "serial": str(use.serial), "window": str(use.window)}
+    return canonical(members)
 
 
 def decode_submission(request: Mapping[str, Any]) -> Submission:
@@ -59,7 +103,11 @@ def decode_submission(request: Mapping[str, Any]) -> Submission:
         if not isinstance(plain, dict) or not all(isinstance(text, str) for text in plain.values()):
             raise EncodingError("BadRequest", "the attributes are not a table of texts")
         keys = {name: decode_base64(key, 32) for name, key in request["keys"].items()}
-        return Submission(decode_base64(request["preimage"]), plain, keys)
+        totp = None
+        if "totp" in request:
+            use = request["totp"]
+            totp = TotpUse(_text(use["domain"]), parse_decimal(use["serial"]), parse_decimal(use["window"]))
+        return Submission(decode_base64(request["preimage"]), plain, keys, totp)
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadRequest", "not a submission") from None
 
@@ -82,14 +130,119 @@ def decode_receipt(answer: Any) -> Receipt:
         MessageRejected: it is a refusal.
         EncodingError: it is neither.
     """
+    found = decode_ok(answer)
     try:
-        if "error" in answer:
-            raise MessageRejected(answer["error"]["code"], answer["error"]["message"])
-        found = answer["ok"]
-        duplicate = {"yes": True, "no": False}[found["duplicate"]]
+        duplicate = _is_yes(found["duplicate"])
         return Receipt(parse_decimal(found["leaf-index"]), decode_base64(found["entry"]), found["root"], duplicate)
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadAnswer", "the sequencer's answer is neither a receipt nor a refusal") from None
+
+
+def encode_totp_change(change: TotpChange) -> bytes:
+    return canonical({
+        "op": "totp", "domain": change.domain, "used-window": str(change.used_window),
+        "secret": "" if change.secret is None else encode_base64(change.secret),
+        "expected-serial": "" if change.expected_serial is None else str(change.expected_serial),
+    })
+
+
+def decode_totp_change(request: Mapping[str, Any]) -> TotpChange:
+    try:
+        secret, serial = request["secret"], request["expected-serial"]
+        return TotpChange(
+            _text(request["domain"]), None if secret == "" else decode_base64(secret, 32),
+            parse_decimal(request["used-window"]), None if serial == "" else parse_decimal(serial),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise EncodingError("BadRequest", "not a change of a one-time password secret") from None
+
+
+def encode_cosign(cosignature: Cosignature) -> bytes:
+    return canonical({
+        "op": "cosign", "tree-size": str(cosignature.tree_size), "merkle-root": cosignature.merkle_root,
+        "witness": cosignature.witness, "cosigned": cosignature.cosigned, "time": str(cosignature.time),
+    })
+
+
+def decode_cosign(request: Mapping[str, Any]) -> Cosignature:
+    try:
+        return Cosignature(
+            parse_decimal(request["tree-size"]), _text(request["merkle-root"]), _text(request["witness"]),
+            _text(request["cosigned"]), parse_decimal(request["time"]),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise EncodingError("BadRequest", "not a cosignature") from None
+
+
+def encode_shred(actor_id: str, preview: bool) -> bytes:
+    return canonical({"op": "shred", "actor": actor_id, "preview": _yes(preview)})
+
+
+def decode_shred(request: Mapping[str, Any]) -> tuple[str, bool]:
+    try:
+        return _text(request["actor"]), _is_yes(request["preview"])
+    except KeyError:
+        raise EncodingError("BadRequest", "not an erasure") from None
+
+
+def encode_shred_report(report: ShredReport) -> bytes:
+    return canonical({
+        "ok": {
+            "number": str(report.number), "map-index": report.map_index, "input-size": str(report.input_size),
+            "withheld": str(report.withheld), "entries": str(report.entries),
+            "carried": [str(leaf) for leaf in report.carried], "tokens": [str(leaf) for leaf in report.tokens],
+            "done": _yes(report.done), "scrubbed": _yes(report.scrubbed),
+        }
+    })
+
+
+def decode_shred_report(answer: Any) -> ShredReport:
+    """Read what encode_shred_report or encode_refusal made; raises as decode_receipt does."""
+    found = decode_ok(answer)
+    try:
+        return ShredReport(
+            parse_decimal(found["number"]), _text(found["map-index"]), parse_decimal(found["input-size"]),
+            parse_decimal(found["withheld"]), parse_decimal(found["entries"]),
+            tuple(parse_decimal(leaf) for leaf in found["carried"]),
+            tuple(parse_decimal(leaf) for leaf in found["tokens"]), _is_yes(found["done"]),
+            _is_yes(found["scrubbed"]),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise EncodingError("BadAnswer", "the sequencer's answer is no report of an erasure") from None
+
+
+def decode_ok(answer: Any) -> Mapping[str, Any]:
+    """What an answer says went well.
+
+    Raises:
+        MessageRejected: it is a refusal.
+        EncodingError: it is neither.
+    """
+    try:
+        if "error" in answer:
+            raise MessageRejected(_text(answer["error"]["code"]), _text(answer["error"]["message"]))
+        found = answer["ok"]
+    except (KeyError, TypeError):
+        found = None
+    if not isinstance(found, dict):
+        raise EncodingError("BadAnswer", "the sequencer's answer is neither a result nor a refusal")
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise EncodingError("BadRequest", "not a text")
+    return value
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _is_yes(value: Any) -> bool:
+    if value not in ("yes", "no"):
+        raise EncodingError("BadRequest", "neither yes nor no")
+    return value == "yes"
 
 
 def encode_refusal(code: str, message: str) -> bytes:
@@ -148,11 +301,40 @@ class SequencerLink:
             MessageRejected: refused; nothing changed. ``too_large`` never gets as far as the sequencer.
             StoreError: ``SequencerUnreachable`` (whether it was accepted is not known).
         """
-        payload = encode_submission(submission)
+        return self._call(encode_submission(submission), decode_receipt)
+
+    def totp_set(self, domain: str, secret: bytes | None, window: int, expected_serial: int | None) -> None:
+        """Enrol, replace or (None) remove a domain's one-time password secret; see ``LogStore.set_totp``.
+
+        Raises:
+            MessageRejected: ``totp_moved``: it is another secret by now, or a code was used meanwhile.
+            StoreError: ``SequencerUnreachable`` (whether it was stored is not known).
+        """
+        self._call(encode_totp_change(TotpChange(domain, secret, window, expected_serial)), decode_ok)
+
+    def cosign(self, cosignature: Cosignature) -> bool:
+        """Store a cosignature that was verified; False when this witness cosigned this root before.
+
+        Raises:
+            MessageRejected: ``unknown_root``.
+            StoreError: ``SequencerUnreachable`` (whether it was stored is not known).
+        """
+        return _is_yes(self._call(encode_cosign(cosignature), decode_ok).get("added"))
+
+    def shred(self, actor_id: str, *, preview: bool = False) -> ShredReport:
+        """Erase an actor, or say what that would do; see ``ktlog.operator.shred``.
+
+        Raises:
+            MessageRejected: ``nothing_to_erase``, ``notice_period``, ``erasure_too_large``.
+            StoreError: ``SequencerUnreachable`` (ask again: what is erased already is said to be).
+        """
+        return self._call(encode_shred(actor_id, preview), decode_shred_report)
+
+    def _call(self, payload: bytes, decode: Callable[[Any], _Result]) -> _Result:
         if len(payload) > FRAME_LIMIT_BYTES:
             raise MessageRejected("too_large", "the message is longer than this log takes")
         try:
-            return decode_receipt(self._ask(payload))
+            return decode(self._ask(payload))
         except EncodingError as error:
             self._drop()
             raise StoreError("SequencerUnreachable", f"the sequencer's answer does not parse: {error}") from None

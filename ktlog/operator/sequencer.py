@@ -21,9 +21,11 @@ from ktlog.operator.link import Receipt, Submission
 from ktlog.operator.views import view_for
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.entry import make_entry
+from ktlog.pkd.identity import actor_domain
 from ktlog.pkd.keys import decode_root, derive_key_id, pkd_root
 from ktlog.pkd.keys import key_hash as hash_of
-from ktlog.pkd.messages import message_from_plain
+from ktlog.pkd.messages import BurnDown, Message, message_from_plain
+from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import (
     Actor,
     Change,
@@ -32,7 +34,8 @@ from ktlog.pkd.state import (
     find_signer,
     recent_root_ok,
 )
-from ktlog.store.contracts import Batch, LogState, LogStore, Record
+from ktlog.store.contracts import Batch, LogState, LogStore, Record, TotpUse
+from ktlog.store.instances import use_allowed
 from ktlog.tlog.tree import hash_leaf
 
 BATCH_LIMIT = 256
@@ -56,6 +59,7 @@ class Overlay:
     revoked_tokens: set[bytes] = field(default_factory=set)
     accepted: dict[bytes, Record] = field(default_factory=dict)
     roots: dict[bytes, int] = field(default_factory=dict)
+    totp_uses: dict[str, TotpUse] = field(default_factory=dict)
 
     def actor(self, actor_id: str) -> Actor | None:
         return self.actors[actor_id] if actor_id in self.actors else self.store.actor(actor_id)
@@ -79,6 +83,26 @@ class Overlay:
             self.revoked_tokens.add(change.token_revoked)
         self.accepted[record.unique_hash] = record
         self.roots[record.root] = record.leaf_index + 1
+
+    def check_totp(self, message: Message, use: TotpUse | None) -> TotpUse | None:
+        """The one-time password that *message* uses up; None where none is asked for.
+
+        Admission checked the code against what was stored then; here it must still be stored, and unused.
+
+        Raises:
+            MessageRejected: ``otp_required``, ``otp_reused``.
+        """
+        if not isinstance(message, BurnDown):
+            return None
+        domain = actor_domain(message.operator)
+        stored = self.store.totp(domain)
+        if stored is None:
+            return None
+        if use is None or use.domain != domain:
+            raise reject("otp_required")
+        if domain in self.totp_uses or not use_allowed(stored, use):
+            raise reject("otp_reused")
+        return use
 
 
 class Sequencer:
@@ -123,8 +147,10 @@ class Sequencer:
             if isinstance(outcome, Receipt):
                 results.append(outcome)
                 continue
-            record, change, state = outcome
+            record, change, state, use = outcome
             overlay.take(record, change)
+            if use is not None:
+                overlay.totp_uses[use.domain] = use
             records.append(record)
             changes.append(change)
             results.append(
@@ -132,14 +158,15 @@ class Sequencer:
             )
         if records:
             reach("sequencer.before_commit")
-            self._store.commit(Batch(self.state, tuple(records), state, tuple(changes)))
+            uses = tuple(overlay.totp_uses.values())
+            self._store.commit(Batch(self.state, tuple(records), state, tuple(changes), uses))
             self.state = state
             reach("sequencer.after_commit")
         return results
 
     def _sequence(
         self, overlay: Overlay, state: LogState, submission: Submission
-    ) -> Receipt | tuple[Record, Change, LogState]:
+    ) -> Receipt | tuple[Record, Change, LogState, TotpUse | None]:
         """Check one message against the state so far and make its entry, or find its receipt."""
         wire, message = message_from_plain(
             self._dialect, submission.preimage, submission.plain, commitments=False
@@ -149,6 +176,7 @@ class Sequencer:
         known = self._known(overlay, wire.unique_hash)
         if known is not None:
             return known
+        use = overlay.check_totp(message, submission.totp)
         if wire.recent_root is not None:
             check_recent_root(overlay.size_of_root, state.size, wire.recent_root)
         leaf_index = state.size
@@ -177,7 +205,7 @@ class Sequencer:
             },
             unique_hash=wire.unique_hash, action=wire.action, created=created, accepted=self._now(),
         )
-        return record, change, after
+        return record, change, after, use
 
     def _known(self, overlay: Overlay, unique_hash: bytes) -> Receipt | None:
         """The receipt of a message that is in the log already: sent twice is accepted once."""

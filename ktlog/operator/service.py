@@ -14,28 +14,47 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ktlog.config import Settings, load_settings, socket_path
 from ktlog.durable import FileLock, reach, write_atomic
-from ktlog.errors import EncodingError, KtlogError, MessageRejected, PolicyUnmet, StoreError, UsageError
+from ktlog.errors import (
+    Conflict,
+    EncodingError,
+    KtlogError,
+    MessageRejected,
+    PolicyUnmet,
+    StoreError,
+    UsageError,
+)
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key
 from ktlog.operator.lifeline import end_with_parent
 from ktlog.operator.link import (
+    SHRED_SECONDS,
     Receipt,
     Submission,
+    TotpChange,
+    decode_cosign,
+    decode_shred,
     decode_submission,
+    decode_totp_change,
     encode_receipt,
     encode_refusal,
+    encode_shred_report,
     receive_frame,
     send_frame,
 )
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
+from ktlog.operator.shred import Shredder, resume, try_scrub
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.dialects import DIALECTS
+from ktlog.pkd.keys import pkd_root
+from ktlog.store.contracts import Cosignature
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.note import parse_vkey
@@ -45,16 +64,33 @@ from ktlog.wire.fetch import Fetcher
 # Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
 ANSWER_TIMEOUT_SECONDS = 20.0
 
+NOTE_SECONDS = 60.0
+"""How often, at most, it is written down how much of the log is public: a notice period may begin this late."""
+
+PUBLISH_SECONDS = 10.0
+"""How long an erasure waits, and every message with it, until all entries are published."""
+
+SCRUB_SECONDS = 60.0
+"""After which pause erased bytes that a reader kept from being overwritten are tried again."""
+
 log = logging.getLogger("ktlog.sequencer")
+
+
+Task = Callable[[], bytes]
+"""Something else than a message for the sequencing thread to do; gives the answer's bytes."""
 
 
 @dataclass
 class _Waiting:
-    """One submission and the connection thread that waits for its result."""
+    """One submission, or task, and the connection thread that waits for its result."""
 
-    submission: Submission
+    submission: Submission | Task
     done: threading.Event = field(default_factory=threading.Event)
-    result: Receipt | MessageRejected | None = None
+    result: Receipt | MessageRejected | bytes | None = None
+
+    def finish(self, result: Receipt | MessageRejected | bytes) -> None:
+        self.result = result
+        self.done.set()
 
 
 def load_publish_policy(settings: Settings) -> Policy:
@@ -98,15 +134,25 @@ class Service:
             )
         self._sequencer = Sequencer(
             store=self._store, origin=settings.origin, dialect=dialect, leaf_key=load_leaf_key(settings.keys),
-            now=lambda: int(time.time()), random=os.urandom,
+            now=self._now, random=os.urandom,
         )
+        resume(self._store, settings.journal, self._now)
+        self._shredder = Shredder(
+            self._store, settings.journal, settings.replies, settings.notice_seconds, self._now
+        )
+        self._noted_size = 0
+        self._note_next = self._scrub_next = time.monotonic()
         self._publisher = Publisher(
             settings=settings, store=SqliteStore.open(settings.database, origin=settings.origin, read_only=True),
             tiles=TileFiles(settings.tiles), signers=load_checkpoint_signers(settings.keys, settings.origin),
             policy=load_publish_policy(settings),
             fetcher=Fetcher.from_environment(timeout=float(settings.witness_timeout_seconds)),
-            now=lambda: int(time.time()),
+            now=self._now,
         )
+
+    @staticmethod
+    def _now() -> int:
+        return int(time.time())
 
     def run(self) -> None:
         """Serve until told to stop; then finish what was accepted. The next process publishes what is left."""
@@ -174,25 +220,71 @@ class Service:
                 log.warning("a link closed: %s", error)
 
     def _answer(self, raw: bytes) -> bytes:
+        seconds = ANSWER_TIMEOUT_SECONDS
         try:
             request = parse_json(raw)
-            if request.get("op") == "ping":
+            op = request.get("op")
+            if op == "ping":
                 return canonical({"ok": {"size": str(self._sequencer.state.size)}})
-            waiting = _Waiting(decode_submission(request))
+            waiting = _Waiting(self._task(op, request) or decode_submission(request))
         except (EncodingError, AttributeError) as error:
             return encode_refusal("bad_request", str(error))
+        if op == "shred":
+            seconds = SHRED_SECONDS
         unpublished = self._sequencer.state.size - self._publisher.published_size
-        if unpublished >= self._settings.unpublished_limit:
+        if isinstance(waiting.submission, Submission) and unpublished >= self._settings.unpublished_limit:
             return encode_refusal("overloaded", f"{unpublished} entries wait for the witnesses; try again later")
         try:
             self._queue.put_nowait(waiting)
         except queue.Full:
             return encode_refusal("overloaded", "the queue is full; try again in a second")
-        if not waiting.done.wait(ANSWER_TIMEOUT_SECONDS) or waiting.result is None:
+        if not waiting.done.wait(seconds) or waiting.result is None:
             return encode_refusal("overloaded", "sequencing takes too long; the message may still be accepted")
         if isinstance(waiting.result, Receipt):
             return encode_receipt(waiting.result)
+        if isinstance(waiting.result, bytes):
+            return waiting.result
         return encode_refusal(waiting.result.code, waiting.result.message)
+
+    def _task(self, op: Any, request: Mapping[str, Any]) -> Task | None:
+        """What a request other than a message asks for; None for a message."""
+        if op == "totp":
+            change = decode_totp_change(request)
+            return lambda: self._set_totp(change)
+        if op == "cosign":
+            cosignature = decode_cosign(request)
+            return lambda: self._add_cosignature(cosignature)
+        if op == "shred":
+            actor_id, preview = decode_shred(request)
+            return lambda: self._shred(actor_id, preview)
+        return None
+
+    def _set_totp(self, change: TotpChange) -> bytes:
+        try:
+            stored = self._store.set_totp(
+                change.domain, change.secret, change.used_window, change.expected_serial
+            )
+        except Conflict as error:
+            raise MessageRejected("totp_moved", error.message) from None
+        return canonical({"ok": {"serial": "" if stored is None else str(stored.serial)}})
+
+    def _add_cosignature(self, cosignature: Cosignature) -> bytes:
+        size = cosignature.tree_size
+        if size > self._sequencer.state.size or pkd_root(size, self._store.root_after(size)) != cosignature.merkle_root:
+            raise MessageRejected("unknown_root", "this log never had that root")
+        return canonical({"ok": {"added": "yes" if self._store.add_cosignature(cosignature) else "no"}})
+
+    def _shred(self, actor_id: str, preview: bool) -> bytes:
+        """Erase between two checkpoints: every entry before the erasure is published, and none comes after yet.
+
+        Else an auditor would for a moment see text withheld by an erasure that is not published.
+        """
+        state = self._sequencer.state
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        while not preview and self._publisher.published_size < state.size:
+            if time.monotonic() > deadline or self._stop.wait(0.02):
+                raise MessageRejected("overloaded", "the newest entries are not published; try again when they are")
+        return encode_shred_report(self._shredder.shred(actor_id, state, preview=preview))
 
     def _sequence(self) -> None:
         """Drain the queue in batches. An idle log commits at once; batches form under load."""
@@ -200,19 +292,42 @@ class Service:
             try:
                 batch = [self._queue.get(timeout=0.2)]
             except queue.Empty:
-                continue
-            while len(batch) < BATCH_LIMIT and not self._queue.empty():
+                batch = []
+            while batch and len(batch) < BATCH_LIMIT and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             try:
-                results = self._sequencer.process([waiting.submission for waiting in batch])
+                self._work(batch)
+                self._keep_house()
             except StoreError as error:
                 # Whether the batch was stored may not be known, so what is in memory may be wrong.
                 # Ending here is the only answer that cannot fork: the next process reads the store.
                 log.critical("the sequencer stops: %s", error.diagnostics())
                 os._exit(70)
-            for waiting, result in zip(batch, results, strict=True):
-                waiting.result = result
-                waiting.done.set()
+
+    def _work(self, batch: Sequence[_Waiting]) -> None:
+        """Everybody's message in one batch, then the tasks one by one."""
+        messages = [waiting for waiting in batch if isinstance(waiting.submission, Submission)]
+        if messages:
+            results = self._sequencer.process([waiting.submission for waiting in messages])
+            for waiting, result in zip(messages, results, strict=True):
+                waiting.finish(result)
+        for waiting in batch:
+            if not isinstance(waiting.submission, Submission):
+                try:
+                    waiting.finish(waiting.submission())
+                except MessageRejected as refusal:
+                    waiting.finish(refusal)
+
+    def _keep_house(self) -> None:
+        """Note what is public by now, and go on with a scrub that a reader kept from its end."""
+        size, now = self._publisher.published_size, time.monotonic()
+        if size > self._noted_size and now >= self._note_next:
+            self._store.note_published(size, self._now())
+            self._noted_size, self._note_next = size, now + min(NOTE_SECONDS, self._settings.notice_seconds)
+        if now >= self._scrub_next:
+            self._scrub_next = now + SCRUB_SECONDS
+            if self._store.scrub_due():
+                try_scrub(self._store)
 
 
 def main(arguments: list[str]) -> int:

@@ -55,6 +55,14 @@ REJECTIONS: Mapping[str, str] = MappingProxyType({
     "too_many_aux": "Actor has as much auxiliary data as a directory can hold",
     "unknown_aux": "Actor has no such auxiliary data",
     "aux_id_mismatch": "aux-id does not belong to this type and data",
+    "bad_aux_data": "Auxiliary data is not in the form that its type demands",
+    # One-time passwords, and cosignatures of other directories' witnesses.
+    "otp_required": "Operator's instance has enrolled one-time passwords, and this message has none",
+    "bad_otp": "One-time password is not valid now",
+    "otp_reused": "One-time password, or a later one, was used before",
+    "bad_new_otp": "One-time passwords do not belong to the new TOTP secret",
+    "bad_totp_secret": "TOTP secret does not decrypt to 32 bytes",
+    "bad_cosignature": "Cosignature is malformed, or is not by the witness for this directory and root",
 })
 
 

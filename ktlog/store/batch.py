@@ -27,6 +27,7 @@ def check_batch(batch: Batch) -> None:
         Conflict: "Duplicate", two records share a unique hash; ``.stored`` is the first one's index.
     """
     _check_states(batch)
+    _check_totp_uses(batch)
     _require(len(batch.changes) == len(batch.records), "there must be one change per record")
     frontier = batch.expected.frontier
     seen: dict[bytes, int] = {}
@@ -55,6 +56,13 @@ def _check_states(batch: Batch) -> None:
     _require(state.root == batch.records[-1].root, "the root after it is not that of its last record")
     _require(state.epoch == expected.epoch, "it changes the epoch")
     _require(state.greatest_time >= expected.greatest_time, "time runs backwards")
+
+
+def _check_totp_uses(batch: Batch) -> None:
+    domains = [use.domain for use in batch.totp_uses]
+    _require(len(set(domains)) == len(domains), "two one-time passwords of one domain")
+    _check_text(*domains)
+    _check_number(*(number for use in batch.totp_uses for number in (use.serial, use.window)))
 
 
 def _check_record(record: Record) -> None:
@@ -132,14 +140,14 @@ def last_actors(changes: Iterable[Change]) -> dict[str, Actor]:
     return {actor.actor_id: actor for change in changes for actor in change.actors}
 
 
-def check_range(start: int, end: int, size: int) -> None:
+def check_range(start: int, end: int, size: int, what: str = "entries") -> None:
     """Refuse a range that does not lie inside ``[0, size)``.
 
     Raises:
         StoreError: "OutOfRange".
     """
     if not 0 <= start <= end <= size:
-        raise StoreError("OutOfRange", f"entries {start} to {end} are asked for, the log has {size}")
+        raise StoreError("OutOfRange", f"{what} {start} to {end} are asked for, the log has {size}")
 
 
 def check_limit(limit: int) -> None:

@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from ktlog import durable
+from ktlog import durable, sqlitefile
 from ktlog.errors import StoreError
 from ktlog.store.contracts import AMBIGUOUS
 
 HOOKS = ("store.written", "store.committed")
 """Kill points of every write: all of it is in an open transaction; the transaction is durable."""
+
+REWRITE_HOOKS = ("store.rewritten", "store.emptied")
+"""Kill points of ``Connections.rewrite``: the new pages are in the write-ahead log; and it is empty."""
 
 # At COMMIT these two say for certain that nothing was committed: the lock was never given, or the
 # frame that ends the transaction found no room in the write-ahead log.
@@ -49,13 +52,13 @@ class Connections:
             self._closed = True
             idle, self._idle = self._idle, []
         for connection in idle:
-            with durable.database_errors(self._path):
+            with sqlitefile.database_errors(self._path):
                 connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection for one read: it sees one commit, the snapshot's if the thread is in one."""
-        with self.snapshot() as connection, durable.database_errors(self._path):
+        with self.snapshot() as connection, sqlitefile.database_errors(self._path):
             yield connection
 
     @contextmanager
@@ -67,7 +70,7 @@ class Connections:
             return
         with self._borrowed() as connection:
             try:
-                with durable.database_errors(self._path):
+                with sqlitefile.database_errors(self._path):
                     connection.execute("BEGIN")
                     # BEGIN alone does not choose the commit to be seen; the first read does.
                     connection.execute("SELECT id FROM log_meta WHERE id = 1").fetchone()
@@ -90,13 +93,9 @@ class Connections:
         if getattr(self._local, "snapshot", None) is not None:
             raise AssertionError("a write inside a snapshot of the same thread")
         with self._borrowed() as connection:
-            if self._needs_reopen:
-                raise StoreError(
-                    "NeedsReopen", f"{self._path}: an earlier write may or may not have been stored",
-                    hint="Close the store, open it again, and read its state before anything else.",
-                )
+            self._refuse_after_ambiguity()
             try:
-                with durable.database_errors(self._path):
+                with sqlitefile.database_errors(self._path):
                     connection.execute("BEGIN IMMEDIATE")
                     yield connection
             except BaseException:
@@ -106,13 +105,39 @@ class Connections:
             self._commit(connection)
             durable.reach("store.committed")
 
+    def rewrite(self) -> bool:
+        """Write every page of the file anew, and empty the write-ahead log behind it.
+
+        It takes memory and free space for one more copy of the database while it lasts.
+
+        Returns:
+            Whether the log is empty: a reader's snapshot that lasts too long keeps it from that.
+        """
+        if self._read_only:
+            raise StoreError("ReadOnly", f"{self._path}: opened for reading only")
+        with self._borrowed() as connection, sqlitefile.database_errors(self._path):
+            self._refuse_after_ambiguity()
+            connection.execute("VACUUM")
+            durable.reach("store.rewritten")
+            busy, _frames, _moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                durable.reach("store.emptied")
+            return not busy
+
+    def _refuse_after_ambiguity(self) -> None:
+        if self._needs_reopen:
+            raise StoreError(
+                "NeedsReopen", f"{self._path}: an earlier write may or may not have been stored",
+                hint="Close the store, open it again, and read its state before anything else.",
+            )
+
     def _commit(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             _roll_back(connection)
             if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _NOT_COMMITTED:
-                raise durable.database_error(self._path, error) from error
+                raise sqlitefile.database_error(self._path, error) from error
             self._needs_reopen = True
             raise StoreError(
                 AMBIGUOUS, f"{self._path}: {error}; what was being written may be stored or not",
@@ -142,7 +167,7 @@ class Connections:
                 return self._idle.pop()
         if not self._read_only:
             raise StoreError("NeedsReopen", f"{self._path}: the one write connection was lost")
-        return durable.open_database(self._path, read_only=True)
+        return sqlitefile.open_database(self._path, read_only=True)
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._pool_lock:

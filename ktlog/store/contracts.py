@@ -21,13 +21,20 @@ Append-only
     An entry, its leaf hash, its unique hash and a per-leaf root never change and never go away,
     not even for someone who reaches below this contract by mistake.
 
-What a failed ``commit`` or ``claim_epoch`` means is told by the error, all of them coded:
+Erasable
+    What ``erase`` takes away is in no answer of any handle from then on, and after ``scrub`` in no
+    byte of the store's files.
+
+What a failed write (``commit``, ``claim_epoch``, ``erase``, ``set_totp`` ...) means is told by the
+error, all of them coded:
 
 =====================================  ============================================================
 ``Conflict("Fenced")``                 nothing stored; a newer writer claimed the epoch: stop writing
 ``Conflict("StateMoved")``             nothing stored; size or root differ from ``expected``
 ``Conflict("Duplicate")``              nothing stored; a ``unique_hash`` is in the log already
+``Conflict("TotpMoved")``              nothing stored; a domain's one-time passwords went on meanwhile
 ``StoreError("BadBatch")``             nothing stored; the batch contradicts itself: a bug upstream
+``StoreError("BadErasure")``           nothing erased; the plan does not fit what is stored: likewise
 ``StoreError(AMBIGUOUS)``              stored or not, nobody knows: discard what is in memory, close
                                        the store, open it again and read ``state()``
 ``StoreError("NeedsReopen")``          refused, because an ambiguous failure came before
@@ -44,9 +51,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from ktlog.pkd.erasure import ErasurePlan, ErasureRecord, Mention
 from ktlog.pkd.state import Actor, Change
 from ktlog.tlog.tree import Frontier
 
@@ -104,18 +112,60 @@ class Record:
 
 
 @dataclass(frozen=True)
+class TotpSecret:
+    """The one-time password secret of an instance that enrolled one.
+
+    domain: the instance's. secret: 32 bytes. last_window: greatest 30-second window whose code was
+    accepted; no code of it or of an earlier one counts again.
+    serial: a number that grows with every change of this row, each accepted code included, and
+    never restarts. Whoever checked a code names the serial that it was checked against.
+    """
+
+    domain: str
+    serial: int
+    secret: bytes = field(repr=False)
+    last_window: int
+
+
+@dataclass(frozen=True)
+class TotpUse:
+    """An accepted code: of *domain*, checked against its row *serial*, for the time window *window*."""
+
+    domain: str
+    serial: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Cosignature:
+    """What a PKD witness said about one root of this log.
+
+    tree_size, merkle_root: the tree, and its root as PKD writes it. witness: the cosigner's id.
+    cosigned: the signed token, exactly as it was sent. time: Unix seconds, the token's own.
+    """
+
+    tree_size: int
+    merkle_root: str
+    witness: str
+    cosigned: str
+    time: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One unit of commit: *records* lead from *expected* to *state*.
 
     changes: one per record, in the same order, as ``ktlog.pkd.state.apply`` returned them. Where an
     actor occurs in several, the last value is the one that is kept.
     state: has the epoch of *expected*, the root of the last record, and the frontier for it.
+    totp_uses: the codes that records of this batch rest on, used up with it; at most one a domain.
     """
 
     expected: LogState
     records: tuple[Record, ...]
     state: LogState
     changes: tuple[Change, ...]
+    totp_uses: tuple[TotpUse, ...] = ()
 
 
 class LogStore(Protocol):
@@ -139,6 +189,53 @@ class LogStore(Protocol):
 
     def commit(self, batch: Batch) -> None:
         """Store *batch*, or nothing of it. See the module for what each error means."""
+
+    def erase(self, plan: ErasurePlan, expected: LogState) -> None:
+        """Take away for good what *plan* withholds, or nothing of it.
+
+        In one transaction: the withheld plaintext with its symmetric keys and salts, the actor with
+        its keys, auxiliary data, history and salt. What stays of the actor is the erasure record and
+        a tombstone under its map index. From then on a scrub is due.
+
+        Raises:
+            Conflict: "StateMoved", "Fenced": the log is not at *expected* any more.
+            StoreError: "BadErasure", the plan does not fit the actor as stored.
+        """
+
+    def scrub(self) -> bool:
+        """Leave no erased byte in the store's files, and return whether that succeeded.
+
+        False while some reader still holds an older snapshot: try again. It costs time and space
+        in proportion to the whole store. Nothing that can be asked changes.
+        """
+
+    def scrub_due(self) -> bool:
+        """Whether something was erased since the last ``scrub`` that succeeded."""
+
+    def note_published(self, size: int, time: int) -> None:
+        """Remember that the first *size* entries were public at *time*, if that says anything new."""
+
+    def set_totp(
+        self, domain: str, secret: bytes | None, used_window: int, expected_serial: int | None
+    ) -> TotpSecret | None:
+        """Enrol, replace or (None) remove the secret of *domain*; return what is stored then.
+
+        Args:
+            secret: 32 bytes.
+            used_window: greatest window of the codes that were shown for this; they are used up.
+            expected_serial: of the secret to be replaced or removed; None if there must be none.
+
+        Raises:
+            Conflict: "TotpMoved", something else is stored by now; ``.stored`` is that.
+            StoreError: "BadTotp", a value out of range: a bug upstream.
+        """
+
+    def add_cosignature(self, cosignature: Cosignature) -> bool:
+        """Keep a cosignature; False, and nothing changes, if this witness cosigned this size before.
+
+        Raises:
+            StoreError: "OutOfRange", the log has no such size.
+        """
 
     # Reading: from any thread of any process.
 
@@ -171,7 +268,36 @@ class LogStore(Protocol):
         """Leaf index of the entry with this unique hash, or None."""
 
     def actor(self, actor_id: str) -> Actor | None:
-        """The actor, equal to the value last committed; None when it was never enrolled."""
+        """The actor, equal to the value last committed; None when it was never enrolled.
+
+        Of an erased actor that did not enrol again: ``ktlog.pkd.erasure.erased_actor``. Its id is
+        kept nowhere; it is found by its map index.
+        """
+
+    def erased(self, actor_id: str) -> Actor | None:
+        """What the newest erasure left of this actor, enrolled again since or not; None without one."""
+
+    def mentions(self, actor_id: str) -> tuple[Mention, ...]:
+        """Every entry whose readable plaintext names the actor, ascending."""
+
+    def erasure_count(self, size: int | None = None) -> int:
+        """Number of erasures; given *size*, of those that take effect within the first *size* entries.
+
+        It changes with every erasure and never goes back: whoever keeps anything readable in
+        memory keys it by this number.
+        """
+
+    def erasures(self, start: int, end: int) -> tuple[ErasureRecord, ...]:
+        """The erasure records *start* up to *end*, zero-based."""
+
+    def public_since(self, leaf_index: int) -> int | None:
+        """A time at which the entry was public already, as noted; None when none was noted yet."""
+
+    def totp(self, domain: str) -> TotpSecret | None:
+        """The domain's one-time password secret, if it enrolled one."""
+
+    def cosignatures(self, tree_size: int) -> tuple[Cosignature, ...]:
+        """The cosignatures of the tree of this size, by witness id."""
 
     def holders(self, key_hash: bytes) -> tuple[str, ...]:
         """Ids of the actors that hold this key now, sorted."""

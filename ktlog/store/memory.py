@@ -13,6 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ktlog.errors import StoreError
+from ktlog.pkd.erasure import (
+    CarriedMove,
+    ErasurePlan,
+    ErasureRecord,
+    Mention,
+    carried_by,
+    erased_actor,
+    map_index,
+)
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.state import Actor
 from ktlog.store.batch import (
@@ -20,11 +29,14 @@ from ktlog.store.batch import (
     check_limit,
     check_range,
     duplicate,
+    is_text,
     last_actors,
     lost,
     salts_by_actor,
 )
-from ktlog.store.contracts import Batch, LogState, Record
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret
+from ktlog.store.erasing import check_erasure, names_actor, without
+from ktlog.store.instances import check_cosignature, check_totp, totp_moved, use_allowed
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
 
 
@@ -41,6 +53,14 @@ class _Contents:
     histories: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     salts: dict[str, bytes] = field(default_factory=dict)
     tokens: set[bytes] = field(default_factory=set)
+    operated: dict[str, set[int]] = field(default_factory=dict)
+    moves: dict[int, CarriedMove] = field(default_factory=dict)
+    erasures: list[ErasureRecord] = field(default_factory=list)
+    tombstones: dict[bytes, tuple[int, int, int]] = field(default_factory=dict)
+    scrub_due: bool = False
+    publications: list[tuple[int, int]] = field(default_factory=list)
+    totp: dict[str, tuple[int, bytes | None, int]] = field(default_factory=dict)
+    cosignatures: dict[tuple[int, str], Cosignature] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     snapshots: int = 0
 
@@ -104,7 +124,55 @@ class MemoryStore:
             for record in batch.records:
                 if record.unique_hash in contents.unique:
                     raise duplicate(record.leaf_index, contents.unique[record.unique_hash])
+            for use in batch.totp_uses:
+                found = _totp(contents, use.domain)
+                if not use_allowed(found, use):
+                    raise totp_moved(use.domain, found)
             _store(contents, batch)
+
+    def erase(self, plan: ErasurePlan, expected: LogState) -> None:
+        with self._writing() as contents:
+            stored = contents.state
+            if (stored.size, stored.root, stored.epoch) != (expected.size, expected.root, expected.epoch):
+                raise lost(stored, expected)
+            actor_id = plan.erased.actor_id
+            check_erasure(
+                plan, self.origin, stored, contents.actors.get(actor_id), _mentions(contents, actor_id),
+                lambda leaf_index: contents.records[leaf_index].plain,
+            )
+            _erase(contents, plan)
+
+    def scrub(self) -> bool:
+        with self._writing() as contents:
+            contents.scrub_due = False
+            return True
+
+    def note_published(self, size: int, time: int) -> None:
+        with self._writing() as contents:
+            check_range(0, size, contents.state.size)
+            if size > (contents.publications[-1][0] if contents.publications else 0):
+                contents.publications.append((size, time))
+
+    def set_totp(
+        self, domain: str, secret: bytes | None, used_window: int, expected_serial: int | None
+    ) -> TotpSecret | None:
+        check_totp(domain, secret, used_window)
+        with self._writing() as contents:
+            stored = _totp(contents, domain)
+            if (stored.serial if stored else None) != expected_serial:
+                raise totp_moved(domain, stored)
+            if secret is not None or stored is not None:
+                serial, _secret, last_window = contents.totp.get(domain, (0, None, 0))
+                contents.totp[domain] = (serial + 1, secret, max(last_window, used_window))
+            return _totp(contents, domain)
+
+    def add_cosignature(self, cosignature: Cosignature) -> bool:
+        with self._writing() as contents:
+            check_cosignature(cosignature, contents.state.size)
+            place = (cosignature.tree_size, cosignature.witness)
+            is_new = place not in contents.cosignatures
+            contents.cosignatures.setdefault(place, cosignature)
+            return is_new
 
     def state(self) -> LogState:
         with self._open() as contents:
@@ -136,7 +204,46 @@ class MemoryStore:
 
     def actor(self, actor_id: str) -> Actor | None:
         with self._open() as contents:
-            return contents.actors.get(actor_id)
+            return contents.actors.get(actor_id) or self.erased(actor_id)
+
+    def erased(self, actor_id: str) -> Actor | None:
+        if not is_text(actor_id):
+            return None
+        with self._open() as contents:
+            found = contents.tombstones.get(map_index(self.origin, actor_id))
+            return erased_actor(actor_id, *found) if found else None
+
+    def mentions(self, actor_id: str) -> tuple[Mention, ...]:
+        with self._open() as contents:
+            return _mentions(contents, actor_id)
+
+    def erasure_count(self, size: int | None = None) -> int:
+        with self._open() as contents:
+            return sum(size is None or record.input_size <= size for record in contents.erasures)
+
+    def erasures(self, start: int, end: int) -> tuple[ErasureRecord, ...]:
+        with self._open() as contents:
+            check_range(start, end, len(contents.erasures), "erasures")
+            return tuple(contents.erasures[start:end])
+
+    def scrub_due(self) -> bool:
+        with self._open() as contents:
+            return contents.scrub_due
+
+    def public_since(self, leaf_index: int) -> int | None:
+        with self._open() as contents:
+            check_range(leaf_index, leaf_index, contents.state.size)
+            return next((time for size, time in contents.publications if size > leaf_index), None)
+
+    def totp(self, domain: str) -> TotpSecret | None:
+        with self._open() as contents:
+            return _totp(contents, domain)
+
+    def cosignatures(self, tree_size: int) -> tuple[Cosignature, ...]:
+        with self._open() as contents:
+            check_range(tree_size, tree_size, contents.state.size)
+            found = [one for (size, _), one in contents.cosignatures.items() if size == tree_size]
+            return tuple(sorted(found, key=lambda one: one.witness))
 
     def holders(self, key_hash: bytes) -> tuple[str, ...]:
         with self._open() as contents:
@@ -174,6 +281,12 @@ def _store(contents: _Contents, batch: Batch) -> None:
             contents.histories.setdefault(leaf.actor_id, []).append((record.leaf_index, leaf.role))
         if change.token_revoked is not None:
             contents.tokens.add(change.token_revoked)
+        move = carried_by(record.leaf_index, change)
+        if move is not None:
+            contents.moves[record.leaf_index] = move
+    for use in batch.totp_uses:
+        serial, secret, _last = contents.totp[use.domain]
+        contents.totp[use.domain] = (serial + 1, secret, use.window)
     for actor_id, actor in last_actors(batch.changes).items():
         before = contents.actors.get(actor_id)
         for key in before.keys if before else ():
@@ -181,4 +294,36 @@ def _store(contents: _Contents, batch: Batch) -> None:
         for key in actor.keys:
             contents.holders.setdefault(key_hash(key.public_key), set()).add(actor_id)
         contents.actors[actor_id] = actor
+    for record in batch.records:
+        operator = record.plain.get("operator")
+        if operator in contents.actors:
+            contents.operated.setdefault(operator, set()).add(record.leaf_index)
     contents.state = batch.state
+
+
+def _erase(contents: _Contents, plan: ErasurePlan) -> None:
+    """Apply a plan that was checked."""
+    for leaf_index, names in plan.withhold.items():
+        contents.records[leaf_index] = without(contents.records[leaf_index], names)
+    erased = plan.erased
+    for key in contents.actors.pop(erased.actor_id).keys:
+        contents.holders[key_hash(key.public_key)].discard(erased.actor_id)
+    for table in (contents.histories, contents.salts, contents.operated):
+        table.pop(erased.actor_id, None)
+    contents.tombstones[plan.record.index] = (erased.version, erased.generation, erased.erasures)
+    contents.erasures.append(plan.record)
+    contents.scrub_due = True
+
+
+def _mentions(contents: _Contents, actor_id: str) -> tuple[Mention, ...]:
+    roles: dict[int, int | None] = dict.fromkeys(contents.operated.get(actor_id, ()))
+    roles |= dict(sorted(contents.histories.get(actor_id, ())))
+    return tuple(
+        Mention(at, contents.records[at].action, roles[at], contents.records[at].plain, contents.moves.get(at))
+        for at in sorted(roles) if names_actor(contents.records[at].plain, actor_id)
+    )
+
+
+def _totp(contents: _Contents, domain: str) -> TotpSecret | None:
+    serial, secret, last_window = contents.totp.get(domain, (0, None, 0))
+    return None if secret is None else TotpSecret(domain, serial, secret, last_window)

@@ -119,6 +119,15 @@ def insert_records(db: sqlite3.Connection, records: Sequence[Record]) -> None:
     )
 
 
+def replace_plain(db: sqlite3.Connection, record: Record) -> None:
+    """Write what a record has left after an erasure."""
+    db.execute(
+        "UPDATE record_plain SET plain = ?, keys = ?, salts = ? WHERE leaf_index = ?",
+        (_dump(record.plain), _dump_bytes(record.keys), _dump_bytes(record.salts), record.leaf_index),
+    )
+    db.execute("UPDATE records SET withheld = ? WHERE leaf_index = ?", (int(record.withheld), record.leaf_index))
+
+
 def read_column(db: sqlite3.Connection, column: str, start: int, end: int) -> tuple[bytes, ...]:
     """One column of the entries *start* up to *end*, which the caller knows to be in the log."""
     if column not in ("entry", "leaf_hash"):

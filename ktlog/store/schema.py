@@ -4,24 +4,32 @@ Every change is one step in ``STEPS``, applied by sqlite-utils' ``Migrations`` a
 released. ``log_meta`` in the file names the schema's version and the oldest version of this code
 that may still open it, so that old code refuses a file it would misread.
 
-``entries`` and ``leaf_roots`` are the log; triggers refuse every change to them, also by somebody
-with a SQL prompt. ``record_plain`` holds everything that an erasure may take away, and
+``entries``, ``leaf_roots`` and ``erasures`` are the log; triggers refuse every change to them, also
+by somebody with a SQL prompt. ``record_plain`` holds everything that an erasure may take away, and
 ``directory_actors`` the only other copy of an actor's name. The ``directory_`` tables follow from
-the log and could be made again from it. secure_delete overwrites what is deleted.
+the log and could be made again from it. secure_delete overwrites what is deleted, but for what a
+page that was filled anew still has between its cells: hence ``LogStore.scrub``.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from ktlog.store.backfill import fill_moves_and_operators
 
 
 @dataclass(frozen=True)
 class Step:
-    """One migration: a name that never changes, and SQL statements that run in one transaction."""
+    """One migration: a name that never changes, and SQL statements that run in one transaction.
+
+    ``fill`` runs after them, in the same transaction: what SQL cannot work out from older rows.
+    """
 
     name: str
     statements: tuple[str, ...]
+    fill: Callable[[sqlite3.Connection], None] | None = None
 
 
 def _append_only(table: str) -> tuple[str, str]:
@@ -170,14 +178,76 @@ _META = (
         BEGIN SELECT RAISE(ABORT, 'origin and dialect are chosen once'); END""",
 )
 
+_ERASURE = (
+    # record: as ktlog.pkd.erasure encodes it, a leaf of the erasure log.
+    f"""CREATE TABLE erasures (
+        number INTEGER PRIMARY KEY,
+        {_count("input_size")},
+        record BLOB NOT NULL
+    ) STRICT""",
+    "CREATE INDEX erasures_by_size ON erasures (input_size)",
+    *_append_only("erasures"),
+    """CREATE TRIGGER erasures_in_order BEFORE INSERT ON erasures
+        WHEN NEW.number IS NOT (SELECT coalesce(max(number) + 1, 0) FROM erasures)
+            OR NEW.input_size < (SELECT coalesce(max(input_size), 0) FROM erasures)
+        BEGIN SELECT RAISE(ABORT, 'erasures are numbered without gaps, as the log grows'); END""",
+    # The newest erasure of each index. The actor's id is in no table.
+    f"""CREATE TABLE tombstones (
+        map_index BLOB PRIMARY KEY CHECK (length(map_index) = 32),
+        {_count("version")},
+        {_count("generation")},
+        {_count("erasures")}
+    ) STRICT, WITHOUT ROWID""",
+    # The operators of BurnDowns, whom these entries name and do not touch.
+    """CREATE TABLE directory_operated (
+        actor_number INTEGER NOT NULL REFERENCES directory_actors,
+        leaf_index INTEGER NOT NULL,
+        PRIMARY KEY (actor_number, leaf_index)
+    ) STRICT, WITHOUT ROWID""",
+    # What each MoveIdentity carried, as leaf indexes in JSON; names nobody.
+    """CREATE TABLE directory_moves (
+        leaf_index INTEGER PRIMARY KEY,
+        fireproof INTEGER NOT NULL CHECK (fireproof IN (0, 1)),
+        leaves TEXT NOT NULL
+    ) STRICT""",
+    """CREATE TABLE housekeeping (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        scrub_due INTEGER NOT NULL CHECK (scrub_due IN (0, 1))
+    ) STRICT""",
+    "INSERT INTO housekeeping (id, scrub_due) VALUES (1, 0)",
+    f"""CREATE TABLE publications (
+        tree_size INTEGER PRIMARY KEY,
+        {_count("time")}
+    ) STRICT""",
+)
+
+_INSTANCES = (
+    # secret: NULL once it was removed; the row stays, so that its serial never restarts.
+    f"""CREATE TABLE totp (
+        domain TEXT PRIMARY KEY,
+        {_count("serial")},
+        secret BLOB CHECK (length(secret) = 32),
+        {_count("last_window")}
+    ) STRICT""",
+    f"""CREATE TABLE cosignatures (
+        tree_size INTEGER NOT NULL,
+        witness TEXT NOT NULL,
+        merkle_root TEXT NOT NULL,
+        cosigned TEXT NOT NULL,
+        {_count("time")},
+        PRIMARY KEY (tree_size, witness)
+    ) STRICT""",
+)
+
 STEPS = (
     Step("0001_log", _META + _LOG + _RECORDS + _DIRECTORY),
+    Step("0002_erasure_and_instances", _ERASURE + _INSTANCES, fill_moves_and_operators),
 )
 
 SCHEMA_VERSION = len(STEPS)
 """Version of the schema that this code writes."""
 
-OLDEST_CODE = 1
+OLDEST_CODE = 2
 """Oldest ``SCHEMA_VERSION`` whose code may open a file of this version. Raise it together with a
 step that older code would misread."""
 
@@ -208,5 +278,7 @@ def _runner(step: Step):  # noqa: ANN202 - sqlite-utils' own protocol type
     def run(database) -> None:  # noqa: ANN001
         for statement in step.statements:
             database.conn.execute(statement)
+        if step.fill is not None:
+            step.fill(database.conn)
 
     return run

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ktlog import durable
+from ktlog import durable, sqlitefile
 from ktlog.errors import StoreError
+from ktlog.pkd.erasure import ErasurePlan, ErasureRecord, Mention, map_index
 from ktlog.pkd.state import Actor
-from ktlog.store import connections, rows, schema
+from ktlog.store import connections, erasure_rows, instance_rows, rows, schema
 from ktlog.store.batch import (
     check_batch,
     check_limit,
@@ -30,7 +31,9 @@ from ktlog.store.batch import (
     lost,
     salts_by_actor,
 )
-from ktlog.store.contracts import Batch, LogState, Record
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret
+from ktlog.store.erasing import check_erasure
+from ktlog.store.instances import check_cosignature, check_totp, totp_moved
 
 HOOKS = connections.HOOKS
 
@@ -53,17 +56,17 @@ class SqliteStore:
         StoreError: "MissingStore"; "NotALog"; "WrongOrigin"; "NewerSchema", written by code that this
             code cannot follow; "OlderSchema", only with read_only: the writer has to migrate it first;
             "Corrupt", the file contradicts itself; "OldSqlite"; or any name of
-            ``durable.database_errors``.
+            ``sqlitefile.database_errors``.
     """
 
     def __init__(self, path: Path | str, *, read_only: bool = False, origin: str | None = None) -> None:
         _check_sqlite()
         self.path = Path(path).absolute()
         self.read_only = read_only
-        connection = durable.open_database(self.path, read_only=read_only)
+        connection = sqlitefile.open_database(self.path, read_only=read_only)
         self._connections = connections.Connections(self.path, connection, read_only=read_only)
         try:
-            with durable.database_errors(self.path):
+            with sqlitefile.database_errors(self.path):
                 self.origin, self.dialect = _check_meta(connection, self.path, read_only, origin)
             with self._connections.reading() as db:
                 wrong = rows.contradiction(db)
@@ -97,9 +100,9 @@ class SqliteStore:
         path = Path(path).absolute()
         unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            connection = durable.open_database(unfinished, create=True)
+            connection = sqlitefile.open_database(unfinished, create=True)
             try:
-                with durable.database_errors(path), _transaction(connection):
+                with sqlitefile.database_errors(path), _transaction(connection):
                     schema.migrate(connection)
                     connection.execute(
                         "INSERT INTO log_meta (id, origin, dialect, schema_version, oldest_code)"
@@ -150,8 +153,56 @@ class SqliteStore:
                 rows.write_actor(db, actor)
             for record, change in zip(batch.records, batch.changes, strict=True):
                 rows.insert_changes(db, record.leaf_index, change)
+                erasure_rows.insert_traces(db, record, change)
                 for actor_id, salt in salts_by_actor(record).items():
                     rows.write_salt(db, actor_id, salt)
+            for use in batch.totp_uses:
+                if not instance_rows.use_totp(db, use):
+                    raise totp_moved(use.domain, instance_rows.read_totp(db, use.domain))
+
+    def erase(self, plan: ErasurePlan, expected: LogState) -> None:
+        with self._connections.writing() as db:
+            stored = rows.read_state(db)
+            if (stored.size, stored.root, stored.epoch) != (expected.size, expected.root, expected.epoch):
+                raise lost(stored, expected)
+            actor_id = plan.erased.actor_id
+            check_erasure(
+                plan, self.origin, stored, rows.read_actor(db, actor_id),
+                erasure_rows.read_mentions(db, actor_id),
+                lambda leaf_index: rows.read_records(db, leaf_index, leaf_index + 1)[0].plain,
+            )
+            erasure_rows.erase(db, plan)
+
+    def scrub(self) -> bool:
+        # secure_delete overwrites a deleted cell, but not the copies of it that a page keeps between
+        # its cells when SQLite fills it anew. A file written from nothing has none.
+        if not self._connections.rewrite():
+            return False
+        with self._connections.writing() as db:
+            erasure_rows.set_scrub_due(db, False)
+        return True
+
+    def note_published(self, size: int, time: int) -> None:
+        with self._connections.writing() as db:
+            check_range(0, size, rows.read_size(db))
+            erasure_rows.write_publication(db, size, time)
+
+    def set_totp(
+        self, domain: str, secret: bytes | None, used_window: int, expected_serial: int | None
+    ) -> TotpSecret | None:
+        check_totp(domain, secret, used_window)
+        with self._connections.writing() as db:
+            stored = instance_rows.read_totp(db, domain)
+            if (stored.serial if stored else None) != expected_serial:
+                raise totp_moved(domain, stored)
+            if secret is not None or stored is not None:
+                instance_rows.write_totp(db, domain, secret, used_window)
+            return instance_rows.read_totp(db, domain)
+
+    def add_cosignature(self, cosignature: Cosignature) -> bool:
+        with self._connections.writing() as db:
+            check_cosignature(cosignature, rows.read_size(db))
+            return instance_rows.insert_cosignature(db, cosignature)
 
     # Reading
 
@@ -196,7 +247,51 @@ class SqliteStore:
         if not is_text(actor_id):
             return None
         with self._connections.reading() as db:
-            return rows.read_actor(db, actor_id)
+            return rows.read_actor(db, actor_id) or self._tombstone(db, actor_id)
+
+    def erased(self, actor_id: str) -> Actor | None:
+        if not is_text(actor_id):
+            return None
+        with self._connections.reading() as db:
+            return self._tombstone(db, actor_id)
+
+    def _tombstone(self, db: sqlite3.Connection, actor_id: str) -> Actor | None:
+        return erasure_rows.read_tombstone(db, map_index(self.origin, actor_id), actor_id)
+
+    def mentions(self, actor_id: str) -> tuple[Mention, ...]:
+        if not is_text(actor_id):
+            return ()
+        with self._connections.reading() as db:
+            return erasure_rows.read_mentions(db, actor_id)
+
+    def erasure_count(self, size: int | None = None) -> int:
+        with self._connections.reading() as db:
+            return erasure_rows.read_erasure_count(db, size)
+
+    def erasures(self, start: int, end: int) -> tuple[ErasureRecord, ...]:
+        with self._connections.reading() as db:
+            check_range(start, end, erasure_rows.read_erasure_count(db, None), "erasures")
+            return erasure_rows.read_erasures(db, start, end)
+
+    def scrub_due(self) -> bool:
+        with self._connections.reading() as db:
+            return erasure_rows.read_scrub_due(db)
+
+    def public_since(self, leaf_index: int) -> int | None:
+        with self._connections.reading() as db:
+            check_range(leaf_index, leaf_index, rows.read_size(db))
+            return erasure_rows.read_public_since(db, leaf_index)
+
+    def totp(self, domain: str) -> TotpSecret | None:
+        if not is_text(domain):
+            return None
+        with self._connections.reading() as db:
+            return instance_rows.read_totp(db, domain)
+
+    def cosignatures(self, tree_size: int) -> tuple[Cosignature, ...]:
+        with self._connections.reading() as db:
+            check_range(tree_size, tree_size, rows.read_size(db))
+            return instance_rows.read_cosignatures(db, tree_size)
 
     def holders(self, key_hash: bytes) -> tuple[str, ...]:
         with self._connections.reading() as db:

@@ -11,10 +11,19 @@ from ktlog.config import Settings
 from ktlog.errors import MessageRejected
 from ktlog.operator.create import load_public_keys
 from ktlog.web.activitypub import activitypub
+from ktlog.web.actors import actors
 from ktlog.web.api import api
 from ktlog.web.context import Context
+from ktlog.web.cosign import cosign
 from ktlog.web.errors import error_response, register_errors
 from ktlog.web.files import files
+from ktlog.web.guarding import register_waits
+from ktlog.web.history import history
+from ktlog.web.nodeinfo import nodeinfo
+from ktlog.web.signing import register_signing
+from ktlog.web.status import status
+from ktlog.web.submissions import submissions
+from ktlog.web.totp import totp
 from ktlog.wire.httpd import raw_target
 
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -28,16 +37,20 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.body_limit_bytes + 1
     app.url_map.merge_slashes = False
     app.extensions["ktlog"] = Context(settings, load_public_keys(settings))
+    context: Context = app.extensions["ktlog"]
+    hosts = settings.host_names()
+    register_signing(app, context.signer, hosts)
+    register_waits(app)
     register_errors(app)
-    for blueprint in (files, api, activitypub):
+    for blueprint in (files, api, actors, history, activitypub, nodeinfo, status, submissions, totp, cosign):
         app.register_blueprint(blueprint)
 
     @app.before_request
     def check_host() -> Response | None:
-        """PKD: the Host header must be on the allow-list; here, this log's one name."""
+        """PKD, "DNS Rebinding Attacks": the Host header must be on the allow-list, which names no addresses."""
         if request.path in ("/livez", "/readyz"):
             return None
-        if request.headers.get("Host", "") != settings.origin:
+        if request.headers.get("Host", "") not in hosts:
             return error_response("wrong_host", f"this server is {settings.origin}")
         return None
 
@@ -48,7 +61,6 @@ def create_app(settings: Settings) -> Flask:
     @app.get("/readyz")
     def readyz() -> Response:
         """Ready means: the store can be read and the sequencer takes messages."""
-        context: Context = app.extensions["ktlog"]
         context.store.state()
         context.link.ping()
         return Response("ok\n", content_type="text/plain; charset=utf-8")

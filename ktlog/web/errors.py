@@ -9,9 +9,10 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from flask import Flask, Response, jsonify
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError
+from ktlog.wire.httpsig import ACCEPT_SIGNATURE
 
 ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
 
@@ -20,6 +21,7 @@ TABLE: dict[str, tuple[str, int]] = {
     "unauthorized": ("unauthorized", 401),
     "unknown_http_key": ("unauthorized", 401),
     "actor_unreachable": ("unauthorized", 401),
+    "actor_gone": ("unauthorized", 401),
     "bad_signature": ("invalid_signature", 400),
     "bad_token_signature": ("invalid_signature", 400),
     "unknown_key_id": ("invalid_signature", 400),
@@ -30,9 +32,25 @@ TABLE: dict[str, tuple[str, int]] = {
     "domain_mismatch": ("unauthorized", 403),
     "directory_not_allowed": ("unauthorized", 403),
     "domain_not_served": ("unauthorized", 403),
+    "burndown_disabled": ("unauthorized", 403),
+    "directory_key_mismatch": ("unauthorized", 403),
+    "directory_unreachable": ("unauthorized", 403),
+    "otp_required": ("unauthorized", 403),
+    "bad_otp": ("unauthorized", 403),
+    "otp_reused": ("unauthorized", 403),
     "not_found": ("not_found", 404),
     "not_published": ("not_found", 404),
+    "unknown_root": ("not_found", 404),
     "too_large": ("invalid_request", 413),
+    "totp_exists": ("invalid_request", 409),
+    "totp_moved": ("invalid_request", 409),
+    "totp_absent": ("invalid_request", 409),
+    "bad_totp_secret": ("invalid_request", 406),
+    "bad_new_otp": ("invalid_request", 406),
+    "bad_cosignature": ("invalid_signature", 400),
+    "unknown_witness": ("unauthorized", 403),
+    "rate_limited": ("rate_limited", 429),
+    "replayed_request": ("unauthorized", 401),
     "wrong_host": ("invalid_request", 421),
     "overloaded": ("internal_error", 503),
     "unavailable": ("internal_error", 503),
@@ -48,8 +66,7 @@ def error_response(code: str, message: str) -> Response:
     response = jsonify({"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code})
     response.status_code = status
     if status == HTTPStatus.UNAUTHORIZED:
-        components = '("@method" "@target-uri" "content-digest");created;keyid;alg='
-        response.headers["Accept-Signature"] = f'sig1={components}"ed25519", sig2={components}"ml-dsa-44"'
+        response.headers["Accept-Signature"] = ACCEPT_SIGNATURE
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = RETRY_SECONDS
     return response
@@ -85,6 +102,8 @@ def register_errors(app: Flask) -> None:
             return error_response("too_large", "the request body is too large")
         response = error_response("bad_request", error.name)
         response.status_code = status
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))  # RFC 9110, section 15.5.6
         return response
 
     @app.errorhandler(Exception)

@@ -11,10 +11,12 @@ import json
 from flask import Blueprint, Response, current_app
 
 from ktlog.errors import EncodingError
+from ktlog.pkd.erasure import encode_erasure_record
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.contracts import Record
 from ktlog.tlog.encoding import encode_base64
-from ktlog.tlog.tiles import TILE_WIDTH, parse_tile_path
+from ktlog.tlog.tiles import TILE_WIDTH, format_bundle, parse_tile_path
+from ktlog.tlog.tree import Frontier, hash_leaf
 from ktlog.web.context import Context
 from ktlog.web.errors import error_response
 
@@ -82,6 +84,53 @@ def preimage_text(record: Record) -> str:
         return record.preimage.decode("utf-8")
     except UnicodeDecodeError:
         raise EncodingError("BadRecord", f"record {record.leaf_index} is not UTF-8") from None
+
+
+@files.get("/erasures")
+def erasures() -> Response:
+    """Where the erasure log stands: its size, and the RFC 9162 root of its records.
+
+    Only erasures that take effect within the published tree count: each can be checked against it.
+
+    Source: directory map specification, section 5.
+    """
+    ctx = context()
+    size = published_erasures(ctx)
+    frontier = Frontier()
+    for start in range(0, size, TILE_WIDTH):
+        for record in erasure_records(ctx, start, min(start + TILE_WIDTH, size)):
+            frontier = frontier.append(hash_leaf(record))
+    response = Response(
+        json.dumps({"size": size, "root": encode_base64(frontier.root())}), content_type="application/json"
+    )
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+@files.get("/erasures/<path:rest>")
+def erasure_bundle(rest: str) -> Response:
+    """A page of encoded erasure records, in the form of an entry bundle. It never changes."""
+    ctx = context()
+    bundle = parse_tile_path(f"tile/entries/{rest}")
+    start = bundle.number * TILE_WIDTH
+    end = start + bundle.width
+    if end > published_erasures(ctx):
+        return error_response("not_found", f"erasures/{rest} reaches beyond the published erasures")
+    response = Response(
+        format_bundle(erasure_records(ctx, start, end)), content_type="application/octet-stream"
+    )
+    response.headers["Cache-Control"] = IMMUTABLE
+    return response
+
+
+def published_erasures(ctx: Context) -> int:
+    """How many erasures the published checkpoint covers."""
+    published = ctx.published()
+    return 0 if published is None else ctx.store.erasure_count(published.checkpoint.size)
+
+
+def erasure_records(ctx: Context, start: int, end: int) -> list[bytes]:
+    return [encode_erasure_record(record) for record in ctx.store.erasures(start, end)]
 
 
 @files.get("/leaf-keys")

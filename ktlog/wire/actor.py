@@ -23,6 +23,8 @@ ML_DSA_44 = "ml-dsa-44"
 ACCEPT = f'{ACTIVITY_JSON}, {LD_JSON}; profile="{ACTIVITYSTREAMS}"'
 MAX_ACTOR_BYTES = 1 << 18
 MAX_KEYS = 16
+#: Name of the error that says that there never will be such an actor again (410). A 404 may be a server's bad day.
+GONE = "GoneActor"
 
 # Algorithm: multicodec code as an unsigned varint (0xed, 0x1210), length of the public key in bytes.
 _CODECS = {ED25519: (b"\xed\x01", 32), ML_DSA_44: (b"\x90\x24", 1312)}
@@ -108,10 +110,13 @@ def fetch_actor(fetcher: Fetcher, actor_id: str) -> ActorDocument:
     Raises:
         EncodingError: ``BadActorId``, ``BadJson``, ``DuplicateKey``, ``BadMultikey``, ``BadBase58``,
             ``BadEd25519Key``.
-        Invalid: ``BadActor``: not a document about this actor, or it lists keys of another.
+        Invalid: ``BadActor``: not a document about this actor, or it lists keys of another. ``GoneActor``: its
+            server says that it was deleted.
         Unreachable: as every fetch; ``BadContent`` when the type does not say ActivityStreams.
     """
     response = fetcher.get(parse_actor_id(actor_id), accept=ACCEPT, max_bytes=MAX_ACTOR_BYTES)
+    if response.status == 410:
+        raise Invalid(GONE, f"{actor_id} was deleted, says its server")
     if response.status != 200:
         raise Unreachable("BadStatus", f"{actor_id} answers {response.status}")
     if not is_activity_type(response.headers.get("content-type", "")):

@@ -36,6 +36,7 @@ from ktlog.errors import EncodingError, Unreachable
 from ktlog.pkd.canonical import parse_json
 from ktlog.wire.actor_id import HttpsUrl, parse_https_url
 from ktlog.wire.dial import DIAL_VARIABLE, Address, Dial, addresses_of, load_dial
+from ktlog.wire.head import StrictResponse, joined_fields
 from ktlog.wire.media import media_type
 
 __all__ = ["Dial", "Fetcher", "Response", "load_dial"]
@@ -58,7 +59,8 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 
 @dataclass(frozen=True)
 class Response:
-    """An answer, whole. headers: names in lower case, repeated ones joined. url: after redirects."""
+    """An answer, whole. headers: names in lower case, repeated ones joined (those with one meaning never are
+    repeated: ktlog.wire.head). url: after redirects."""
 
     status: int
     headers: Mapping[str, str]
@@ -91,6 +93,8 @@ class _DeadlineSocket(ssl.SSLSocket):
 
 class _Connection(HTTPSConnection):
     """A connection for one host name, made to addresses that were checked before."""
+
+    response_class = StrictResponse
 
     def __init__(self, url: HttpsUrl, context: ssl.SSLContext) -> None:
         super().__init__(url.host, 443, ssl_context=context)
@@ -273,10 +277,11 @@ class Fetcher:
                 if method != "POST":
                     raise
             answer = connection.getresponse()
-            fields = {name.lower(): value for name, value in answer.headers.items()}
+            fields = joined_fields(answer.headers)
             _check_framing(url, fields, limit)
             data = _read(answer, url, limit)
-            done = connection.sock is not None
+            # Bytes beyond the answer would be read as the next one: such a connection is not kept.
+            done = connection.sock is not None and not connection.sock.pending()
             return Response(answer.status, fields, data, str(url))
         finally:
             if done:

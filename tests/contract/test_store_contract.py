@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -14,12 +13,12 @@ from ktlog.pkd.keys import key_hash
 from ktlog.pkd.state import Change, HistoryLeaf
 from ktlog.store.contracts import Batch, LogStore
 from ktlog.store.memory import MemoryStore
-from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
 from tests.store_samples import (
     ALICE,
     BOB,
     ORIGIN,
+    Backend,
     Draft,
     append,
     dump,
@@ -31,38 +30,6 @@ from tests.store_samples import (
     make_key,
     touch,
 )
-
-
-@dataclass
-class Backend:
-    """One log: the handle that writes, and a way to open more that read."""
-
-    store: LogStore
-    reader: Callable[[], LogStore]
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
-    opened: list[LogStore] = []
-
-    def keep(store: LogStore) -> LogStore:
-        opened.append(store)
-        return store
-
-    if request.param == "memory":
-        memory = MemoryStore(ORIGIN, "spec")
-        yield Backend(keep(memory), lambda: keep(memory.reader()))
-    else:
-        path = tmp_path / "log.sqlite"
-        store = keep(SqliteStore.create(path, ORIGIN, "spec"))
-        yield Backend(store, lambda: keep(SqliteStore.open(path, read_only=True, origin=ORIGIN)))
-    for handle in opened:
-        handle.close()
-
-
-@pytest.fixture
-def store(backend: Backend) -> LogStore:
-    return backend.store
 
 
 def test_an_empty_log(store: LogStore) -> None:

@@ -85,7 +85,7 @@ def _check_processes(report):
     pids = [process["pid"] for process in report["processes"]]
     assert len(set(pids)) == len(pids)
     no_port = [process["name"] for process in report["processes"] if process["port"] == 0]
-    assert no_port == ["sequencer-alpha", "sequencer-beta"]
+    assert no_port == ["sequencer-alpha", "replies-alpha", "sequencer-beta", "replies-beta"]
     assert [pid for pid in pids if is_alive(pid)] == []
 
 

@@ -15,7 +15,7 @@ from tests.demo_saboteur import Saboteur
 
 pytestmark = pytest.mark.slow
 
-SUPERVISED = ("sequencer", "web")
+SUPERVISED = ("sequencer", "web", "replies")
 """What a log's supervisor starts, and starts again."""
 
 

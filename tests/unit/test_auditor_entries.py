@@ -41,8 +41,9 @@ def _lines(world: World, change: Callable[[list[bytes]], list[bytes]]) -> None:
 
 
 RECORD_LIES: list[tuple[str, str, Mutation]] = [
-    ("withheld", "RecordWithheld", lambda w: _record(w, 4, withheld=True)),
-    ("without plaintext", "RecordWithheld", lambda w: _record(w, 4, plain={"actor": None})),
+    ("withheld", "RecordWithheld", lambda w: _record(w, 4, withheld=True, plain={"actor": None})),
+    ("withheld in name only", "BadRecord", lambda w: _record(w, 4, withheld=True)),
+    ("without plaintext", "BadRecord", lambda w: _record(w, 4, plain={"actor": None})),
     ("of another index", "BadRecord", lambda w: _record(w, 4, **{"leaf-index": 5})),
     ("with a boolean index", "BadRecord", lambda w: _record(w, 1, **{"leaf-index": True})),
     ("with a number as message", "BadRecord", lambda w: _record(w, 4, message=5)),

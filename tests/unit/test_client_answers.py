@@ -69,7 +69,9 @@ LIES = {
         "PlaintextMismatch", lambda page: put(rows(page)[0]["plain"], "public-key", key(66).public_text)),
     "another plaintext actor": (
         "PlaintextMismatch", lambda page: put(rows(page)[0]["plain"], "actor", BOB + "xy")),
-    "a withheld attribute": ("PlaintextMismatch", lambda page: put(rows(page)[0]["plain"], "actor", None)),
+    "a withheld name": ("WrongActor", lambda page: put(rows(page)[0]["plain"], "actor", None)),
+    "a withheld key": (
+        "RecordWithheld", lambda page: put(rows(page)[0]["plain"], "public-key", None)),
     "a missing attribute": ("PlaintextMismatch", lambda page: rows(page)[0]["plain"].pop("actor")),
     "a hidden first message": ("BadMessageSignature", lambda page: rows(page).pop(0)),
     "a hidden AddKey": ("BadMessageSignature", lambda page: rows(page).pop(1)),

@@ -10,6 +10,7 @@ import time
 import pytest
 from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key, make_policy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from ktlog import cli
 from ktlog.client import save_key
@@ -30,15 +31,33 @@ from ktlog.pkd.messages import open_message_attributes, parse_wire
 from ktlog.pkd.token import parse_token
 from ktlog.tlog.evidence import parse_evidence, verify_evidence
 from ktlog.tlog.policy import format_policy
+from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import verify_request
+from ktlog.wire.httpsig_response import Exchange, sign_response
+from ktlog.wire.webfinger import ACTIVITY_JSON
 
 ALICE = actor("alice")
 HTTP_KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
+LOG_ACTOR = f"https://{ORIGIN}/users/pubkeydir"
+LOG_KEYS = (
+    (f"{LOG_ACTOR}#main-key", ED25519, Ed25519PrivateKey.from_private_bytes(bytes([8]) * 32)),
+    (f"{LOG_ACTOR}#pq-key", ML_DSA_44, MLDSA44PrivateKey.from_seed_bytes(bytes([8]) * 32)),
+)
 
 
 class Inbox(Network):
-    """A network whose log takes messages, after it checked the HTTP signature."""
+    """A network whose log takes messages, after it checked the HTTP signature, and signs its answers."""
+
+    def get(self, url, **options):
+        if url != LOG_ACTOR:
+            return super().get(url, **options)
+        listed = [
+            actor_key(name, LOG_ACTOR, algorithm, private.public_key().public_bytes_raw())
+            for name, algorithm, private in LOG_KEYS
+        ]
+        document = {"id": LOG_ACTOR, "type": "Service", "inbox": f"{LOG_ACTOR}/inbox", "assertionMethod": listed}
+        return Response(200, {"content-type": ACTIVITY_JSON}, json.dumps(document).encode(), url)
 
     def post(self, url, body, headers=None, **_):
         log = self.logs[ORIGIN]
@@ -58,7 +77,10 @@ class Inbox(Network):
         members = json.loads(open_message(log.hpke, envelope["encrypted-message"]))
         receipt = log.accept(Built(message, {k: v for k, v in members.items() if k != "padding"}, log.dialect, None))
         self.change(receipt)
-        return Response(202, {"content-type": "application/json"}, json.dumps(receipt).encode(), url)
+        answer = Exchange("POST", url, 202, {"content-type": "application/json"}, json.dumps(receipt).encode())
+        made = sign_response(answer, [(name, private) for name, _, private in LOG_KEYS], int(time.time()))
+        signed = {name.lower(): value for name, value in made.items()}
+        return Response(202, {**answer.headers, **signed}, answer.body, url)
 
     def change(self, receipt):
         """The log's last chance to lie."""

@@ -95,7 +95,7 @@ def test_a_log_of_many_tiles_is_followed(world):
 def test_one_lookup_asks_for_little(world):
     world.lookup()
     asked = [url.partition(ORIGIN)[2].partition("?")[0] for url in world.network.requests]
-    assert asked == ["/checkpoint", f"/api/actor/https%3A%2F%2F{DOMAIN}%2Fusers%2Falice/keys", "/leaf-keys"]
+    assert asked == ["/checkpoint", f"/api/actor/https%3A%2F%2F{DOMAIN}%2Fusers%2Falice/keys", "/erasures", "/leaf-keys"]
 
 
 def test_a_missing_partial_tile_is_replaced_by_the_full_one(world):

@@ -3,8 +3,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.client.keyfile import load_http_key
 from ktlog.demo.front import write_routes
@@ -15,12 +17,15 @@ from ktlog.demo.instance import (
     is_direct_message,
     load_instance,
     prepare_instance,
+    read_messages,
     read_token,
 )
 from ktlog.demo.pki import create_pki
 from ktlog.errors import KtlogError, MessageRejected, NotLogged, Unreachable
-from ktlog.wire.actor import ED25519, fetch_actor, parse_actor
+from ktlog.wire.actor import ED25519, actor_key, fetch_actor, parse_actor
 from ktlog.wire.fetch import Dial, Fetcher
+from ktlog.wire.fetch import Response as FetchedResponse
+from ktlog.wire.httpsig import sign_request
 from ktlog.wire.webfinger import actor_of_jrd, resolve_handle
 
 DOMAIN = "alpha.example"
@@ -33,8 +38,13 @@ def app(tmp_path):
     return create_app(load_instance(tmp_path), tmp_path).test_client()
 
 
+LOG_ACTOR = "https://keys.alpha.example/users/pubkeydir"
+LOG_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
 def note(**changes):
-    return {"type": "Create", "object": {"type": "Note", "to": [ALICE], "content": "x", **changes}}
+    members = {"type": "Note", "attributedTo": LOG_ACTOR, "to": [ALICE], "content": "x", **changes}
+    return {"type": "Create", "actor": LOG_ACTOR, "object": members}
 
 
 def test_prepare_and_load(tmp_path):
@@ -95,23 +105,71 @@ def test_webfinger_answers_for_its_own_users_only(app):
     assert app.get("/.well-known/webfinger").status_code == 404
 
 
-def test_the_inbox(app):
-    def post(data, path="/users/alice/inbox", content_type="application/activity+json"):
-        return app.post(path, data=data, content_type=content_type).status_code
+@pytest.fixture
+def log_actor(monkeypatch):
+    """The document of the log's actor, wherever it is fetched; ``asked`` counts."""
+    asked = []
+    key = actor_key(f"{LOG_ACTOR}#main-key", LOG_ACTOR, ED25519, LOG_KEY.public_key().public_bytes_raw())
+    document = {"id": LOG_ACTOR, "inbox": f"{LOG_ACTOR}/inbox", "assertionMethod": [key]}
 
-    assert post(json.dumps(note())) == 202
-    assert post(json.dumps(note()), path="/users/carol/inbox") == 404
-    assert post(json.dumps(note()), content_type="application/json") == 415
-    assert post(json.dumps(note(to=["https://alpha.example/users/bob"]))) == 400
-    assert post('{"type":"Create","type":"Create"}') == 400
-    assert post("[]") == 400
-    assert post(json.dumps(note(content="x" * (1 << 20)))) == 413
+    def get(_, url, **__):
+        asked.append(url)
+        found = document if url == LOG_ACTOR else {"id": url}
+        return FetchedResponse(200, {"content-type": "application/activity+json"}, json.dumps(found).encode(), url)
+
+    monkeypatch.setattr(Fetcher, "get", get)
+    return asked
+
+
+def send(app, data, path="/users/alice/inbox", content_type="application/activity+json", key=LOG_KEY, key_id=None):
+    body = data if isinstance(data, bytes) else json.dumps(data).encode()
+    headers = sign_request(
+        "POST", f"https://{DOMAIN}{path}", {"Content-Type": content_type}, body, key_id or f"{LOG_ACTOR}#main-key", key,
+        int(time.time()),
+    )
+    return app.post(path, data=body, headers=headers, environ_overrides={"RAW_URI": path}).status_code
+
+
+def test_the_inbox_takes_what_its_sender_signed(app, tmp_path, log_actor):
+    assert send(app, note()) == 202
+    assert send(app, note(content="y", to=[ALICE, LOG_ACTOR])) == 202
+    assert [message["object"]["content"] for message in read_messages(tmp_path, "alice")] == ["x", "y"]
+    assert read_messages(tmp_path, "bob") == read_messages(tmp_path, "carol") == []
+    assert log_actor == [LOG_ACTOR]
+
+
+def test_the_inbox_takes_nobody_elses_word(app, tmp_path, log_actor):
+    stranger = Ed25519PrivateKey.generate()
+    unsigned = app.post(
+        "/users/alice/inbox", data=json.dumps(note()), content_type="application/activity+json",
+        environ_overrides={"RAW_URI": "/users/alice/inbox"},
+    )
+    assert unsigned.status_code == 401
+    assert send(app, note(), key=stranger) == 401
+    assert send(app, note(), key_id="https://evil.example/users/x#main-key") == 401
+    other = "https://evil.example/users/x"
+    assert send(app, {**note(attributedTo=other), "actor": other}) == 401
+    assert read_messages(tmp_path, "alice") == []
+
+
+def test_the_inbox_takes_direct_messages_only(app, tmp_path, log_actor):
+    assert send(app, note(), path="/users/carol/inbox") == 404
+    assert send(app, note(), content_type="application/json") == 415
+    assert send(app, note(to=["https://alpha.example/users/bob"])) == 400
+    assert send(app, b'{"type":"Create","type":"Create"}') == 400
+    assert send(app, b"[]") == 400
+    assert send(app, note(content="x" * (1 << 20))) == 413
+    assert log_actor == []
+    assert read_messages(tmp_path, "alice") == []
 
 
 def test_is_direct_message():
     assert is_direct_message(note(), ALICE)
     assert is_direct_message(note(to=ALICE), ALICE)
-    for other in (None, [], {}, {**note(), "type": "Like"}, note(type="Article"), note(content=None), note(to=[]), note(to=None)):
+    for other in (
+        None, [], {}, {**note(), "type": "Like"}, {**note(), "actor": None}, note(type="Article"), note(content=None),
+        note(to=[]), note(to=None), note(attributedTo=ALICE), note(attributedTo=None),
+    ):
         assert not is_direct_message(other, ALICE)
 
 

@@ -12,12 +12,16 @@ from ktlog.errors import EncodingError, KtlogError, MessageRejected
 from ktlog.operator.activity import (
     ENCRYPTED_CONTEXT,
     PLAINTEXT_CONTEXT,
+    REVOKE_CONTEXT,
     Activity,
     Envelope,
     open_envelope,
     parse_activity,
+    parse_burndown,
+    parse_revocation,
 )
 from ktlog.operator.instance import direct_message
+from ktlog.pkd.actions import PKD_CONTEXT
 
 INBOX_ACTOR = "https://keys.example.com/users/pubkeydir"
 ALICE = "https://example.com/users/alice"
@@ -167,3 +171,57 @@ def test_contents_that_are_no_envelope(content, code):
 def test_a_context_of_another_type(context):
     """An object cannot be looked up in a table: it must be refused, not raise something else."""
     assert envelope_code(envelope(**{"!pkd-context": context})) == "wrong_context"
+
+
+# The two other doors
+
+
+PLAIN = {"!pkd-context": PLAINTEXT_CONTEXT, "actor": ALICE, "message": "{}"}
+PARAMETERS = {"!pkd-context": REVOKE_CONTEXT, "current-time": "1730909831", "revocation-token": "token"}
+
+
+def door_code(parse, fields) -> str:
+    with pytest.raises(KtlogError) as caught:
+        parse(fields if isinstance(fields, bytes) else json.dumps(fields).encode())
+    assert isinstance(caught.value, MessageRejected | EncodingError)
+    return caught.value.name
+
+
+def without(fields: dict, name: str) -> dict:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def test_the_body_of_a_burn_down_is_the_plaintext_envelope():
+    assert parse_burndown(json.dumps(PLAIN).encode()) == Envelope(ALICE, None, "{}")
+
+
+@pytest.mark.parametrize(("fields", "code"), [
+    (b"", "BadJson"), (b"[]", "bad_request"), (b'{"actor":1,"actor":2}', "DuplicateKey"), ({}, "wrong_context"),
+    (json.loads(CONTENT), "burndown_encrypted"), (PLAIN | {"!pkd-context": PKD_CONTEXT}, "wrong_context"),
+    (PLAIN | {"encrypted-message": "hpke:AA"}, "bad_request"), (without(PLAIN, "actor"), "bad_request"),
+    (without(PLAIN, "message"), "bad_request"), (PLAIN | {"message": {}}, "bad_request"),
+    (PLAIN | {"message": ""}, "bad_request"), (PLAIN | {"actor": "bob"}, "BadActorId"), (message(), "wrong_context"),
+])
+def test_bodies_that_are_no_burn_down(fields, code):
+    assert door_code(parse_burndown, fields) == code
+
+
+@pytest.mark.parametrize("fields", [
+    PARAMETERS, PARAMETERS | {"action": "RevokeKeyThirdParty"}, PARAMETERS | {"current-time": "0"},
+    without(PARAMETERS, "current-time") | {"action": "RevokeKeyThirdParty", "!pkd-context": PKD_CONTEXT},
+])
+def test_the_body_of_a_revocation(fields):
+    assert parse_revocation(json.dumps(fields).encode()) == "token"
+
+
+@pytest.mark.parametrize(("fields", "code"), [
+    (b"\xff", "BadJson"), (b"5", "bad_request"), (b'{"a":1.5}', "BadJson"), ({}, "wrong_context"),
+    (without(PARAMETERS, "!pkd-context"), "wrong_context"), (PARAMETERS | {"!pkd-context": []}, "wrong_context"),
+    (without(PARAMETERS, "current-time"), "bad_request"), (without(PARAMETERS, "revocation-token"), "bad_request"),
+    (PARAMETERS | {"revocation-token": ["token"]}, "bad_request"), (PARAMETERS | {"revocation-token": ""}, "bad_request"),
+    (PARAMETERS | {"current-time": 1730909831}, "bad_request"), (PARAMETERS | {"current-time": "01"}, "bad_time"),
+    (PARAMETERS | {"current-time": "-1"}, "bad_time"), (PARAMETERS | {"time": "1"}, "bad_request"),
+    (PARAMETERS | {"action": "BurnDown"}, "unknown_action"), (PARAMETERS | {"action": None}, "unknown_action"),
+])
+def test_bodies_that_are_no_revocation(fields, code):
+    assert door_code(parse_revocation, fields) == code

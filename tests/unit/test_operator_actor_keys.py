@@ -10,7 +10,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.errors import MessageRejected, Unreachable
 from ktlog.operator import actor_keys
-from ktlog.operator.actor_keys import CACHE_SECONDS, REFRESH_SECONDS, REFUSE_SECONDS, ActorKeys
+from ktlog.operator.actor_keys import (
+    CACHE_SECONDS,
+    GONE_SECONDS,
+    HOST_BURST,
+    HOST_PER_SECOND,
+    REFRESH_SECONDS,
+    REFUSE_SECONDS,
+    ActorKeys,
+)
 from ktlog.wire.actor import ED25519, actor_key, encode_base58btc
 from ktlog.wire.fetch import Response
 from tests.operator_world import Clock
@@ -137,7 +145,7 @@ def test_keys_of_other_kinds_are_passed_over(keys, instance):
 
 
 @pytest.mark.parametrize(("status", "content_type"), [
-    (404, "application/activity+json"), (500, "application/activity+json"), (410, "application/activity+json"),
+    (404, "application/activity+json"), (500, "application/activity+json"), (304, "application/activity+json"),
     (200, "text/html"), (200, "application/json"), (200, ""), (200, "application/ld+json"),
 ])
 def test_no_answer_or_one_of_another_type(keys, instance, status, content_type):
@@ -158,23 +166,188 @@ def test_an_instance_that_is_down_is_asked_again_after_a_moment_and_not_before(k
 
 def test_few_threads_wait_for_strangers(instance, clock):
     """A server that never answers holds its slots, and nobody else's thread."""
-    entered, release = threading.Barrier(3), threading.Event()
+    with Tarpit(2) as tarpit:
+        keys = ActorKeys(tarpit, clock, 2)
+        tarpit.ask(keys, "https://beta.example/a", "https://gamma.example/a")
+        assert code_of(keys, f"{BOB}#k", BOB) == "overloaded"
+        assert BOB not in tarpit.asked
 
-    class Tarpit(Instance):
+
+class Tarpit(Instance):
+    """Answers when the test is over. Inside ``with``, *threads* requests are expected."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self._entered, self._release = threading.Barrier(threads + 1), threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.codes: list[str] = []
+
+    def __enter__(self) -> Tarpit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def ask(self, keys: ActorKeys, *actors: str) -> None:
+        """Look every actor up in a thread of its own; returns when all of these wait."""
+        for actor in actors:
+            thread = threading.Thread(target=lambda actor=actor: self.codes.append(code_of(keys, f"{actor}#k", actor)))
+            self._threads.append(thread)
+            thread.start()
+        self._entered.wait(20)
+
+    def get(self, url: str, **options: object) -> Response:
+        self._entered.wait(20)
+        self._release.wait(20)
+        return super().get(url, **options)
+
+
+def test_one_server_does_not_get_every_slot(clock):
+    with Tarpit(3) as tarpit:
+        keys = ActorKeys(tarpit, clock, 4)
+        tarpit.ask(keys, "https://slow.example/1", "https://slow.example/2", "https://slow.example/3")
+        assert code_of(keys, "https://slow.example/4#k", "https://slow.example/4") == "overloaded"
+        assert len(tarpit.asked) == 0  # nobody was answered yet, and the fourth was never asked for
+
+
+def test_a_server_is_asked_so_often_and_no_more(keys, instance, clock):
+    def ask(number: int) -> str:
+        return code_of(keys, f"https://victim.example/{number}#k", f"https://victim.example/{number}")
+
+    assert {ask(number) for number in range(HOST_BURST)} == {"actor_unreachable"}
+    assert ask(HOST_BURST) == "overloaded"
+    assert len(instance.asked) == HOST_BURST
+    assert keys.find(KEY_ID, ALICE).public_key == ONE  # another server's budget is its own
+    clock.now += 1
+    assert [ask(1000 + number) for number in range(HOST_PER_SECOND + 1)] == ["actor_unreachable"] * HOST_PER_SECOND + ["overloaded"]
+    clock.now -= 100  # a clock that is set back gives nothing, and takes nothing
+    assert ask(5000) == "overloaded"
+
+
+def test_what_is_cached_costs_no_budget(keys, instance, clock, monkeypatch):
+    monkeypatch.setattr(actor_keys, "HOST_BURST", 1)
+    for _ in range(5):
+        assert keys.find(KEY_ID, ALICE).public_key == ONE
+    assert code_of(keys, f"{BOB}#k", BOB) == "overloaded"
+
+
+def test_hosts_are_forgotten_but_not_those_that_are_waited_for(clock, monkeypatch):
+    monkeypatch.setattr(actor_keys, "CACHE_LIMIT", 3)
+    with Tarpit(1) as tarpit:
+        keys = ActorKeys(tarpit, clock, 4)
+        tarpit.ask(keys, "https://slow.example/1")
+        tarpit._entered = threading.Barrier(1)
+        tarpit._release.set()
+        for number in range(10):
+            code_of(keys, f"https://h{number}.example/a#k", f"https://h{number}.example/a")
+            assert len(keys._hosts) <= 4
+    assert tarpit.codes == ["actor_unreachable"]
+
+
+def test_nobody_gets_a_new_budget_by_naming_others(keys, instance, clock, monkeypatch):
+    monkeypatch.setattr(actor_keys, "CACHE_LIMIT", 3)
+    monkeypatch.setattr(actor_keys, "HOST_BURST", 20)
+    for number in range(20):
+        code_of(keys, f"https://victim.example/{number}#k", f"https://victim.example/{number}")
+    for name in ("a", "b"):  # the table is full now
+        code_of(keys, f"https://{name}.example/1#k", f"https://{name}.example/1")
+    clock.now += 1
+    code_of(keys, "https://victim.example/x#k", "https://victim.example/x")
+    keys._hosts["a.example"].since -= 100  # has its whole budget back
+    code_of(keys, "https://c.example/1#k", "https://c.example/1")
+    assert set(keys._hosts) == {"victim.example", "b.example", "c.example"}
+    assert keys._hosts["victim.example"].left < 20
+
+
+def test_threads_that_want_the_same_document_share_one_fetch(clock):
+    """The second joins before the first is answered: the test lets the answer go only when it has."""
+    instance = Instance()
+    waits = threading.Semaphore(0)
+    joined = threading.Event()
+
+    class Slow(Instance):
         def get(self, url: str, **options: object) -> Response:
-            entered.wait(20)
-            release.wait(20)
-            return super().get(url, **options)
+            waits.release()
+            joined.wait(20)
+            return instance.get(url, **options)
 
-    keys = ActorKeys(Tarpit(), clock, 2)
-    threads = [threading.Thread(target=code_of, args=(keys, f"{ALICE}{n}#k", f"{ALICE}{n}")) for n in range(2)]
+    keys = ActorKeys(Slow(), clock, 8)
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(keys.find(KEY_ID, ALICE).public_key)) for _ in range(5)]
     for thread in threads:
         thread.start()
-    entered.wait(20)
-    assert code_of(keys, f"{BOB}#k", BOB) == "overloaded"
-    release.set()
+    waits.acquire(timeout=20)
+    while keys._hosts["alpha.example"].waiting < 5:
+        assert any(thread.is_alive() for thread in threads)
+    joined.set()
     for thread in threads:
-        thread.join()
+        thread.join(20)
+    assert found == [ONE] * 5
+    assert instance.asked == [ALICE]
+
+
+def test_who_shares_a_fetch_shares_its_failure(clock):
+    with Tarpit(1) as tarpit:
+        keys = ActorKeys(tarpit, clock, 8)
+        tarpit.ask(keys, BOB)
+        second = threading.Thread(target=lambda: tarpit.codes.append(code_of(keys, f"{BOB}#k", BOB)))
+        second.start()
+        while keys._hosts["alpha.example"].waiting < 2:
+            assert second.is_alive()
+        tarpit._release.set()
+        second.join(20)
+    assert tarpit.codes == ["actor_unreachable"] * 2
+    assert tarpit.asked == [BOB]
+    assert keys._flights == {}
+    assert keys._hosts["alpha.example"].waiting == 0
+
+
+def test_not_found_is_not_gone(keys, instance, clock):
+    """A 404 may be a server's bad day: what is cached still counts. A 410 is for ever: it counts no more."""
+    keys.find(KEY_ID, ALICE)
+    clock.now += REFRESH_SECONDS
+    instance.status = 404
+    assert code_of(keys, refresh=True) == "actor_unreachable"
+    assert keys.find(KEY_ID, ALICE).public_key == ONE
+    clock.now += REFUSE_SECONDS
+    instance.status = 410
+    assert code_of(keys, refresh=True) == "actor_gone"
+    instance.status = 200
+    assert code_of(keys) == "actor_gone"
+    clock.now += GONE_SECONDS - 1
+    assert code_of(keys) == "actor_gone"
+    clock.now += 1
+    assert keys.find(KEY_ID, ALICE).public_key == ONE
+
+
+def test_an_erasure_empties_the_memory(instance, clock):
+    erased = [0]
+    keys = ActorKeys(instance, clock, generation=lambda: erased[0])
+    keys.find(KEY_ID, ALICE)
+    code_of(keys, f"{BOB}#k", BOB)
+    erased[0] = 1
+    keys.find(KEY_ID, ALICE)
+    assert instance.asked == [ALICE, BOB, ALICE]
+    assert keys._refused == {}
+
+
+def test_a_fetch_that_was_under_way_when_somebody_was_erased_is_not_kept(clock):
+    erased = [0]
+
+    class Late(Instance):
+        def get(self, url: str, **options: object) -> Response:
+            answer = super().get(url, **options)
+            if url == ALICE and erased[0] == 0:
+                erased[0] = 1
+                code_of(keys, f"{BOB}#k", BOB)  # whoever comes next sees it, and empties the memory
+            return answer
+
+    instance = Late()
+    keys = ActorKeys(instance, clock, generation=lambda: erased[0])
+    assert keys.find(KEY_ID, ALICE).public_key == ONE
+    assert ALICE not in keys._cache
 
 
 def test_an_actor_with_a_thousand_keys_costs_nothing(keys, instance):

@@ -7,126 +7,36 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.client import build_envelope
-from ktlog.errors import MessageRejected, StoreError
+from ktlog.errors import StoreError
 from ktlog.operator import admission as admission_module
 from ktlog.operator.activity import PLAINTEXT_CONTEXT
-from ktlog.operator.actor_keys import REFRESH_SECONDS, ActorKeys
-from ktlog.operator.admission import Admission, Request
+from ktlog.operator.actor_keys import REFRESH_SECONDS
 from ktlog.operator.instance import direct_message
 from ktlog.operator.link import Submission
+from ktlog.operator.request import Request
 from ktlog.pkd import attributes
 from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.hpke import DecapsulationKey, seal_message
 from ktlog.pkd.keys import ZERO_ROOT, encode_root, sign_mldsa44
 from ktlog.pkd.messages import (
-    PADDING_RANDOM_BYTES,
     AddAuxData,
     AddKey,
     BurnDown,
     CheckpointMessage,
     Fireproof,
-    Message,
     MoveIdentity,
     RevokeKey,
     RevokeKeyThirdParty,
-    pad_plaintext,
     signed_bytes,
 )
 from ktlog.pkd.token import make_token, parse_token
-from ktlog.store.memory import MemoryStore
 from ktlog.tlog.encoding import encode_base64url
-from ktlog.wire.actor import ED25519, actor_key
-from ktlog.wire.fetch import Response
-from ktlog.wire.httpsig import sign_request
-from tests.operator_world import NOW, ORIGIN, Clock, Desk
+from tests.admission_world import INBOX, LOG_ACTOR, WINDOW, Inbox, http_key
+from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import ALICE, BOB, CAROL, build, private, public, quick_argon2  # noqa: F401
 from tests.store_samples import Draft, append
-
-LOG_ACTOR = f"https://{ORIGIN}/users/pubkeydir"
-INBOX = f"{LOG_ACTOR}/inbox"
-HPKE = DecapsulationKey.from_seed(b"\x05" * 32)
-WINDOW = 86_400
-
-
-def http_key(actor: str, generation: int = 1) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(bytes([generation, len(actor), ord(actor[-1])]) + bytes(29))
-
-
-class Instances:
-    """Every actor's document, with one HTTP key each."""
-
-    def __init__(self) -> None:
-        self.generation = 1
-        self.asked: list[str] = []
-
-    def get(self, url: str, *, accept: str, max_bytes: int) -> Response:
-        self.asked.append(url)
-        key = http_key(url, self.generation).public_key().public_bytes_raw()
-        keys = [actor_key(f"{url}#main-key", url, ED25519, key)]
-        body = {"id": url, "inbox": f"{url}/inbox", "assertionMethod": keys}
-        return Response(200, {"content-type": "application/activity+json"}, json.dumps(body).encode(), url)
-
-
-class Inbox:
-    """A log's admission, and everything an instance needs to get past it."""
-
-    def __init__(self, aux_types: frozenset[str] = frozenset({"test"})) -> None:
-        self.desk = Desk(MemoryStore(ORIGIN, "spec"))
-        self.clock = Clock()
-        self.instances = Instances()
-        self.admission = Admission(
-            store=self.desk.store, dialect=SPEC, inbox_actor=LOG_ACTOR, hpke_key=HPKE,
-            actor_keys=ActorKeys(self.instances, self.clock), aux_types=aux_types, time_window_seconds=WINDOW,
-            now=self.clock,
-        )
-
-    # From the message outwards.
-
-    def wire(self, message: Message, signer: str = "a", root: str | None = None, **options: Any) -> dict[str, Any]:
-        return build(SPEC, message, signer, self.desk.root if root is None else root, **options)
-
-    def sealed(self, wire: dict[str, Any]) -> str:
-        return self.seal_text(pad_plaintext(wire, bytes(PADDING_RANDOM_BYTES)))
-
-    def seal_text(self, text: str) -> str:
-        return seal_message(HPKE.encapsulation_key, text.encode())
-
-    def request(self, content: str, sender: str = ALICE, **changes: Any) -> Request:
-        body = json.dumps(direct_message(LOG_ACTOR, sender, content, lambda size: bytes(size)) | changes).encode()
-        return self.signed(body, sender)
-
-    def signed(self, body: bytes, sender: str = ALICE, **options: Any) -> Request:
-        fields = {"key": http_key(sender), "key_id": f"{sender}#main-key", "url": INBOX, "created": self.clock()}
-        fields |= options
-        headers = sign_request(
-            "POST", fields["url"], {"Content-Type": "application/activity+json"}, body, fields["key_id"], fields["key"],
-            fields["created"],
-        )
-        return Request("POST", INBOX, list(headers.items()), body)
-
-    # Outcomes.
-
-    def admit(self, message: Message, signer: str = "a", sender: str = ALICE, **options: Any) -> Submission:
-        wire = self.wire(message, signer, **options)
-        return self.admission.admit(self.request(build_envelope(sender, self.sealed(wire)), sender))
-
-    def code(self, request: Request) -> str:
-        with pytest.raises(MessageRejected) as caught:
-            self.admission.admit(request)
-        return caught.value.code
-
-    def wire_code(self, wire: dict[str, Any] | str, sender: str = ALICE) -> str:
-        sealed = self.seal_text(wire) if isinstance(wire, str) else self.sealed(wire)
-        return self.code(self.request(build_envelope(sender, sealed), sender))
-
-    def message_code(self, message: Message, signer: str = "a", sender: str = ALICE, **options: Any) -> str:
-        return self.wire_code(self.wire(message, signer, **options), sender)
-
-    def enrol(self, actor: str = ALICE, name: str = "a") -> None:
-        self.desk.send(AddKey(actor, public(name), NOW), name)
 
 
 @pytest.fixture
@@ -401,7 +311,7 @@ def test_the_time_window(inbox, offset, admitted):
 def test_actions_that_do_not_come_in_here(inbox):
     inbox.enrol()
     checkpoint = CheckpointMessage(
-        "https://keys.example.net", ZERO_ROOT, public("directory"), f"https://{ORIGIN}", ZERO_ROOT, NOW
+        "https://keys.example.org", ZERO_ROOT, public("directory"), f"https://{ORIGIN}", ZERO_ROOT, NOW
     )
     assert inbox.message_code(BurnDown(BOB, ALICE, NOW)) == "burndown_by_inbox"
     assert inbox.message_code(checkpoint, "directory") == "directory_not_allowed"

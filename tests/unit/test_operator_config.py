@@ -41,7 +41,7 @@ def test_defaults(tmp_path):
             settings.socket_record} == {
         tmp_path / name for name in ("log.db", "tiles", "keys", "publish.policy", "signed-head.json", "sequencer.addr")
     }
-    assert settings.aux_type_names() == frozenset()
+    assert settings.aux_type_names() == {"age-v1", "ssh-v2"}
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path):

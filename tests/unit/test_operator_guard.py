@@ -95,7 +95,7 @@ def test_a_count_falls_by_one_after_twice_its_wait(guard, clock):
         clock.ms = START + after
         # One more refusal shows the count by the wait that follows it; then all begins anew.
         assert guard.penalize(Source(ALICE_IP)).retry_after_ms == 100 * 2**count
-        guard._connection.execute(
+        guard._file._connection.execute(
             "UPDATE bad_sources SET count = 3, decayed_ms = ?, last_ms = ?", (START, START)
         )
     clock.ms = START + 1400
@@ -314,7 +314,7 @@ def test_a_directory_that_is_not_there(tmp_path, clock):
 
 
 def test_an_error_of_sqlite_is_coded(guard):
-    guard._connection.execute("DROP TABLE bad_sources")
+    guard._file._connection.execute("DROP TABLE bad_sources")
     with pytest.raises(StoreError):
         guard.penalize(Source(ALICE_IP))
     with pytest.raises(StoreError):

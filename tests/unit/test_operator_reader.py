@@ -10,13 +10,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ktlog.errors import MessageRejected, StoreError
-from ktlog.operator.reader import ActorReader
+from ktlog.operator.reader import ActorReader, Held, Tree
+from ktlog.operator.shred import plan_for
 from ktlog.pkd.dialects import SPEC
-from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Fireproof, MoveIdentity, RevokeKey, parse_wire
+from ktlog.pkd.keys import derive_key_id
+from ktlog.pkd.messages import (
+    AddAuxData,
+    AddKey,
+    BurnDown,
+    Fireproof,
+    MoveIdentity,
+    RevokeAuxData,
+    RevokeKey,
+    aux_data_id,
+    parse_wire,
+)
 from ktlog.pkd.state import Actor, Status
 from ktlog.tlog.tiles import tile_nodes, tile_path, tiles_between
 from ktlog.tlog.tree import hash_leaf, leaf_reader, verify_inclusion
-from tests.operator_world import NOW, Desk, Submission
+from tests.operator_world import NOW, ORIGIN, Desk, Submission
 from tests.pkd_samples import (
     ALICE,
     BOB,
@@ -65,12 +77,16 @@ def desk() -> Watched:
     return Watched()
 
 
+def held_by(actor: Actor | None) -> Held | None:
+    return None if actor is None or actor.status == Status.ERASED else Held(actor.keys, actor.aux)
+
+
 def check_past(desk: Watched) -> None:
     """The reader knows every actor at every size, whatever came later."""
     reader = reader_of(desk)
     for size, actors in enumerate(desk.past):
         for name, actor in actors.items():
-            assert reader.actor_at(name, size) == actor, (name, size)
+            assert reader.held_at(name, size) == held_by(actor), (name, size)
 
 
 # --- the past
@@ -84,7 +100,7 @@ def test_keys_come_and_go(desk):
     desk.send(Fireproof(ALICE, NOW), "c")
     desk.send(AddAuxData(ALICE, "test", "text", None, NOW), "c")
     check_past(desk)
-    at_three = reader_of(desk).actor_at(ALICE, 3)
+    at_three = reader_of(desk).held_at(ALICE, 3)
     assert [key.public_key for key in at_three.keys] == [public("a"), public("c")]
     assert [key.leaf_index for key in at_three.keys] == [0, 2]
 
@@ -98,9 +114,9 @@ def test_an_identity_moves(desk):
     desk.send(add(ALICE, "e"), "e")
     check_past(desk)
     reader = reader_of(desk)
-    assert reader.actor_at(ALICE, 4).status == Status.MOVED
-    assert [key.leaf_index for key in reader.actor_at(CAROL, 4).keys] == [0, 2]
-    assert reader.actor_at(CAROL, 3) is None
+    assert reader.held_at(ALICE, 4) == Held((), ())
+    assert [key.leaf_index for key in reader.held_at(CAROL, 4).keys] == [0, 2]
+    assert reader.held_at(CAROL, 3) is None
 
 
 def test_identities_that_move_in_circles(desk):
@@ -121,7 +137,7 @@ def test_moving_back_and_forth_for_ever_costs_no_more_than_its_entries(desk):
     for number in range(40):
         desk.send(MoveIdentity(names[number % 2], names[1 - number % 2], NOW + number))
     started = time.monotonic()
-    assert reader_of(desk).actor_at(BOB, 40) == desk.past[40][BOB]
+    assert reader_of(desk).held_at(BOB, 40) == held_by(desk.past[40][BOB])
     assert time.monotonic() - started < 10
 
 
@@ -133,8 +149,8 @@ def test_a_token_and_what_it_leaves_behind(desk):
     desk.send(add(ALICE, "c"), "c")
     desk.send(Fireproof(BOB, NOW), "b")
     check_past(desk)
-    assert reader_of(desk).actor_at(ALICE, 4).status == Status.REVOKED
-    assert [key.public_key for key in reader_of(desk).actor_at(BOB, 4).keys] == [public("b")]
+    assert reader_of(desk).held_at(ALICE, 4) == Held((), ())
+    assert [key.public_key for key in reader_of(desk).held_at(BOB, 4).keys] == [public("b")]
 
 
 def test_a_burn_down_rests_on_the_operator_s_keys(desk):
@@ -145,7 +161,7 @@ def test_a_burn_down_rests_on_the_operator_s_keys(desk):
     desk.send(BurnDown(ALICE, BOB, NOW), "c")  # no inbox lets these in yet, but the reader must know them
     desk.send(add(ALICE, "d"), "d")
     check_past(desk)
-    assert reader_of(desk).actor_at(ALICE, 5).status == Status.BURNED
+    assert reader_of(desk).held_at(ALICE, 5) == Held((), ())
 
 
 MOVES = st.sampled_from([
@@ -193,8 +209,8 @@ def test_every_proof_leads_to_the_root_of_the_tree_asked_about(answered, publish
             continue
         answer = reader.answer(ALICE, tree_size, published, with_history=True)
         assert (answer.tree_size, answer.root) == (tree_size, answered.store.root_after(tree_size))
-        assert answer.actor == reader.actor_at(ALICE, tree_size)
-        assert set(answer.key_proofs) == {key.leaf_index for key in answer.actor.keys}
+        assert answer.held == reader.held_at(ALICE, tree_size)
+        assert set(answer.key_proofs) == {key.leaf_index for key in answer.held.keys}
         for leaf_index, proof in answer.key_proofs.items():
             leaf = answered.store.leaf_hashes(leaf_index, leaf_index + 1)[0]
             verify_inclusion(leaf, leaf_index, tree_size, proof, answer.root)
@@ -209,7 +225,7 @@ def test_every_proof_leads_to_the_root_of_the_tree_asked_about(answered, publish
 
 def test_what_is_pending_is_shown_and_changes_nothing(answered):
     answer = reader_of(answered, 302).answer(ALICE, 302, 302, with_history=True)
-    assert [key.public_key for key in answer.actor.keys] == [public("a")]
+    assert [key.public_key for key in answer.held.keys] == [public("a")]
     assert [row.proof is None for row in answer.history] == [False, True, True]
     assert answer.history[2].record.action == "RevokeKey"
     bare = reader_of(answered, 302).answer(ALICE, 302, 302, with_history=False)
@@ -220,7 +236,7 @@ def test_who_was_not_there_yet(answered):
     reader = reader_of(answered, 302)
     assert reader.answer(NOBODY, 302, 302, with_history=True) is None
     assert reader.answer(BOB, 1, 302, with_history=True) is None
-    assert reader.answer(BOB, 2, 302, with_history=True).actor.actor_id == BOB
+    assert [key.public_key for key in reader.answer(BOB, 2, 302, with_history=True).held.keys] == [public("b")]
     assert reader.answer(ALICE, 0, 302, with_history=True) is None
 
 
@@ -228,7 +244,7 @@ def test_an_actor_without_keys_is_an_answer(desk):
     desk.send(add(ALICE, "a"))
     desk.send(MoveIdentity(ALICE, CAROL, NOW))
     answer = reader_of(desk, 2).answer(ALICE, 2, 2, with_history=True)
-    assert (answer.actor.keys, answer.key_proofs) == ((), {})
+    assert (answer.held.keys, answer.key_proofs) == ((), {})
     assert [row.role for row in answer.history] == [1, 2]
     moved = reader_of(desk, 2).answer(CAROL, 2, 2, with_history=True)
     assert [row.role for row in moved.history] == [3]
@@ -251,6 +267,178 @@ def test_the_answer_is_of_one_commit(desk):
     assert depth and all(level > 0 for level in depth)
 
 
+# --- one key, one piece of auxiliary data
+
+
+def key_of(desk, actor, leaf_index, size=None):
+    size = desk.size if size is None else size
+    return reader_of(desk, size).key(actor, derive_key_id(ORIGIN, leaf_index), Tree(size, size))
+
+
+def check_item(desk, answer):
+    """Both entries are in the tree that the answer is about, and the end's root is that of its own tree."""
+    assert answer.root == desk.store.root_after(answer.tree_size)
+    leaf_index, end = answer.spell.item.leaf_index, answer.spell.end
+    leaves = desk.store.leaf_hashes(0, answer.tree_size)
+    verify_inclusion(leaves[leaf_index], leaf_index, answer.tree_size, answer.proof, answer.root)
+    assert (answer.end_proof is None) == (end is None)
+    if end is not None:
+        verify_inclusion(leaves[end.leaf_index], end.leaf_index, answer.tree_size, answer.end_proof, answer.root)
+        assert end.root == desk.store.root_after(end.leaf_index + 1)
+
+
+def test_a_key_before_and_after_its_revocation(answered):
+    before, after = key_of(answered, ALICE, 0, 303), key_of(answered, ALICE, 0, 304)
+    for answer in (before, after):
+        check_item(answered, answer)
+        assert answer.spell.item.public_key == public("a")
+    assert before.spell.end is None
+    assert (after.spell.end.leaf_index, after.spell.end.action, after.spell.end.created) == (303, "RevokeKey", NOW)
+    assert key_of(answered, ALICE, 302, 304).spell.end is None
+    assert key_of(answered, ALICE, 302, 302) is None  # not there yet
+    assert key_of(answered, ALICE, 1) is None  # Bob's
+    assert key_of(answered, NOBODY, 0) is None
+
+
+def test_what_ends_a_key(desk):
+    """Each of the four ways, and the root that names the entry which did it."""
+    desk.send(add(ALICE, "a"))
+    desk.send(add(BOB, "b"), "b")
+    desk.send(add(BOB, "a"), "b")
+    desk.send(add(BOB, "c"), "b")
+    desk.send(add(BOB, "d"), "b")
+    desk.batch(Submission(parse_wire(SPEC, text_of(SPEC, revoke_by_token("a"))).preimage, {}, {}))
+    desk.send(RevokeKey(BOB, public("b"), NOW), "c")
+    desk.send(MoveIdentity(BOB, CAROL, NOW), "c")
+    desk.send(add(ALICE, "e"), "e")
+    desk.send(add(BOB, "f"), "f")
+    desk.send(BurnDown(ALICE, BOB, NOW), "f")
+    ends = {
+        (ALICE, 0): "RevokeKeyThirdParty", (BOB, 2): "RevokeKeyThirdParty", (BOB, 1): "RevokeKey",
+        (BOB, 3): "MoveIdentity", (BOB, 4): "MoveIdentity", (CAROL, 3): None, (BOB, 9): None, (ALICE, 8): "BurnDown",
+    }
+    for (actor, leaf_index), action in ends.items():
+        answer = key_of(desk, actor, leaf_index)
+        check_item(desk, answer)
+        assert (answer.spell.end.action if answer.spell.end else None) == action, (actor, leaf_index)
+    # What Bob had lost before he moved away never was Carol's.
+    assert key_of(desk, CAROL, 1) is key_of(desk, CAROL, 2) is None
+
+
+def test_a_key_that_left_and_came_back_is_active(desk):
+    desk.send(add(ALICE, "a"))
+    desk.send(MoveIdentity(ALICE, CAROL, NOW))
+    desk.send(MoveIdentity(CAROL, ALICE, NOW))
+    assert key_of(desk, ALICE, 0, 2).spell.end.leaf_index == 1
+    assert key_of(desk, ALICE, 0).spell.end is None
+    assert key_of(desk, CAROL, 0).spell.end.leaf_index == 2
+
+
+def test_auxiliary_data_before_and_after_its_revocation(desk):
+    desk.send(add(ALICE, "a"))
+    desk.send(AddAuxData(ALICE, "test", "text", None, NOW + 1))
+    desk.send(AddAuxData(ALICE, "test", "more", None, NOW + 1))
+    text_id, more_id = aux_data_id("test", "text"), aux_data_id("test", "more")
+    desk.send(RevokeAuxData(ALICE, "test", text_id, None, NOW + 2))
+    desk.send(RevokeAuxData(ALICE, "test", None, "more", NOW + 3))
+    desk.send(AddAuxData(ALICE, "test", "more", None, NOW + 4))
+    check_past(desk)
+
+    def aux(aux_id, size=6):
+        answer = reader_of(desk, size).aux(ALICE, aux_id, Tree(size, size))
+        if answer is not None:
+            check_item(desk, answer)
+        return answer
+
+    assert (aux(text_id, 3).spell.end, aux(text_id, 1)) == (None, None)
+    revoked = aux(text_id).spell
+    assert (revoked.item.aux_data, revoked.end.leaf_index, revoked.end.created) == ("text", 3, NOW + 2)
+    assert aux(more_id, 5).spell.end.leaf_index == 4
+    assert (aux(more_id).spell.end, aux(more_id).spell.item.leaf_index) == (None, 5)  # it came again
+    assert aux(aux_data_id("test", "other")) is None
+
+
+def test_a_token_for_the_last_key_takes_the_auxiliary_data_with_it(desk):
+    desk.send(add(ALICE, "a"))
+    desk.send(AddAuxData(ALICE, "test", "text", None, NOW))
+    desk.batch(Submission(parse_wire(SPEC, text_of(SPEC, revoke_by_token("a"))).preimage, {}, {}))
+    answer = reader_of(desk, 3).aux(ALICE, aux_data_id("test", "text"), Tree(3, 3))
+    assert answer.spell.end.action == "RevokeKeyThirdParty"
+
+
+# --- after an erasure
+
+
+def erase(desk: Watched, actor_id: str) -> None:
+    """Shred the actor; the reader is to know nothing of its past any more."""
+    actor = desk.store.actor(actor_id)
+    desk.store.erase(plan_for(desk.store, actor), desk.store.state())
+    for actors in desk.past:
+        actors[actor_id] = None
+
+
+def test_an_erased_actor_is_nobody(desk):
+    desk.send(add(ALICE, "a"))
+    desk.send(AddAuxData(ALICE, "test", "text", None, NOW))
+    erase(desk, ALICE)
+    check_past(desk)
+    reader = reader_of(desk, 2)
+    assert reader.answer(ALICE, 2, 2, with_history=True) is None
+    assert key_of(desk, ALICE, 0) is None
+    assert reader.aux(ALICE, aux_data_id("test", "text"), Tree(2, 2)) is None
+
+
+def test_who_enrols_again_has_no_past(desk):
+    desk.send(add(ALICE, "a"))
+    erase(desk, ALICE)
+    desk.send(add(ALICE, "b", NOW + 1), "b")
+    desk.send(add(ALICE, "c"), "b")
+    check_past(desk)
+    assert [row.record.leaf_index for row in reader_of(desk, 3).answer(ALICE, 3, 3, with_history=True).history] == [1, 2]
+    assert key_of(desk, ALICE, 0) is None
+    assert key_of(desk, ALICE, 1).spell.end is None
+
+
+def test_what_rests_on_actors_who_were_erased_since(desk):
+    """Carol's key came from Alice, and Dave's end from Bob: both are known still, at every size."""
+    desk.send(add(ALICE, "a"))
+    desk.send(AddAuxData(ALICE, "test", "text", None, NOW))
+    desk.send(MoveIdentity(ALICE, CAROL, NOW))
+    desk.send(add(ALICE, "d"), "d")
+    desk.send(add(BOB, "b"), "b")
+    desk.send(BurnDown(ALICE, BOB, NOW), "b")
+    desk.send(add(CAROL, "c"))
+    desk.send(RevokeKey(CAROL, public("a"), NOW), "c")
+    erase(desk, BOB)
+    check_past(desk)
+    assert key_of(desk, ALICE, 3).spell.end.action == "BurnDown"
+    erase(desk, ALICE)
+    check_past(desk)
+    assert [key.leaf_index for key in reader_of(desk).held_at(CAROL, 7).keys] == [0, 6]
+    revoked = key_of(desk, CAROL, 0)
+    check_item(desk, revoked)
+    assert (revoked.spell.item.public_key, revoked.spell.end.leaf_index) == (public("a"), 7)
+    carried = reader_of(desk, 8).aux(CAROL, aux_data_id("test", "text"), Tree(8, 8))
+    assert (carried.spell.item.aux_data, carried.spell.end) == ("text", None)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.one_of(MOVES, st.sampled_from([ALICE, BOB, CAROL])), min_size=4, max_size=16))
+def test_any_history_with_erasures(steps):
+    desk = Watched()
+    for number, step in enumerate(steps):
+        try:
+            if isinstance(step, str):
+                if reader_of(desk).held_at(step, desk.size) is not None:
+                    erase(desk, step)
+            else:
+                message, signer = step
+                desk.send(message if message.time is None else replace(message, time=NOW + number), signer)
+        except MessageRejected:
+            continue
+    check_past(desk)
+
+
 # --- a store that cannot be right
 
 
@@ -258,19 +446,35 @@ def test_an_erased_entry_cannot_be_replayed(answered):
     records = answered.store._contents.records
     records[0] = replace(records[0], plain={"actor": ALICE, "public-key": None}, withheld=True)
     with pytest.raises(StoreError, match="Withheld"):
-        reader_of(answered, 302).actor_at(ALICE, 302)
+        reader_of(answered, 302).held_at(ALICE, 302)
 
 
 def test_a_history_that_names_an_entry_of_somebody_else(answered):
     answered.store._contents.histories[CAROL] = [(1, 1), (302, 1)]
     with pytest.raises(StoreError, match="CorruptHistory"):
-        reader_of(answered, 302).actor_at(CAROL, 302)
+        reader_of(answered, 302).held_at(CAROL, 302)
 
 
 def test_a_history_that_lost_an_entry(answered):
     answered.store._contents.histories[ALICE] = [(302, 1), (303, 1)]
     with pytest.raises(StoreError, match="CorruptHistory"):
-        reader_of(answered, 303).actor_at(ALICE, 303)
+        reader_of(answered, 304).key(ALICE, derive_key_id(ORIGIN, 0), Tree(304, 304))
+
+
+@pytest.mark.parametrize(("damage", "name"), [
+    (lambda path, data: None, "MissingTile"),
+    (lambda path, data: data[:-32], "BadTile"),
+    (lambda path, data: bytes([data[0] ^ 1]) + data[1:], "BadTile"),
+])
+def test_a_tile_that_is_damaged_is_never_proven_from(answered, damage, name):
+    read = leaf_reader(answered.store.leaf_hashes(0, 304))
+    files = {
+        tile_path(tile.level, tile.number, tile.width): b"".join(read(tile_nodes(tile)))
+        for tile in tiles_between(0, 304)
+    }
+    reader = ActorReader(answered.store, lambda path: damage(path, files[path]) if path in files else None, SPEC)
+    with pytest.raises(StoreError, match=name):
+        reader.answer(ALICE, 304, 304, with_history=False)
 
 
 def test_a_tree_that_is_larger_than_the_log(answered):

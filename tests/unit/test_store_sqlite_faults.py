@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ktlog import durable
+from ktlog import durable, sqlitefile
 from ktlog.errors import Conflict, StoreError
 from ktlog.store import connections
 from ktlog.store.contracts import AMBIGUOUS
@@ -65,9 +65,9 @@ def test_two_writing_handles_cannot_both_extend_one_state(store: SqliteStore, pa
 
 
 def test_waiting_for_another_writer_ends(monkeypatch: pytest.MonkeyPatch, store: SqliteStore, path: Path) -> None:
-    monkeypatch.setattr(durable, "BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(sqlitefile, "BUSY_TIMEOUT_SECONDS", 0.05)
     with SqliteStore.open(path) as other:
-        connection = durable.open_database(path)
+        connection = sqlitefile.open_database(path)
         connection.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError) as caught:
             append(other, Draft("one"))

@@ -1,0 +1,170 @@
+"""The courier's process: delivers queued direct messages. ``python -m ktlog.operator.replies --dir DIR``.
+
+Recipients' servers belong to strangers, so nothing of it happens in a web worker or in the sequencer: a server that
+never answers holds one of a few threads here, and one only. A request has one Ed25519 signature and a
+SHA-256 digest, because that is all that the Fediverse's servers understand.
+
+What fails is tried again, at growing distances, for a day. Nobody's name is ever written to the output: an actor
+who was erased would be in there.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ktlog.config import Settings, load_settings
+from ktlog.durable import FileLock
+from ktlog.errors import KtlogError, StoreError, Unreachable
+from ktlog.operator.keys import load_seed
+from ktlog.operator.lifeline import end_with_parent
+from ktlog.operator.replyqueue import ReplyQueue, Waiting
+from ktlog.wire.actor import GONE, fetch_actor
+from ktlog.wire.fetch import Fetcher
+from ktlog.wire.httpsig import sign_request
+from ktlog.wire.webfinger import ACTIVITY_JSON
+
+THREADS = 4
+POLL_SECONDS = 1.0
+LOOK_SECONDS = 0.2
+FETCH_SECONDS = 10.0
+FIRST_PAUSE_SECONDS = 30
+LONGEST_PAUSE_SECONDS = 6 * 3_600
+GIVE_UP_SECONDS = 24 * 3_600
+MAX_ANSWER_BYTES = 65_536
+# Statuses of a refusal that may not be the last word. Source: what Mastodon tries again.
+_PASSING = frozenset({401, 408, 425, 429})
+
+log = logging.getLogger("ktlog.replies")
+
+
+class Stop(Protocol):
+    """The part of threading.Event that is needed here."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
+class Courier:
+    """Takes messages from the queue to their recipients' inboxes.
+
+    Args:
+        actor_id: the log's actor. key: the Ed25519 key that its document lists as ``#main-key``.
+        now: Unix seconds.
+    """
+
+    def __init__(
+        self, queue: ReplyQueue, fetcher: Fetcher, actor_id: str, key: Ed25519PrivateKey, now: Callable[[], int]
+    ) -> None:
+        self._queue = queue
+        self._fetcher = fetcher
+        self._actor_id = actor_id
+        self._key = key
+        self._now = now
+        self._lock = threading.Lock()
+        self._busy: set[str] = set()
+
+    def work(self, stop: Stop) -> None:
+        """Deliver whatever is due until *stop* is set. For several threads at once: each has its own host."""
+        while not stop.is_set():
+            try:
+                if self.deliver_one():
+                    continue
+            except StoreError as error:
+                log.warning("the queue of replies: %s", error.name)
+            stop.wait(POLL_SECONDS)
+
+    def deliver_one(self) -> bool:
+        """Take one message that is due and try to deliver it. False when there was none.
+
+        Raises:
+            StoreError: the queue cannot be read or written.
+        """
+        with self._lock:
+            waiting = self._queue.next_due(self._now(), self._busy)
+            if waiting is None:
+                return False
+            self._busy.add(waiting.host)
+        try:
+            self._deliver(waiting)
+        finally:
+            with self._lock:
+                self._busy.discard(waiting.host)
+        return True
+
+    def _deliver(self, waiting: Waiting) -> None:
+        age = self._now() - waiting.created
+        try:
+            status = None if age >= GIVE_UP_SECONDS else self._post(waiting)
+        except KtlogError as error:
+            if error.name != GONE:
+                pause = min(FIRST_PAUSE_SECONDS * 4 ** min(waiting.attempts, 8), LONGEST_PAUSE_SECONDS)
+                self._queue.postpone(waiting.id, self._now() + pause)
+                return
+            status = 410
+        self._queue.remove(waiting.id)
+        if status is None or status >= 300:
+            log.warning("a reply was given up (%s)", "too old" if status is None else status)
+
+    def _post(self, waiting: Waiting) -> int:
+        """The status of an answer that is final.
+
+        Raises:
+            KtlogError: trying again may help; or ``GoneActor``, when it never will.
+        """
+        inbox = fetch_actor(self._fetcher, waiting.recipient).inbox
+        headers = {"Content-Type": ACTIVITY_JSON}
+        signed = sign_request(
+            "POST", inbox, headers, waiting.body, f"{self._actor_id}#main-key", self._key, self._now()
+        )
+        status = self._fetcher.post(inbox, waiting.body, signed, max_bytes=MAX_ANSWER_BYTES).status
+        if status in _PASSING or status >= 500:
+            raise Unreachable("BadStatus", f"the inbox answers {status}")
+        return status
+
+
+def run(settings: Settings, told_to_stop: list[int]) -> None:
+    """Deliver until *told_to_stop* holds anything. What is under way then is tried again after the next start.
+
+    Raises:
+        StoreError: no key, or no queue.
+    """
+    key = Ed25519PrivateKey.from_private_bytes(load_seed(settings.keys, "http-ed25519"))
+    fetcher = Fetcher.from_environment(timeout=FETCH_SECONDS)
+    courier = Courier(ReplyQueue(settings.replies), fetcher, settings.actor_id, key, lambda: int(time.time()))
+    stop = threading.Event()
+    for number in range(THREADS):
+        threading.Thread(target=courier.work, args=(stop,), daemon=True, name=f"courier-{number}").start()
+    while not told_to_stop:
+        time.sleep(LOOK_SECONDS)
+    stop.set()
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
+    told_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: told_to_stop.append(number))
+    try:
+        settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
+        with FileLock(settings.directory / "replies.lock"):
+            end_with_parent(lambda: told_to_stop.append(0))
+            run(settings, told_to_stop)
+    except KtlogError as error:
+        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

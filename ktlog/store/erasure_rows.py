@@ -1,0 +1,165 @@
+"""Between values and SQLite rows: erasures, and what they need to know. See ``ktlog.store.rows``."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from ktlog.errors import EncodingError, StoreError
+from ktlog.pkd.actors import Actor, Change
+from ktlog.pkd.erasure import (
+    CarriedMove,
+    ErasurePlan,
+    ErasureRecord,
+    Mention,
+    carried_by,
+    encode_erasure_record,
+    erased_actor,
+    parse_erasure_record,
+)
+from ktlog.store import rows
+from ktlog.store.contracts import Record
+from ktlog.store.erasing import names_actor, without
+
+# What a commit writes down, so that an erasure can find everything later
+
+
+def insert_traces(db: sqlite3.Connection, record: Record, change: Change) -> None:
+    """Note whom *record* names without touching, and what it carried. Its actors must exist."""
+    write_operator(db, record)
+    move = carried_by(record.leaf_index, change)
+    if move is not None:
+        write_move(db, move)
+
+
+def write_operator(db: sqlite3.Connection, record: Record) -> None:
+    operator = record.plain.get("operator")
+    if operator is not None:
+        db.execute(
+            "INSERT INTO directory_operated (actor_number, leaf_index)"
+            " SELECT actor_number, ? FROM directory_actors WHERE actor_id = ?",
+            (record.leaf_index, operator),
+        )
+
+
+def write_move(db: sqlite3.Connection, move: CarriedMove) -> None:
+    db.execute(
+        "INSERT INTO directory_moves (leaf_index, fireproof, leaves) VALUES (?, ?, ?)",
+        (move.move_leaf, int(move.fireproof), json.dumps(move.leaves)),
+    )
+
+
+# Reading
+
+
+def read_mentions(db: sqlite3.Connection, actor_id: str) -> tuple[Mention, ...]:
+    roles: dict[int, int | None] = dict(db.execute(
+        "SELECT o.leaf_index, NULL FROM directory_operated o JOIN directory_actors a USING (actor_number)"
+        " WHERE a.actor_id = ?",
+        (actor_id,),
+    ))
+    roles |= dict(rows.read_history(db, actor_id))
+    mentions = []
+    for leaf_index in sorted(roles):
+        (record,) = rows.read_records(db, leaf_index, leaf_index + 1)
+        if names_actor(record.plain, actor_id):
+            move = _read_move(db, leaf_index)
+            mentions.append(Mention(leaf_index, record.action, roles[leaf_index], record.plain, move))
+    return tuple(mentions)
+
+
+def _read_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove | None:
+    row = db.execute(
+        "SELECT fireproof, leaves FROM directory_moves WHERE leaf_index = ?", (leaf_index,)
+    ).fetchone()
+    if row is None:
+        return None
+    try:
+        leaves = json.loads(row[1])
+    except ValueError as error:
+        raise StoreError("Corrupt", f"what entry {leaf_index} moved: {error}") from error
+    if not isinstance(leaves, list) or not all(type(leaf) is int for leaf in leaves):
+        raise StoreError("Corrupt", f"what entry {leaf_index} moved is no list of leaf indexes")
+    return CarriedMove(leaf_index, bool(row[0]), tuple(leaves))
+
+
+def read_tombstone(db: sqlite3.Connection, index: bytes, actor_id: str) -> Actor | None:
+    row = db.execute(
+        "SELECT version, generation, erasures FROM tombstones WHERE map_index = ?", (index,)
+    ).fetchone()
+    return None if row is None else erased_actor(actor_id, *row)
+
+
+def read_erasure_count(db: sqlite3.Connection, size: int | None) -> int:
+    if size is None:
+        (last,) = db.execute("SELECT max(number) FROM erasures").fetchone()
+        return 0 if last is None else last + 1
+    row = db.execute(
+        "SELECT number FROM erasures WHERE input_size <= ? ORDER BY input_size DESC, number DESC LIMIT 1", (size,)
+    ).fetchone()
+    return 0 if row is None else row[0] + 1
+
+
+def read_erasures(db: sqlite3.Connection, start: int, end: int) -> tuple[ErasureRecord, ...]:
+    found = db.execute(
+        "SELECT record FROM erasures WHERE number >= ? AND number < ? ORDER BY number", (start, end)
+    ).fetchall()
+    if len(found) != end - start:
+        raise StoreError("Corrupt", f"of the erasures {start} to {end} only {len(found)} are there")
+    try:
+        return tuple(parse_erasure_record(data) for (data,) in found)
+    except EncodingError as error:
+        raise StoreError("Corrupt", f"a stored erasure record: {error}") from error
+
+
+def read_public_since(db: sqlite3.Connection, leaf_index: int) -> int | None:
+    row = db.execute(
+        "SELECT time FROM publications WHERE tree_size > ? ORDER BY tree_size LIMIT 1", (leaf_index,)
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def write_publication(db: sqlite3.Connection, size: int, time: int) -> None:
+    db.execute(
+        "INSERT INTO publications (tree_size, time) SELECT ?, ?"
+        " WHERE ? > (SELECT coalesce(max(tree_size), 0) FROM publications)",
+        (size, time, size),
+    )
+
+
+# Erasing
+
+
+def erase(db: sqlite3.Connection, plan: ErasurePlan) -> None:
+    """Take away what a plan that was checked withholds; its actor exists."""
+    for leaf_index, names in sorted(plan.withhold.items()):
+        (record,) = rows.read_records(db, leaf_index, leaf_index + 1)
+        rows.replace_plain(db, without(record, names))
+    (number,) = db.execute(
+        "SELECT actor_number FROM directory_actors WHERE actor_id = ?", (plan.erased.actor_id,)
+    ).fetchone()
+    for table in ("keys", "aux", "revoked", "history", "operated", "actors"):
+        db.execute(f"DELETE FROM directory_{table} WHERE actor_number = ?", (number,))  # noqa: S608
+    erased = plan.erased
+    db.execute(
+        "INSERT INTO tombstones (map_index, version, generation, erasures) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (map_index) DO UPDATE SET version = excluded.version,"
+        " generation = excluded.generation, erasures = excluded.erasures",
+        (plan.record.index, erased.version, erased.generation, erased.erasures),
+    )
+    db.execute(
+        "INSERT INTO erasures (number, input_size, record) VALUES (?, ?, ?)",
+        (read_erasure_count(db, None), plan.record.input_size, encode_erasure_record(plan.record)),
+    )
+    set_scrub_due(db, True)
+
+
+def set_scrub_due(db: sqlite3.Connection, due: bool) -> None:
+    db.execute("UPDATE housekeeping SET scrub_due = ? WHERE id = 1", (int(due),))
+
+
+def read_scrub_due(db: sqlite3.Connection) -> bool:
+    row = db.execute("SELECT scrub_due FROM housekeeping WHERE id = 1").fetchone()
+    if row is None:
+        raise StoreError("Corrupt", "the store does not say whether it has to be scrubbed")
+    return bool(row[0])

@@ -1,0 +1,59 @@
+"""NodeInfo: what kind of server this is, for those who count them, and where its log is, for everybody else.
+
+No numbers of users: who they are is nobody's business, and the log's size is in its checkpoint.
+
+Spec: NodeInfo 2.1; FEP-f1d5.
+"""
+
+from __future__ import annotations
+
+import json
+
+from flask import Blueprint, Response, current_app
+
+from ktlog import __version__
+from ktlog.web.context import Context
+
+SCHEMA = "http://nodeinfo.diaspora.software/ns/schema/2.1"
+PKD_VERSION = "0.8"
+
+nodeinfo = Blueprint("nodeinfo", __name__)
+
+
+def _answer(document: dict[str, object], content_type: str) -> Response:
+    response = Response(json.dumps(document), content_type=content_type)
+    response.headers["Access-Control-Allow-Origin"] = "*"
+    return response
+
+
+@nodeinfo.get("/.well-known/nodeinfo")
+def discovery() -> Response:
+    ctx: Context = current_app.extensions["ktlog"]
+    links = [{"rel": SCHEMA, "href": f"{ctx.settings.url}/nodeinfo/2.1"}]
+    return _answer({"links": links}, "application/json")
+
+
+@nodeinfo.get("/nodeinfo/2.1")
+def document() -> Response:
+    ctx: Context = current_app.extensions["ktlog"]
+    settings = ctx.settings
+    return _answer({
+        "version": "2.1",
+        "software": {"name": "ktlog", "version": __version__},
+        "protocols": ["activitypub"],
+        "services": {"inbound": [], "outbound": []},
+        "openRegistrations": False,
+        "usage": {"users": {}},
+        "metadata": {
+            "pkd": {
+                "spec": PKD_VERSION,
+                "api": f"{settings.url}/api",
+                "actor": settings.actor_id,
+                "origin": settings.origin,
+                "dialect": settings.dialect,
+                "checkpoint": f"{settings.url}/checkpoint",
+                "vkeys": list(ctx.public_keys.vkeys),
+                "extensions": sorted(settings.aux_type_names()),
+            },
+        },
+    }, f'application/json; profile="{SCHEMA}#"')

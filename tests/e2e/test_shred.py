@@ -1,0 +1,175 @@
+"""An operator erases an actor from a log that runs: afterwards nothing readable of it is left, in any byte.
+
+The log is the real one, with its witness, behind TLS; the act is the real command. Before it every needle is
+found, so that the search is known to find; after it none is, and the log still verifies.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from ktlog.client import SigningKey, add_key, fireproof
+from ktlog.client.erasures import parse_erasure_head, read_erasures
+from ktlog.operator.create import load_public_keys
+from ktlog.operator.journal import read_journal
+from ktlog.pkd.erasure import map_index
+from ktlog.pkd.keys import encode_public_key
+from ktlog.store.sqlite import SqliteStore
+from tests.running_log import ORIGIN, RunningLog, actor
+
+VICTIM, OTHER = "a01", "a02"
+
+
+def is_ready(running: RunningLog) -> bool:
+    try:
+        return running.get("/readyz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    running = RunningLog(tmp_path_factory.mktemp("shred"), notice_seconds=1)
+    try:
+        running.wait("the log to be ready", lambda: is_ready(running))
+        yield running
+    finally:
+        running.stop()
+
+
+def bytes_under(running: RunningLog) -> dict[str, bytes]:
+    """Every file of the log and every line that its processes wrote."""
+    found = {}
+    for file in running.settings.directory.rglob("*"):
+        with suppress(FileNotFoundError):  # a file that is being written has another name for a moment
+            if file.is_file():
+                found[str(file.relative_to(running.settings.directory))] = file.read_bytes()
+    return found | {"output": running.output().encode()}
+
+
+def places(running: RunningLog, needle: bytes) -> set[str]:
+    return {name for name, data in bytes_under(running).items() if needle in data}
+
+
+def shred(running: RunningLog, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ktlog", "shred", "--dir", str(running.settings.directory), *options],
+        capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+    )
+
+
+def audit(running: RunningLog, directory: Path) -> subprocess.CompletedProcess[str]:
+    vkey = load_public_keys(running.settings).vkeys[1]
+    return subprocess.run(
+        [sys.executable, "-m", "auditor", "audit", f"https://{ORIGIN}", "--dir", str(directory), "--vkey", vkey, "--json"],
+        capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"KTLOG_DIAL": str(running.directory / "dial.json")},
+    )
+
+
+def fill(running: RunningLog) -> dict[str, bytes]:
+    """The victim enrols, adds a key and becomes Fireproof; somebody else enrols too. What must go, by name."""
+    now, victim, second = int(time.time()), actor(VICTIM), SigningKey.generate()
+    messages = []
+    for make in (
+        lambda root: running.build_enrolment(VICTIM),
+        lambda root: add_key(victim, second.public_key, running.keys[VICTIM], recent_root=root, now=now),
+        lambda root: fireproof(victim, running.keys[VICTIM], recent_root=root, now=now),
+    ):
+        built = make(running.root())
+        answer = running.deliver(built.wire, VICTIM)
+        assert answer.status == 202, answer.body
+        messages.append(built)
+    assert running.enrol(OTHER).status == 202
+    running.wait_published(4)
+    needles = {"id": victim.encode(), "user": f"users/{VICTIM}".encode()}
+    for name, key in (("first key", running.keys[VICTIM]), ("second key", second)):
+        text = encode_public_key(key.public_key)
+        needles |= {name: key.public_key, f"{name} as text": text.encode()}
+    with SqliteStore.open(running.settings.database, read_only=True) as store:
+        salt = store.salt(victim)
+        for record in store.records(0, 3):
+            for attribute, symmetric in record.keys.items():
+                needles[f"key of {attribute} in {record.leaf_index}"] = base64.b64encode(symmetric)
+    return needles | {"salt": salt, "salt in JSON": base64.b64encode(salt)}
+
+
+def test_an_actor_is_erased_and_the_log_stays(log, tmp_path):
+    needles = fill(log)
+    for name, needle in needles.items():
+        assert places(log, needle), f"the search does not find the {name}"
+    with SqliteStore.open(log.settings.database, read_only=True) as store:
+        entries, others = store.entries(0, 4), store.actor(actor(OTHER))
+
+    # Not before the notice period, and not without being asked.
+    log.wait("the end of the notice period", lambda: shred(log, actor(VICTIM), "--preview").returncode == 0)
+    assert shred(log, actor(VICTIM)).returncode == 130
+    assert shred(log, actor(VICTIM), "--json").returncode == 2
+    unknown = shred(log, "https://alpha.example/users/nobody", "--yes", "--json")
+    assert (unknown.returncode, json.loads(unknown.stdout)["error"]["name"]) == (5, "nothing_to_erase")
+
+    done = shred(log, actor(VICTIM), "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["done"], report["scrubbed"], report["number"], report["input-size"]) == (True, True, 0, 4)
+    assert (report["withheld"], report["entries"]) == (5, 3)
+    assert any("Backups" in line for line in report["cannot-erase"])
+
+    for name, needle in needles.items():
+        assert places(log, needle) == set(), f"the {name} is left"
+    assert places(log, actor(OTHER).encode())
+    (journaled,) = read_journal(log.settings.journal)
+    assert journaled.record.index == map_index(ORIGIN, actor(VICTIM))
+
+    # Nobody is told anything about the actor any more, and about others everything.
+    with SqliteStore.open(log.settings.database, read_only=True) as store:
+        assert (store.entries(0, 4), store.actor(actor(OTHER))) == (entries, others)
+    assert log.get(f"/api/actor/{quote(actor(VICTIM), safe='')}/keys").status == 404
+    assert log.get(f"/api/actor/{quote(actor(OTHER), safe='')}/keys").status == 200
+    head = parse_erasure_head(log.get("/erasures").body)
+    assert read_erasures(head, lambda path: log.get(f"/{path}").body) == (journaled.record,)
+    lines = [json.loads(line) for line in log.get("/records/000.p/4").body.splitlines()]
+    assert [line["withheld"] for line in lines] == [True, True, True, False]
+    assert lines[0]["plain"] == {"actor": None, "public-key": None}
+    assert log.get("/erasures/000.p/2").status == 404
+
+    # A fresh audit of everything passes, and says what it had to take.
+    audited = audit(log, tmp_path / "audits")
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+
+    # Enrolling again works, as a new beginning; what was erased stays so.
+    assert log.enrol(VICTIM).status == 202
+    log.wait_published(5)
+    with SqliteStore.open(log.settings.database, read_only=True) as store:
+        again = store.actor(actor(VICTIM))
+        assert (again.erasures, again.generation, again.fireproof, len(again.keys)) == (1, 2, False, 1)
+    for name in ("second key", "salt", "second key as text"):
+        assert places(log, needles[name]) == set()
+    assert shred(log, actor(OTHER), "--preview").returncode == 0
+
+
+def test_without_a_running_log_the_command_says_so(tmp_path):
+    from ktlog.operator.create import create_log
+
+    settings = create_log(tmp_path / "log", ORIGIN, "spec", bytes(32))
+    result = subprocess.run(
+        [sys.executable, "-m", "ktlog", "shred", "--dir", str(settings.directory), actor(VICTIM), "--yes"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert result.returncode == 8
+    assert "ktlog serve" in result.stderr
+    result = subprocess.run(
+        [sys.executable, "-m", "ktlog", "shred", "--dir", str(settings.directory), "alice@example.com", "--yes"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )
+    assert (result.returncode, "BadActorId" in result.stderr) == (2, True)

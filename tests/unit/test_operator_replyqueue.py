@@ -1,0 +1,151 @@
+"""The queue of replies: bounded, shared between processes, lost without harm, and forgetful to the last byte."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ktlog.errors import StoreError
+from ktlog.operator import replyqueue
+from ktlog.operator.replyqueue import ReplyQueue
+
+ALICE, BOB = "https://alpha.example/users/alice", "https://alpha.example/users/bob"
+HOST, OTHER = "alpha.example", "beta.example"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "replies.db"
+
+
+@pytest.fixture
+def queue(path):
+    queue = ReplyQueue(path)
+    yield queue
+    queue.close()
+
+
+def test_what_is_due_comes_in_its_order(queue):
+    assert queue.next_due(100) is None
+    for number, (recipient, host) in enumerate([(ALICE, HOST), (BOB, HOST), ("https://beta.example/c", OTHER)]):
+        assert queue.put(recipient, host, b"%d" % number, 100 + number)
+    first = queue.next_due(100)
+    assert (first.recipient, first.host, first.body, first.created, first.attempts) == (ALICE, HOST, b"0", 100, 0)
+    assert queue.next_due(99) is None
+    assert queue.next_due(200, [HOST]).body == b"2"
+    assert queue.next_due(200, [HOST, OTHER]) is None
+    queue.postpone(first.id, 150)
+    assert queue.next_due(140).body == b"1"
+    queue.remove(queue.next_due(140).id)
+    queue.remove(queue.next_due(140).id)
+    assert queue.next_due(149) is None
+    assert (queue.next_due(150).body, queue.next_due(150).attempts) == (b"0", 1)
+    assert len(queue) == 1
+
+
+def test_an_id_is_never_used_twice(queue):
+    """A delivery that began before the message was erased must not speak of the next one."""
+    queue.put(ALICE, HOST, b"1", 1)
+    old = queue.next_due(1)
+    assert queue.forget(ALICE) == 1
+    queue.put(BOB, HOST, b"2", 1)
+    queue.postpone(old.id, 1_000)
+    queue.remove(old.id)
+    assert (queue.next_due(1).body, queue.next_due(1).attempts) == (b"2", 0)
+
+
+def test_it_is_bounded(queue, monkeypatch):
+    for name, limit in (("RECIPIENT_LIMIT", 2), ("HOST_LIMIT", 3), ("QUEUE_LIMIT", 4)):
+        monkeypatch.setattr(replyqueue, name, limit)
+    assert [queue.put(ALICE, HOST, b"", 1) for _ in range(3)] == [True, True, False]
+    assert [queue.put(BOB, HOST, b"", 1) for _ in range(2)] == [True, False]
+    assert [queue.put(f"https://beta.example/{n}", OTHER, b"", 1) for n in range(2)] == [True, False]
+    queue.forget(ALICE)
+    assert queue.put(BOB, HOST, b"", 1)
+
+
+def test_what_is_forgotten_is_in_no_byte(queue, path):
+    queue.put(ALICE, HOST, b"for alice: LEAF-TWELVE", 1)
+    queue.put(BOB, HOST, b"for bob", 1)
+    assert b"alice" in path.read_bytes()
+    assert queue.forget(ALICE) == 1
+    for found in path.parent.iterdir():
+        assert b"alice" not in found.read_bytes()
+        assert b"LEAF-TWELVE" not in found.read_bytes()
+    assert b"for bob" in path.read_bytes()
+    queue.remove(queue.next_due(1).id)
+    assert b"bob" not in path.read_bytes()
+
+
+def test_nobody_else_may_read_it(queue, path):
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_two_processes_share_it(queue, path):
+    queue.put(ALICE, HOST, b"1", 1)
+    code = (
+        "import sys; from pathlib import Path; from ktlog.operator.replyqueue import ReplyQueue;"
+        f"queue = ReplyQueue(Path({str(path)!r})); queue.put({BOB!r}, {HOST!r}, b'2', 2); queue.remove(queue.next_due(1).id)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert queue.next_due(2).body == b"2"
+    assert len(queue) == 1
+
+
+def test_many_begin_at_once(path):
+    barrier, failures = threading.Barrier(6), []
+
+    def begin() -> None:
+        try:
+            barrier.wait(20)
+            ReplyQueue(path).put(ALICE, HOST, b"x", 1)
+        except BaseException as error:  # the test says what it was
+            failures.append(error)
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert len(ReplyQueue(path)) == 6
+
+
+@pytest.mark.parametrize("damage", [b"this is not a database" * 100, b"\x00" * 8192])
+def test_a_damaged_file_is_replaced(path, damage):
+    path.write_bytes(damage)
+    queue = ReplyQueue(path)
+    assert queue.put(ALICE, HOST, b"x", 1)
+
+
+def test_one_that_is_damaged_later_is_refused_once(queue, path):
+    for number in range(10):
+        queue.put(f"https://alpha.example/{number}", HOST, os.urandom(4_000), 1)
+    with open(path, "r+b") as file:
+        file.seek(24)  # the change counter: SQLite reads everything afresh
+        file.write(b"\xff\xff\xff\x00")
+        file.seek(16_384)
+        file.write(b"\xaa" * (path.stat().st_size - 16_384))
+    with pytest.raises(StoreError) as caught:
+        for _ in range(3):
+            queue.put(ALICE, HOST, b"x", 1)
+    assert caught.value.name == "Corrupt"
+    assert queue.put(ALICE, HOST, b"x", 1)
+    assert len(queue) == 1
+
+
+def test_one_that_is_locked_is_a_coded_error(queue, path, monkeypatch):
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    queue._file._connection.execute("PRAGMA busy_timeout=1")
+    with pytest.raises(StoreError) as caught:
+        queue.put(ALICE, HOST, b"x", 1)
+    assert caught.value.name == "Locked"
+    other.execute("ROLLBACK")
+    assert queue.put(ALICE, HOST, b"x", 1)
+    other.close()
