@@ -19,6 +19,7 @@ COMMANDS = {
     "lookup": "Find an actor's keys, and prove them.",
     "key": "Make and show an actor's signing keys.",
     "submit": "Send a protocol message to a log, for an instance.",
+    "receipt": "Check what a log signed when it took a message.",
     "bench": "Make a large log, and measure reading from it.",
     "conformance": "Replay published PKD test vectors.",
 }

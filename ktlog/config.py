@@ -18,6 +18,7 @@ from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.tlog.encoding import parse_decimal
+from ktlog.wire.compat import parse_compat
 
 MAXIMUM_TIME_WINDOW_SECONDS = 2_592_000  # PKD specification, "Handling Protocol Messages"
 
@@ -50,6 +51,8 @@ class Settings:
     directories: str = ""
     notice_seconds: int = 86_400
     compat: str = ""
+    replicas: str = ""
+    replica_interval_seconds: int = 60
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -59,6 +62,7 @@ class Settings:
             raise UsageError(
                 "BadSetting", f"time_window_seconds is {self.time_window_seconds}; PKD allows 1 to 2592000"
             )
+        parse_compat(self.compat)
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
@@ -73,6 +77,11 @@ class Settings:
     def actor_id(self) -> str:
         """The ActivityPub actor that takes protocol messages as direct messages."""
         return f"{self.url}/users/pubkeydir"
+
+    @property
+    def fetch_key_id(self) -> str:
+        """Names the key that signs GETs of other servers' actor documents, and nothing else."""
+        return f"{self.actor_id}#fetch-key"
 
     @property
     def database(self) -> Path:
@@ -120,6 +129,11 @@ class Settings:
         """What the operator did by hand, a JSON object a line; names no erased actor."""
         return self.directory / "journal.jsonl"
 
+    @property
+    def replica_directory(self) -> Path:
+        """Other logs that are mirrored here, and the policies under which they are believed."""
+        return self.directory / "replicas"
+
     def host_names(self) -> frozenset[str]:
         """Host headers that are answered: the origin, and what ``hosts`` adds."""
         return frozenset([self.origin, *self.hosts.split()])
@@ -127,6 +141,10 @@ class Settings:
     def directory_urls(self) -> frozenset[str]:
         """Directories whose Checkpoint messages are taken. None means none."""
         return frozenset(self.directories.split())
+
+    def compat_names(self) -> frozenset[str]:
+        """What this log lets pass against the specification; see ktlog.wire.compat."""
+        return parse_compat(self.compat)
 
     def aux_type_names(self) -> frozenset[str]:
         return frozenset(self.aux_types.split())

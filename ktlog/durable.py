@@ -336,6 +336,18 @@ def read_secret(path: Path | str, size: int) -> bytes:
         StoreError: "MissingSecret"; "UnsafeSecret" if it is no regular file, belongs to another user,
             or its mode lets group or others do anything; "BadSecret" for another length.
     """
+    secret = read_secret_file(path, size)
+    if len(secret) != size:
+        raise StoreError("BadSecret", f"{path}: must hold exactly {size} bytes")
+    return secret
+
+
+def read_secret_file(path: Path | str, maximum_bytes: int) -> bytes:
+    """Read a secret of at most *maximum_bytes* that nobody else may read.
+
+    Raises:
+        StoreError: as ``read_secret``; "BadSecret" if it is longer.
+    """
     path = Path(path)
     with file_errors(path):
         try:
@@ -353,9 +365,9 @@ def read_secret(path: Path | str, size: int) -> bytes:
                     "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
                     hint=f"If nobody did: chmod 600 {path}",
                 )
-            secret = file.read(size + 1)
-    if len(secret) != size:
-        raise StoreError("BadSecret", f"{path}: must hold exactly {size} bytes")
+            secret = file.read(maximum_bytes + 1)
+    if len(secret) > maximum_bytes:
+        raise StoreError("BadSecret", f"{path}: must hold {maximum_bytes} bytes at most")
     return secret
 
 

@@ -20,7 +20,7 @@ KEYWORDS = frozenset({"MUST", "MUST NOT", "SHALL", "SHALL NOT", "SHOULD", "SHOUL
 STRENGTHS = KEYWORDS | {"step", "field", "rule", "row", "text"}
 BOUND = frozenset({"directory", "client", "instance", "mirror", "witness", "auditor", "everybody", "reader"})
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
-_REASON = re.compile(r"(against|client|not ours|open) ?(\([A-Z]\d?\))?: ?(.*)|(open) (\([A-Z]\d?\))", re.DOTALL)
+_REASON = re.compile(r"(against|client|not ours|open): (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _requirement(section: str, cells: tuple[str, ...]) -> Requirement:
     rest = _TEST.sub("", shown).strip()
     found = _REASON.fullmatch(shown)
     if found:
-        return Requirement(number, section, strength, binds, text, shown, (), found[1] or found[4])
+        return Requirement(number, section, strength, binds, text, shown, (), found[1])
     if rest or not tests:
         raise AssertionError(f"{number}: neither tests alone nor a reason: {shown!r}")
     return Requirement(number, section, strength, binds, text, shown, tests, "")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = ROOT / "tests" / "guard"
@@ -32,6 +33,13 @@ def _put_on_child_path() -> None:
     present = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     os.environ["PYTHONPATH"] = os.pathsep.join(wanted + [entry for entry in present if entry not in wanted])
 
+
+# A slow machine is no failure, and what lands is judged by the same examples as what was tried. KTLOG_FUZZ=N looks
+# further: other examples each time, and N times as many where a test counts them.
+settings.register_profile(
+    "ktlog", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="KTLOG_FUZZ" not in os.environ
+)
+settings.load_profile("ktlog")
 
 _guard = _load_guard()
 _guard.install()

@@ -225,4 +225,38 @@ MUTATIONS: tuple[Mutation, ...] = tuple(
         ("ROOT-5", SEQUENCER, "test_a_root_grows_old",
          "            check_recent_root(overlay.size_of_root, state.size, wire.recent_root)", "            pass"),
     )
+    + _all("ktlog/operator/guard.py", ("RATE-3", "tests/unit/test_operator_guard.py", "test_the_wait_doubles_with_each_refusal",
+                                       "self._base_ms << min(count - 1, 40)", "self._base_ms * count"))
+    + _all(
+        "ktlog/pkd/totp.py",
+        ("TOTP-C-1", "tests/unit/test_pkd_totp.py", "test_rfc_6238_appendix_b_for_sha_512",
+         "counter.to_bytes(8, \"big\"), \"sha512\")",
+         "counter.to_bytes(8, \"big\"), \"sha256\")"),
+        ("TOTP-V-1", "tests/unit/test_pkd_totp.py", "test_this_window_and_the_two_before_it_are_good",
+         "PREVIOUS_WINDOWS = 2", "PREVIOUS_WINDOWS = 1"),
+        ("TOTP-V-2", "tests/unit/test_pkd_totp.py", "test_a_password_counts_once_and_so_do_older_ones",
+         "if matching[-1] <= last_window:", "if matching[-1] < last_window:"),
+        ("TOTP-E-3", "tests/unit/test_pkd_totp.py", "test_one_right_password_is_not_enough",
+         "_same(totp_code(secret, window), current_code) & _same(", "_same(totp_code(secret, window), current_code) | _same("),
+    )
+    + _all("ktlog/pkd/cosign.py", ("COSIGN-V-6", "tests/unit/test_pkd_cosign.py", "test_a_cosignature_for_another_directory",
+                                   "    if not names_host(token.hostname, origin):\n", "    if False:\n"))
+    + _all("ktlog/pkd/extensions/age_v1.py", ("AUXREQ-1", "tests/unit/test_pkd_extensions.py", "test_almost_an_age_recipient",
+                                              "    if _polymod(expanded + groups) != 1:\n", "    if False and expanded:\n"))
+    + _all(
+        "ktlog/operator/directories.py",
+        ("CHECK-V-6", "tests/unit/test_steps_of_checkpoint.py", "test_checkpoint_step_6_the_key_is_the_one_that_the_sender_has_now",
+         "        if current != message.from_public_key:\n", "        if False and current:\n"),
+    )
+    + _all("ktlog/web/app.py", ("TM-DNS-1", "tests/unit/test_web_guarding.py", "test_other_hosts_are_refused",
+                                "not in hosts:", "in ():"))
+    + _all(
+        "ktlog/wire/httpsig_response.py",
+        ("TM-PQ-1", "tests/unit/test_wire_httpsig_response.py", "test_both_algorithms_are_wanted_unless_one_is_said_to_do",
+         "    if not found or not found.keys() >= set(wanted):\n", "    if not found:\n"),
+    )
+    + _all("ktlog/web/history.py", ("GET-SINCE-3", "tests/unit/test_web_reading.py", "test_a_root_that_the_log_never_had",
+                                    "    if not size or size > view.size():", "    if size is None or size > view.size():"))
+    + _all("ktlog/operator/totp.py", ("TOTP-E-4", "tests/unit/test_operator_totp.py", "test_enrolling_twice_fails",
+                                      "        if self._store.totp(domain) is not None:\n", "        if False and domain:\n"))
 )

@@ -17,13 +17,16 @@ from ktlog.client import build
 from ktlog.client.build import Built
 from ktlog.client.keyfile import load_http_key
 from ktlog.client.terms import Terms, fetch_terms
-from ktlog.errors import EncodingError, Unreachable
+from ktlog.commands.receipt import format_receipt
+from ktlog.durable import write_once
+from ktlog.errors import EncodingError, Unreachable, UsageError
 from ktlog.operator.instance import MAX_ANSWER_BYTES, deliver, read_answer
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.actor_id import canonical_actor_id
 from ktlog.wire.dial import load_dial
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import sign_request
+from ktlog.wire.httpsig_response import Exchange
 
 FILE = click.Path(path_type=Path)
 
@@ -38,6 +41,16 @@ class Delivery:
     http_key: Path
     http_key_id: str
     as_json: bool
+    receipt: Path | None = None
+
+    def keep(self, exchange: Exchange) -> None:
+        """Store a log's signed acceptance, if that was asked for. It is evidence whatever is in it.
+
+        Raises:
+            StoreError: it cannot be written. The log has accepted; sent again, the message gets a receipt again.
+        """
+        if self.receipt is not None:
+            write_once(self.receipt, format_receipt(exchange))
 
     def send(self, make: Callable[[Terms, dict[str, Any]], Built]) -> None:
         """Build a message with what the log asks for, deliver it encrypted, and check the receipt."""
@@ -47,7 +60,7 @@ class Delivery:
         built = make(terms, {"recent_root": terms.recent_root, "now": now, "dialect": terms.dialect})
         content = build.build_envelope(self.actor_id, build.seal(built, terms.encapsulation_key))
         answer = deliver(
-            self.fetcher, self.log_url, self.actor_id, http_key, self.http_key_id, content, now, os.urandom
+            self.fetcher, self.log_url, self.actor_id, http_key, self.http_key_id, content, now, os.urandom, self.keep
         )
         receipt = build.check_receipt(answer, built.preimage, built.dialect, terms.leaf_keys)
         self.report(
@@ -58,7 +71,7 @@ class Delivery:
         """Deliver a finished envelope. Its message is not known here, so the receipt cannot be checked."""
         answer = deliver(
             self.fetcher, self.log_url, self.actor_id, load_http_key(self.http_key), self.http_key_id, content,
-            int(time.time()), os.urandom,
+            int(time.time()), os.urandom, self.keep,
         )
         index = answer["leaf-index"]
         self.report(answer, f"accepted as entry {index}, the log says and signed; the entry itself was not checked")
@@ -108,18 +121,32 @@ def full_url(log: str) -> str:
     return (log if "://" in log else f"https://{log}").rstrip("/")
 
 
+_RECEIPT_OPTION = click.option(
+    "--receipt", type=FILE, metavar="FILE", help="Keep the log's signed acceptance here (ktlog receipt)."
+)
+
+
 def delivers(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a subcommand the shared options, as one Delivery."""
+    """Give a subcommand that sends a message the shared options, as one Delivery."""
+    return _RECEIPT_OPTION(asks(function))
+
+
+def asks(function: Callable[..., None]) -> Callable[..., None]:
+    """The same for a subcommand whose request becomes no entry, and gets no receipt."""
 
     @functools.wraps(function)
     def run(
-        log: str, actor: str, http_key: Path, http_key_id: str | None, dial: Path | None, as_json: bool, **others: Any
+        log: str, actor: str, http_key: Path, http_key_id: str | None, dial: Path | None, as_json: bool,
+        receipt: Path | None = None, **others: Any,
     ) -> None:
         actor_id = canonical_actor_id(actor)
+        if receipt is not None and receipt.exists():
+            raise UsageError("FileExists", f"{receipt} exists; a receipt is not replaced")
         function(Delivery(
             fetcher=Fetcher(load_dial(dial)) if dial else Fetcher.from_environment(),
             log_url=full_url(log),
             actor_id=actor_id, http_key=http_key, http_key_id=http_key_id or f"{actor_id}#main-key", as_json=as_json,
+            receipt=receipt,
         ), **others)
 
     for option in reversed(_DELIVERY_OPTIONS):

@@ -76,7 +76,7 @@ def burn_down(delivery: Delivery, sign_with: Path, target: str, otp: str | None)
     )
     answer = deliver_burndown(
         delivery.fetcher, delivery.log_url, http_key, delivery.http_key_id,
-        build.build_plain_envelope(delivery.actor_id, built), now,
+        build.build_plain_envelope(delivery.actor_id, built), now, delivery.keep,
     )
     if "merkle-leaf" not in answer:
         delivery.report(answer, "accepted, the log says and signed; it gives no receipt for the entry")

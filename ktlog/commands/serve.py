@@ -11,8 +11,10 @@ import click
 from ktlog.config import load_settings
 from ktlog.operator.cosigning import load_cosigners
 from ktlog.operator.directories import check_directories
+from ktlog.operator.keys import load_fetch_key
 from ktlog.operator.service import load_publish_policy
 from ktlog.operator.shred import finish_erasures
+from ktlog.operator.sources import load_sources
 from ktlog.operator.supervisor import supervise
 from ktlog.pkd.extensions import choose
 
@@ -32,6 +34,8 @@ def command(directory: Path, listen: str | None, workers: int | None) -> None:
     choose(settings.aux_type_names())
     check_directories(settings.directory_urls())
     load_cosigners(settings.cosigners)
+    load_fetch_key(settings.keys)
     load_publish_policy(settings)
+    load_sources(settings)
     finish_erasures(settings, lambda: int(time.time()))
     sys.exit(supervise(settings))

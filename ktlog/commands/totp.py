@@ -15,7 +15,7 @@ from ktlog.client import totp
 from ktlog.client.keyfile import SigningKey, load_key
 from ktlog.client.page import parse_encapsulation_key
 from ktlog.client.terms import fetch_body
-from ktlog.commands.delivery import FILE, Delivery, delivers, sign_with
+from ktlog.commands.delivery import FILE, Delivery, asks, sign_with
 from ktlog.durable import read_secret, write_secret
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.pkd.totp import decode_secret, encode_secret
@@ -87,7 +87,7 @@ def _report(delivery: Delivery, answer: dict[str, Any], words: str, shown: bytes
 
 
 @click.command("totp-enroll")
-@delivers
+@asks
 @sign_with
 @key_id_option
 @click.option("--secret-file", type=FILE, required=True, metavar="FILE",
@@ -111,7 +111,7 @@ def enroll(
 
 
 @click.command("totp-rotate")
-@delivers
+@asks
 @sign_with
 @key_id_option
 @old_options[0]
@@ -134,7 +134,7 @@ def rotate(
 
 
 @click.command("totp-disenroll")
-@delivers
+@asks
 @sign_with
 @key_id_option
 @old_options[0]

@@ -60,19 +60,22 @@ class Mapped:
 
 
 def check_bundle(
-    bundle: Bundle, actor_id: str, config: MapConfig, size: int, root: bytes, *, now: int, as_of: int, max_age: int
+    bundle: Bundle, actor_id: str, config: MapConfig | str, size: int, root: bytes, *, now: int, as_of: int,
+    max_age: int,
 ) -> Mapped:
     """What *bundle* proves about *actor_id* under the output log's head of *size* and *root*.
 
     Args:
         actor_id: the one that was asked for; never the bundle's own.
-        config: of the log that is fixed for the actor's domain. now, as_of: Unix seconds; as_of is when the quorum
-            last saw the head. max_age: seconds.
+        config: of the log that is fixed for the actor's domain; its origin alone where the configuration is not
+            known, and then it is not compared. now, as_of: Unix seconds; as_of is when the quorum last saw the
+            head. max_age: seconds.
 
     Raises:
         Invalid, Stale: with the specification's names.
     """
-    leaf = _newest_leaf(bundle, config, size, root)
+    origin = config if isinstance(config, str) else config.origin
+    leaf = newest_leaf(bundle, config, size, root)
     if now - leaf.time > max_age:
         raise Stale(
             "OldMap", f"the map is {now - leaf.time} seconds old; at most {max_age} are allowed",
@@ -80,25 +83,32 @@ def check_bundle(
         )
     if leaf.time > as_of + CLOCK_SKEW_SECONDS:
         raise Invalid("BadOutputLeaf", f"the map claims to be {leaf.time - as_of} seconds newer than its cosignatures")
-    index = map_index(config.origin, actor_id)
+    index = map_index(origin, actor_id)
     match bundle.outcome:
         case NoLeaf():
             _search(bundle, index, None, leaf.map_root)
             return Mapped(actor_id, leaf, bundle.outcome, None)
         case Tombstone(version, generation, number):
-            expected = tombstone(config.origin, index, version, generation, number)
+            expected = tombstone(origin, index, version, generation, number)
             if number >= leaf.erasures:
                 raise Invalid("CommitmentMismatch", f"erasure {number} of {leaf.erasures} does not exist")
             _search(bundle, index, expected, leaf.map_root)
             return Mapped(actor_id, leaf, bundle.outcome, expected)
         case Presented(encoded, opening):
-            return _present(bundle, actor_id, config, leaf, index, encoded, opening)
+            return _present(bundle, actor_id, origin, leaf, index, encoded, opening)
     raise AssertionError("a bundle has one of three outcomes")
 
 
-def _newest_leaf(bundle: Bundle, config: MapConfig, size: int, root: bytes) -> OutputLeaf:
-    if bundle.origin != map_origin(config.origin):
-        raise Invalid("WrongLog", f"the bundle is of {bundle.origin!a}, not of {map_origin(config.origin)}")
+def newest_leaf(bundle: Bundle, config: MapConfig | str, size: int, root: bytes) -> OutputLeaf:
+    """The newest leaf of the output log under a head of *size* and *root*, with nothing checked about its age.
+
+    Raises:
+        Invalid: ``WrongLog``, ``NotNewestLeaf``, ``BadOutputProof``, ``BadOutputLeaf``, ``WrongConfig``.
+        Stale: ``BundleBehindCheckpoint``.
+    """
+    origin = map_origin(config if isinstance(config, str) else config.origin)
+    if bundle.origin != origin:
+        raise Invalid("WrongLog", f"the bundle is of {bundle.origin!a}, not of {origin}")
     if bundle.output_size != size:
         raise Stale(
             "BundleBehindCheckpoint", f"the bundle goes with checkpoint {bundle.output_size}, not with {size}",
@@ -114,7 +124,7 @@ def _newest_leaf(bundle: Bundle, config: MapConfig, size: int, root: bytes) -> O
         leaf = parse_leaf(bundle.output_leaf)
     except EncodingError as error:
         raise Invalid("BadOutputLeaf", f"the map's leaf is malformed: {error.message}") from None
-    if leaf.config != hash_config(config):
+    if not isinstance(config, str) and leaf.config != hash_config(config):
         raise Invalid("WrongConfig", "the map follows another configuration than this log's")
     return leaf
 
@@ -134,7 +144,7 @@ def _search(bundle: Bundle, index: bytes, commitment: bytes | None, map_root: by
 
 
 def _present(
-    bundle: Bundle, actor_id: str, config: MapConfig, leaf: OutputLeaf, index: bytes, encoded: bytes, opening: bytes
+    bundle: Bundle, actor_id: str, origin: str, leaf: OutputLeaf, index: bytes, encoded: bytes, opening: bytes
 ) -> Mapped:
     try:
         value = parse_value(encoded)
@@ -151,18 +161,18 @@ def _present(
     if max(indexes) >= leaf.input_size:
         raise Invalid("BadValue", f"the value names entry {max(indexes)}; the map covers {leaf.input_size} entries")
     return Mapped(
-        actor_id, leaf, bundle.outcome, commitment, value, _keys(bundle, config, value), _aux(bundle, value)
+        actor_id, leaf, bundle.outcome, commitment, value, _keys(bundle, origin, value), _aux(bundle, value)
     )
 
 
-def _keys(bundle: Bundle, config: MapConfig, value: Value) -> tuple[CurrentKey, ...]:
+def _keys(bundle: Bundle, origin: str, value: Value) -> tuple[CurrentKey, ...]:
     if len(bundle.keys) != len(value.keys):
         raise Invalid("OmittedKey", f"{len(bundle.keys)} keys are given, {len(value.keys)} are listed")
     for key, listed in zip(bundle.keys, value.keys, strict=True):
         if key_hash(key) != listed.key_hash:
             raise Invalid("UnlistedKey", f"the key given for entry {listed.leaf_index} is not the one listed")
     return tuple(
-        CurrentKey(key, derive_key_id(config.origin, listed.leaf_index), listed.leaf_index)
+        CurrentKey(key, derive_key_id(origin, listed.leaf_index), listed.leaf_index)
         for key, listed in zip(bundle.keys, value.keys, strict=True)
     )
 

@@ -11,7 +11,7 @@ threads than a worker has may wait for strangers, of whom none may hold them all
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from ktlog.errors import KtlogError, MessageRejected, Unreachable
@@ -62,13 +62,15 @@ class ActorKeys:
         now: Unix seconds.
         fetch_slots: how many threads may wait for strangers. Three quarters of them for any one server.
         generation: when what it gives changes, all that is remembered is forgotten: an actor was erased.
+        compat: what is read of documents beyond the standards; see ktlog.wire.compat.
     """
 
     def __init__(
         self, fetcher: Fetcher, now: Callable[[], int], fetch_slots: int = FETCH_SLOTS,
-        generation: Callable[[], int] = lambda: 0,
+        generation: Callable[[], int] = lambda: 0, compat: Collection[str] = (),
     ) -> None:
         self._fetcher = fetcher
+        self._compat = frozenset(compat)
         self._now = now
         self._generation = generation
         self._seen_generation: int | None = None
@@ -80,8 +82,10 @@ class ActorKeys:
         self._slots = threading.BoundedSemaphore(fetch_slots)
         self._host_slots = max(1, fetch_slots * 3 // 4)
 
-    def find(self, key_id: str, actor_id: str, *, refresh: bool = False) -> Multikey:
+    def find(self, key_id: str, actor_id: str, *, refresh: bool = False, rsa: bool = False) -> Multikey:
         """The key *key_id* as the document of *actor_id* lists it.
+
+        rsa: the one in ``publicKey`` counts too, if this was made for such keys.
 
         Raises:
             MessageRejected: ``unknown_http_key``, ``actor_unreachable``, ``actor_gone``, or ``overloaded``
@@ -94,6 +98,8 @@ class ActorKeys:
         for key in document.assertion_method:
             if key.id == key_id and key.controller == actor_id:
                 return key
+        if rsa and document.public_key is not None and document.public_key.id == key_id:
+            return document.public_key
         raise MessageRejected("unknown_http_key", f"{actor_id} lists no key {key_id}")
 
     def may_refresh(self, actor_id: str) -> bool:
@@ -186,7 +192,7 @@ class ActorKeys:
     def _fetch(self, actor_id: str, flight: _Flight) -> None:
         generation = self._seen_generation
         try:
-            document = fetch_actor(self._fetcher, actor_id)
+            document = fetch_actor(self._fetcher, actor_id, self._compat)
         except Unreachable as error:
             flight.refusal = self._refuse(actor_id, "actor_unreachable", f"{actor_id} cannot be fetched: {error}")
         except KtlogError as error:

@@ -51,6 +51,7 @@ from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import apply, created_time, find_signer
 from ktlog.pkd.totp import verify_totp
 from ktlog.store.contracts import LogStore, TotpUse
+from ktlog.wire.actor import RSA_SHA256
 from ktlog.wire.actor_id import actor_domain
 
 # What one actor may hold: every message of theirs is checked against each key, also by every replayer.
@@ -104,7 +105,7 @@ class Admission:
         with _coded():
             activity = parse_activity(request.body, self._inbox_actor)
             self._check_knows(activity.actor)
-            self._authenticator.authenticate(request, activity.actor)
+            verified = self._authenticator.authenticate(request, activity.actor, at_inbox=True)
             envelope = open_envelope(activity.content)
             if envelope.actor != activity.actor:
                 raise MessageRejected(
@@ -113,6 +114,8 @@ class Admission:
             wire = self._open(envelope)
             if wire.action == BurnDown.action:
                 raise MessageRejected("burndown_by_inbox", "BurnDown is not accepted by the inbox")
+            if wire.action == CheckpointMessage.action and RSA_SHA256 in verified.algorithms:
+                raise MessageRejected("unauthorized", "a directory is no stock server, and signs as PKD says")
             return self._examine(wire, activity.actor)
 
     def admit_burndown(self, request: Request) -> Submission:

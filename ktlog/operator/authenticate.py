@@ -7,13 +7,14 @@ seen before was copied from somewhere, and what it authenticates is not who send
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from ktlog.errors import EncodingError, MessageRejected
 from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.guard import Guard
 from ktlog.operator.request import Request
 from ktlog.wire.actor_id import actor_domain
+from ktlog.wire.compat import RSA
 from ktlog.wire.httpsig import MAX_SKEW_SECONDS, VerifiedRequest, verify_request
 
 # A signature is fresh for MAX_SKEW_SECONDS on either side of its time. It is remembered for longer, so that a request
@@ -25,16 +26,22 @@ class Authenticator:
     """Verifies requests. Safe to use from many threads.
 
     origin: this log's host. It sends itself nothing, and to fetch a key from itself could take all its threads.
+    compat: what is taken beyond the specification; see ktlog.wire.compat.
     """
 
-    def __init__(self, origin: str, actor_keys: ActorKeys, guard: Guard, now: Callable[[], int]) -> None:
+    def __init__(
+        self, origin: str, actor_keys: ActorKeys, guard: Guard, now: Callable[[], int], compat: Collection[str] = (),
+    ) -> None:
+        self._compat = frozenset(compat)
         self._origin = origin
         self._actor_keys = actor_keys
         self._guard = guard
         self._now = now
 
-    def authenticate(self, request: Request, actor_id: str) -> VerifiedRequest:
+    def authenticate(self, request: Request, actor_id: str, *, at_inbox: bool = False) -> VerifiedRequest:
         """Verify that *actor_id* signed *request*, now and for the first time; set ``request.source.domain``.
+
+        at_inbox: the request came to the ActivityPub inbox, the only door where RSA may count.
 
         Raises:
             MessageRejected: ``unauthorized``, ``unknown_http_key``, ``actor_unreachable``, ``replayed_request``,
@@ -47,21 +54,23 @@ class Authenticator:
         if domain == self._origin:
             raise MessageRejected("unknown_http_key", f"{domain} is this log, which sends itself nothing")
         try:
-            verified = self._verify(request, actor_id, refresh=False)
+            verified = self._verify(request, actor_id, at_inbox, refresh=False)
         except MessageRejected:
             # The actor may have a new key since its document was cached: look once more, then refuse.
             if not self._actor_keys.may_refresh(actor_id):
                 raise
-            verified = self._verify(request, actor_id, refresh=True)
+            verified = self._verify(request, actor_id, at_inbox, refresh=True)
         self._refuse_replay(verified)
         request.source.domain = domain
         self._guard.check_domain(request.source)
         return verified
 
-    def _verify(self, request: Request, actor_id: str, *, refresh: bool) -> VerifiedRequest:
+    def _verify(self, request: Request, actor_id: str, at_inbox: bool, *, refresh: bool) -> VerifiedRequest:
+        compat = self._compat if at_inbox else self._compat - {RSA}
         return verify_request(
             request.method, request.target_url, request.headers, request.body,
-            lambda key_id: self._actor_keys.find(key_id, actor_id, refresh=refresh), self._now(),
+            lambda key_id: self._actor_keys.find(key_id, actor_id, refresh=refresh, rsa=RSA in compat),
+            self._now(), compat,
         )
 
     def _refuse_replay(self, verified: VerifiedRequest) -> None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ktlog.errors import EncodingError, Unreachable
@@ -23,12 +24,14 @@ _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 def deliver_burndown(
     fetcher: Fetcher, log_url: str, http_private_key: PrivateKey, http_key_id: str, envelope: str, now: int,
+    keep: Callable[[Exchange], None] = lambda exchange: None,
 ) -> dict[str, Any]:
     """Send a BurnDown to a log and return its answer, which the log signed.
 
     Args:
         log_url: ``https://`` and the log's host. http_key_id: a key that the operator's document lists.
         envelope: from :func:`ktlog.client.build.build_plain_envelope`. now: Unix seconds.
+        keep: is given the answer once the log's signatures on it have been verified.
 
     Returns:
         The parsed answer; of a log that gives receipts, with ``leaf-index``, ``merkle-leaf`` and so on.
@@ -47,7 +50,7 @@ def deliver_burndown(
     answer = _read_200(response, BURNDOWN_CONTEXT)
     if answer.get("status") is not True:
         raise Unreachable("BadAnswer", f"{url} answers 200 and does not say that it took the BurnDown")
-    _check_signed(fetcher, log_url, url, response, now)
+    keep(_check_signed(fetcher, log_url, url, response, now))
     return answer
 
 
@@ -92,6 +95,7 @@ def _read_200(response: Response, context: str) -> dict[str, Any]:
     raise Unreachable("BadStatus", f"{response.url} answers {response.status}")
 
 
-def _check_signed(fetcher: Fetcher, log_url: str, url: str, response: Response, now: int) -> None:
+def _check_signed(fetcher: Fetcher, log_url: str, url: str, response: Response, now: int) -> Exchange:
     exchange = Exchange("POST", url, response.status, response.headers, response.body)
     check_signed(fetcher, _endpoint(log_url, LOG_ACTOR_PATH), exchange, now)
+    return exchange

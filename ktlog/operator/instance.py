@@ -63,6 +63,7 @@ def direct_message(log_actor: str, actor_id: str, content: str, random: Callable
 def deliver(
     fetcher: Fetcher, log_url: str, actor_id: str, http_private_key: PrivateKey, http_key_id: str,
     envelope_content: str, now: int, random: Callable[[int], bytes],
+    keep: Callable[[Exchange], None] = lambda exchange: None,
 ) -> dict[str, Any]:
     """Send one protocol message to a log and return its receipt.
 
@@ -70,6 +71,7 @@ def deliver(
         log_url: ``https://`` and the log's host. actor_id: who sends; its document must list *http_key_id*.
         envelope_content: the JSON text of the encrypted or plaintext envelope. now: Unix seconds.
         random: gives that many random bytes, for the activity's ids.
+        keep: is given the acceptance once the log's signatures on it have been verified.
 
     Returns:
         The parsed 202 answer: ``leaf-index``, ``tree-size``, ``merkle-leaf``, ``merkle-root``. The log signed it,
@@ -89,7 +91,9 @@ def deliver(
     signed = sign_request("POST", inbox, headers, body, http_key_id, http_private_key, now)
     response = fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES)
     receipt = read_answer(response)
-    check_signed(fetcher, log_actor, Exchange("POST", inbox, response.status, response.headers, response.body), now)
+    exchange = Exchange("POST", inbox, response.status, response.headers, response.body)
+    check_signed(fetcher, log_actor, exchange, now)
+    keep(exchange)
     return receipt
 
 
@@ -121,7 +125,12 @@ def read_answer(response: Response) -> dict[str, Any]:
     if not isinstance(answer, dict):
         answer = {}
     if response.status == 202:
-        _check_receipt(answer)
+        try:
+            check_receipt_form(answer, RECEIPT_CONTEXT)
+        except EncodingError as error:
+            raise Unreachable(
+                "BadReceipt", f"the log accepted, and its receipt is unreadable: {error.message}"
+            ) from None
         return answer
     if answer.get("!pkd-context") != ERROR_CONTEXT:
         raise Unreachable("BadStatus", f"{response.url} answers {response.status} and does not say why")
@@ -131,18 +140,25 @@ def read_answer(response: Response) -> dict[str, Any]:
     raise MessageRejected(code, words)
 
 
-def _check_receipt(answer: dict[str, Any]) -> None:
+def check_receipt_form(answer: Any, context: str) -> None:
+    """That *answer* has the members of a receipt, of the form that they must have.
+
+    Args:
+        context: its ``!pkd-context``, which tells the inbox from /api/burndown.
+
+    Raises:
+        EncodingError: ``BadReceipt``, and what base64url and a root ask for.
+    """
+    if not isinstance(answer, dict) or answer.get("!pkd-context") != context:
+        raise EncodingError("BadReceipt", "not a receipt")
     leaf_index, tree_size = answer.get("leaf-index"), answer.get("tree-size")
     entry, root = answer.get("merkle-leaf"), answer.get("merkle-root")
-    try:
-        if answer.get("!pkd-context") != RECEIPT_CONTEXT or type(leaf_index) is not int or leaf_index < 0:
-            raise EncodingError("BadReceipt", "not a receipt")
-        if tree_size != leaf_index + 1 or not isinstance(entry, str) or not isinstance(root, str):
-            raise EncodingError("BadReceipt", "members are missing")
-        decode_base64url(entry)
-        decode_root(root)
-    except EncodingError as error:
-        raise Unreachable("BadReceipt", f"the log accepted, and its receipt is unreadable: {error.message}") from None
+    if type(leaf_index) is not int or leaf_index < 0:
+        raise EncodingError("BadReceipt", "not a receipt")
+    if tree_size != leaf_index + 1 or not isinstance(entry, str) or not isinstance(root, str):
+        raise EncodingError("BadReceipt", "members are missing")
+    decode_base64url(entry)
+    decode_root(root)
 
 
 def _error_code(answer: dict[str, Any]) -> str:

@@ -3,6 +3,9 @@
 Each file is one 32-byte seed, mode 0600, so that the web workers can hold the HPKE key and
 the sequencer the signing keys without either having the other's (design decision 15). The root
 seed is never stored: whoever has one file cannot derive another.
+
+One key is no seed and derived from none: an RSA key for GETs of other servers' actor documents, as PEM. Nothing
+of the log's rests on it, so it may be replaced at any time, or be missing.
 """
 
 from __future__ import annotations
@@ -10,15 +13,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
-from ktlog.durable import read_secret, write_secret
-from ktlog.errors import StoreError
+from ktlog.durable import read_secret, read_secret_file, write_secret
+from ktlog.errors import EncodingError, StoreError
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.pkd.pae import pae
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Signer, signer_from_seed
+from ktlog.wire.rsa import EXPONENT, parse_rsa_public_key
 
 PURPOSES = (
     "hpke",
@@ -30,6 +43,9 @@ PURPOSES = (
     "map-ed25519",
     "map-mldsa44",
 )
+FETCH_KEY = "fetch-rsa.pem"
+FETCH_KEY_BITS = 2048
+MAXIMUM_FETCH_KEY_BYTES = 8192
 
 
 def derive_seed(root_seed: bytes, origin: str, purpose: str) -> bytes:
@@ -46,6 +62,39 @@ def create_keys(directory: Path, origin: str, root_seed: bytes) -> None:
         raise StoreError("KeysExist", f"{directory} already holds keys; they are never overwritten") from None
     for purpose in PURPOSES:
         write_secret(directory / purpose, derive_seed(root_seed, origin, purpose))
+    create_fetch_key(directory)
+
+
+def create_fetch_key(directory: Path) -> None:
+    """Write a new RSA key for outgoing GETs. Raises StoreError: "SecretExists"."""
+    key = generate_private_key(EXPONENT, FETCH_KEY_BITS)
+    write_secret(
+        directory / FETCH_KEY, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+
+def load_fetch_key(directory: Path) -> RSAPrivateKey | None:
+    """The RSA key for outgoing GETs; None for a log that was made before there was one.
+
+    Raises:
+        StoreError: "UnsafeSecret"; "BadSecret": it is no RSA key that other servers would take.
+    """
+    path = directory / FETCH_KEY
+    if not path.exists():
+        return None
+    try:
+        key = load_pem_private_key(read_secret_file(path, MAXIMUM_FETCH_KEY_BYTES), None)
+        if not isinstance(key, RSAPrivateKey):
+            raise EncodingError("BadRsaKey", "it is no RSA key")
+        parse_rsa_public_key(fetch_key_pem(key))
+    except (EncodingError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StoreError("BadSecret", f"{path}: {error}") from None
+    return key
+
+
+def fetch_key_pem(key: RSAPrivateKey) -> str:
+    """The public half, as actor documents show it."""
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
 def load_seed(directory: Path, purpose: str) -> bytes:

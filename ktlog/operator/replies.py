@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
 from ktlog.errors import KtlogError, StoreError, Unreachable
-from ktlog.operator.keys import load_seed
+from ktlog.operator.keys import load_fetch_key, load_seed
 from ktlog.operator.lifeline import end_with_parent
 from ktlog.operator.replyqueue import ReplyQueue, Waiting
 from ktlog.wire.actor import GONE, fetch_actor
+from ktlog.wire.cavage import get_signer
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import sign_request
 from ktlog.wire.webfinger import ACTIVITY_JSON
@@ -59,12 +60,14 @@ class Courier:
 
     Args:
         actor_id: the log's actor. key: the Ed25519 key that its document lists as ``#main-key``.
-        now: Unix seconds.
+        now: Unix seconds. compat: how recipients' documents are read; see ktlog.wire.compat.
     """
 
     def __init__(
-        self, queue: ReplyQueue, fetcher: Fetcher, actor_id: str, key: Ed25519PrivateKey, now: Callable[[], int]
+        self, queue: ReplyQueue, fetcher: Fetcher, actor_id: str, key: Ed25519PrivateKey, now: Callable[[], int],
+        compat: Collection[str] = (),
     ) -> None:
+        self._compat = frozenset(compat)
         self._queue = queue
         self._fetcher = fetcher
         self._actor_id = actor_id
@@ -121,7 +124,7 @@ class Courier:
         Raises:
             KtlogError: trying again may help; or ``GoneActor``, when it never will.
         """
-        inbox = fetch_actor(self._fetcher, waiting.recipient).inbox
+        inbox = fetch_actor(self._fetcher, waiting.recipient, self._compat).inbox
         headers = {"Content-Type": ACTIVITY_JSON}
         signed = sign_request(
             "POST", inbox, headers, waiting.body, f"{self._actor_id}#main-key", self._key, self._now()
@@ -138,9 +141,15 @@ def run(settings: Settings, told_to_stop: list[int]) -> None:
     Raises:
         StoreError: no key, or no queue.
     """
+    def now() -> int:
+        return int(time.time())
+
     key = Ed25519PrivateKey.from_private_bytes(load_seed(settings.keys, "http-ed25519"))
-    fetcher = Fetcher.from_environment(timeout=FETCH_SECONDS)
-    courier = Courier(ReplyQueue(settings.replies), fetcher, settings.actor_id, key, lambda: int(time.time()))
+    sign_get = get_signer(settings.fetch_key_id, load_fetch_key(settings.keys), now)
+    fetcher = Fetcher.from_environment(timeout=FETCH_SECONDS, sign_get=sign_get)
+    courier = Courier(
+        ReplyQueue(settings.replies), fetcher, settings.actor_id, key, now, settings.compat_names()
+    )
     stop = threading.Event()
     for number in range(THREADS):
         threading.Thread(target=courier.work, args=(stop,), daemon=True, name=f"courier-{number}").start()

@@ -1,10 +1,11 @@
-"""``ktlog serve``: keeps the sequencer, the web workers and the courier of replies running, and ends them in order.
+"""``ktlog serve``: keeps the sequencer, the web workers and their helpers running, and ends them in order.
 
 ``DIR/pids.json`` names the processes, for operators and for tests.
 
 A process that dies is started again after a pause that doubles from a quarter second. One that
 refuses to start (exit codes 2, 6 and 8: the configuration, the policy or the store is wrong) is not: it would
-refuse again, and its message should be the last thing on the screen. The courier alone is no reason to stop a log.
+refuse again, and its message should be the last thing on the screen. The helpers, which
+deliver replies and mirror other logs, are no reason to stop a log.
 """
 
 from __future__ import annotations
@@ -102,11 +103,15 @@ def _supervise(settings: Settings) -> int:
     replies = _Child(
         "replies", [sys.executable, "-m", "ktlog.operator.replies", "--dir", directory], environment, vital=False
     )
+    mirrors = _Child(
+        "replicas", [sys.executable, "-m", "ktlog.operator.replica", "--dir", directory], environment, vital=False
+    )
+    helpers = (replies, mirrors) if settings.replicas.split() else (replies,)
     # A list, not an Event: its lock could be held by the very code that a signal interrupts.
     told_to_stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: told_to_stop.append(number))
-    children = (sequencer, web, replies)
+    children = (sequencer, web, *helpers)
     for child in children:
         child.start()
     _record(settings, children)
@@ -120,7 +125,7 @@ def _supervise(settings: Settings) -> int:
                 child.start()
                 _record(settings, children)
     # The web workers go first: what they have accepted, the sequencer still has to commit.
-    for child in (web, replies, sequencer):
+    for child in (web, *helpers, sequencer):
         child.stop()
     return code
 

@@ -332,8 +332,6 @@ class Directory:
             self.histories.setdefault(leaf.actor_id, []).append((leaf_index, Role(leaf.role)))
         if change.token_revoked is not None:
             self.token_revoked.add(change.token_revoked)
-            for leaf in [leaf for leaf, item in self._limbo.items() if _is_key(item, change.token_revoked)]:
-                del self._limbo[leaf]
 
     def _set_keys(self, actor_id: str, old: Sequence[Key], new: Sequence[Key]) -> None:
         before, after = ({key_hash(key.public_key) for key in keys} for keys in (old, new))

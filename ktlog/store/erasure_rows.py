@@ -135,23 +135,34 @@ def erase(db: sqlite3.Connection, plan: ErasurePlan) -> None:
     for leaf_index, names in sorted(plan.withhold.items()):
         (record,) = rows.read_records(db, leaf_index, leaf_index + 1)
         rows.replace_plain(db, without(record, names))
-    (number,) = db.execute(
-        "SELECT actor_number FROM directory_actors WHERE actor_id = ?", (plan.erased.actor_id,)
-    ).fetchone()
+    erased = plan.erased
+    delete_actor(db, erased.actor_id)
+    write_tombstone(db, plan.record.index, erased.version, erased.generation, erased.erasures)
+    insert_erasure(db, plan.record)
+    set_scrub_due(db, True)
+
+
+def delete_actor(db: sqlite3.Connection, actor_id: str) -> None:
+    """Remove an actor that exists, and all that the directory's tables know about it."""
+    (number,) = db.execute("SELECT actor_number FROM directory_actors WHERE actor_id = ?", (actor_id,)).fetchone()
     for table in ("keys", "aux", "revoked", "history", "operated", "actors"):
         db.execute(f"DELETE FROM directory_{table} WHERE actor_number = ?", (number,))  # noqa: S608
-    erased = plan.erased
+
+
+def write_tombstone(db: sqlite3.Connection, index: bytes, version: int, generation: int, erasures: int) -> None:
     db.execute(
         "INSERT INTO tombstones (map_index, version, generation, erasures) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (map_index) DO UPDATE SET version = excluded.version,"
         " generation = excluded.generation, erasures = excluded.erasures",
-        (plan.record.index, erased.version, erased.generation, erased.erasures),
+        (index, version, generation, erasures),
     )
+
+
+def insert_erasure(db: sqlite3.Connection, record: ErasureRecord) -> None:
     db.execute(
         "INSERT INTO erasures (number, input_size, record) VALUES (?, ?, ?)",
-        (read_erasure_count(db, None), plan.record.input_size, encode_erasure_record(plan.record)),
+        (read_erasure_count(db, None), record.input_size, encode_erasure_record(record)),
     )
-    set_scrub_due(db, True)
 
 
 def set_scrub_due(db: sqlite3.Connection, due: bool) -> None:

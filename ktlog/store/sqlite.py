@@ -142,20 +142,7 @@ class SqliteStore:
     def commit(self, batch: Batch) -> None:
         check_batch(batch)
         with self._connections.writing() as db:
-            if not rows.swap_state(db, batch.expected, batch.state):
-                raise lost(rows.read_state(db), batch.expected)
-            for record in batch.records:
-                stored = rows.read_seen(db, record.unique_hash)
-                if stored is not None:
-                    raise duplicate(record.leaf_index, stored)
-            rows.insert_records(db, batch.records)
-            for actor in last_actors(batch.changes).values():
-                rows.write_actor(db, actor)
-            for record, change in zip(batch.records, batch.changes, strict=True):
-                rows.insert_changes(db, record.leaf_index, change)
-                erasure_rows.insert_traces(db, record, change)
-                for actor_id, salt in salts_by_actor(record).items():
-                    rows.write_salt(db, actor_id, salt)
+            insert_batch(db, batch)
             for use in batch.totp_uses:
                 if not instance_rows.use_totp(db, use):
                     raise totp_moved(use.domain, instance_rows.read_totp(db, use.domain))
@@ -319,6 +306,28 @@ class SqliteStore:
             raise StoreError("OutOfRange", "text without a UTF-8 form has no place in the order")
         with self._connections.reading() as db:
             return rows.read_actor_ids(db, after, limit)
+
+
+def insert_batch(db: sqlite3.Connection, batch: Batch) -> None:
+    """Write the rows of a batch that was checked, if the stored state is the one that it expects.
+
+    Raises:
+        Conflict: "Fenced", "StateMoved", "Duplicate".
+    """
+    if not rows.swap_state(db, batch.expected, batch.state):
+        raise lost(rows.read_state(db), batch.expected)
+    for record in batch.records:
+        stored = rows.read_seen(db, record.unique_hash)
+        if stored is not None:
+            raise duplicate(record.leaf_index, stored)
+    rows.insert_records(db, batch.records)
+    for actor in last_actors(batch.changes).values():
+        rows.write_actor(db, actor)
+    for record, change in zip(batch.records, batch.changes, strict=True):
+        rows.insert_changes(db, record.leaf_index, change)
+        erasure_rows.insert_traces(db, record, change)
+        for actor_id, salt in salts_by_actor(record).items():
+            rows.write_salt(db, actor_id, salt)
 
 
 def _check_sqlite() -> None:

@@ -10,6 +10,7 @@ from flask import Blueprint, Response, current_app, request
 
 from ktlog.errors import MessageRejected, StoreError
 from ktlog.operator.federation import is_noise, parse_question, reply
+from ktlog.operator.keys import fetch_key_pem
 from ktlog.operator.link import Submission
 from ktlog.operator.request import Request
 from ktlog.pkd.messages import parse_wire
@@ -108,8 +109,8 @@ def actor() -> Response:
         ("main-key", ED25519, ctx.http_ed25519.public_key().public_bytes_raw()),
         ("pq-key", ML_DSA_44, ctx.http_mldsa44.public_key().public_bytes_raw()),
     )
-    document = {
-        "@context": [ACTIVITYSTREAMS, "https://w3id.org/security/multikey/v1"],
+    document: dict[str, object] = {
+        "@context": [ACTIVITYSTREAMS, "https://w3id.org/security/v1", "https://w3id.org/security/multikey/v1"],
         "id": actor_id,
         "type": "Service",
         "preferredUsername": USER,
@@ -124,6 +125,12 @@ def actor() -> Response:
             for fragment, algorithm, public_key in keys
         ],
     }
+    if ctx.fetch_key is not None:
+        # For servers that show an actor to nobody who does not sign. Nobody is asked to sign for this document:
+        # they have to read it before they can check such a signature.
+        document["publicKey"] = {
+            "id": ctx.settings.fetch_key_id, "owner": actor_id, "publicKeyPem": fetch_key_pem(ctx.fetch_key),
+        }
     return Response(json.dumps(document), content_type=ACTIVITY_JSON)
 
 

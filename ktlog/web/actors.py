@@ -20,7 +20,7 @@ from ktlog.operator.reader import HistoryRow, ItemAnswer
 from ktlog.pkd.actors import Aux, Key
 from ktlog.pkd.keys import encode_public_key, encode_root, pkd_root
 from ktlog.tlog.encoding import decode_base64url, encode_base64url
-from ktlog.web.api import answer_json, asked_tree, context, encode_proof, one_argument, path_segment
+from ktlog.web.api import answer_json, asked_tree, encode_proof, log_view, one_argument, path_segment
 from ktlog.web.files import preimage_text
 from ktlog.wire.actor_id import parse_actor_id
 
@@ -66,7 +66,7 @@ def known(found: Answer | None) -> Answer:
 @actors.get("/<encoded>")
 def actor(encoded: str) -> Response:
     actor_id, tree = requested_actor(encoded), asked_tree()
-    held = known(context().reader.held_at(actor_id, tree.size))
+    held = known(log_view().reader.held_at(actor_id, tree.size))
     return answer_json("actor/info", {
         "actor-id": actor_id, "count-aux": len(held.aux), "count-keys": len(held.keys), "tree-size": tree.size,
     })
@@ -81,7 +81,7 @@ def keys(encoded: str) -> Response:
     if wants not in (None, "true", "false"):
         raise EncodingError("BadQuery", "include-proofs must be true or false")
     answer = known(
-        context().reader.answer(actor_id, tree.size, tree.published_size, with_history=wants == "true")
+        log_view().reader.answer(actor_id, tree.size, tree.published_size, with_history=wants == "true")
     )
     root = pkd_root(answer.tree_size, answer.root)
     members: dict[str, object] = {
@@ -107,14 +107,14 @@ def keys(encoded: str) -> Response:
 def key(encoded: str, encoded_id: str) -> Response:
     """One key, active or not any more."""
     actor_id, key_id, tree = requested_actor(encoded), requested_id(encoded_id), asked_tree()
-    answer = known(context().reader.key(actor_id, key_id, tree))
+    answer = known(log_view().reader.key(actor_id, key_id, tree))
     return answer_json("actor/key-info", {"actor-id": actor_id, **_item_members(answer)})
 
 
 @actors.get("/<encoded>/auxiliary")
 def auxiliary(encoded: str) -> Response:
     actor_id, tree = requested_actor(encoded), asked_tree()
-    held = known(context().reader.held_at(actor_id, tree.size))
+    held = known(log_view().reader.held_at(actor_id, tree.size))
     return answer_json("actor/aux-info", {
         "actor-id": actor_id,
         "tree-size": tree.size,
@@ -129,7 +129,7 @@ def auxiliary(encoded: str) -> Response:
 def auxiliary_item(encoded: str, encoded_id: str) -> Response:
     """One piece of auxiliary data, active or not any more."""
     actor_id, aux_id, tree = requested_actor(encoded), requested_id(encoded_id), asked_tree()
-    answer = known(context().reader.aux(actor_id, aux_id, tree))
+    answer = known(log_view().reader.aux(actor_id, aux_id, tree))
     return answer_json("actor/get-aux", {"actor-id": actor_id, **_item_members(answer)})
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app, g, request
 
 from ktlog.errors import EncodingError, MessageRejected
 from ktlog.operator.reader import Tree
@@ -19,6 +19,7 @@ from ktlog.pkd.extensions import choose
 from ktlog.pkd.keys import encode_public_key
 from ktlog.tlog.encoding import encode_base64url, parse_decimal
 from ktlog.web.context import Context
+from ktlog.web.logview import LogView
 
 SUITE = "MLKEM768-X25519, HKDF-SHA256, ChaCha20Poly1305"
 
@@ -29,13 +30,19 @@ def context() -> Context:
     return current_app.extensions["ktlog"]
 
 
+def log_view() -> LogView:
+    """The log that the request is about: our own, unless its path names one that is mirrored here."""
+    return g.get("log_view") or context().view
+
+
 def answer_json(context_name: str, members: dict[str, object], status: int = 200) -> Response:
     """A JSON answer as PKD writes it: compact, slashes and Unicode unescaped.
 
     Nobody may keep it: an answer about an actor must not outlive the actor's erasure.
     """
     body = json.dumps(
-        {"!pkd-context": f"fedi-e2ee:v1/api/{context_name}", **members}, ensure_ascii=False, separators=(",", ":")
+        {"!pkd-context": f"fedi-e2ee:v1/api/{context_name}", **members, **log_view().members()},
+        ensure_ascii=False, separators=(",", ":"),
     )
     response = Response(body, status, content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
@@ -75,7 +82,7 @@ def one_argument(name: str) -> str | None:
 
 def published_size() -> int:
     """How many entries the published checkpoint has; 0 before the first one."""
-    published = context().published()
+    published = log_view().published()
     return 0 if published is None else published.checkpoint.size
 
 
@@ -110,7 +117,7 @@ def info() -> Response:
         "dialect": ctx.settings.dialect,
         "vkeys": list(ctx.public_keys.vkeys),
         # What this log lets pass against the specification, because its operator said so.
-        "non-conformant": sorted(set(ctx.settings.compat.split())),
+        "non-conformant": sorted(ctx.settings.compat_names()),
     })
 
 
@@ -134,17 +141,6 @@ def extensions() -> Response:
         "current-time": str(ctx.now()),
         "extensions": [{"id": item.id, "version": item.version, "ref": item.ref} for item in taken],
     })
-
-
-@api.get("/replicas")
-def replicas() -> Response:
-    """The directories that are mirrored here: none."""
-    return answer_json("replicas", {"current-time": str(context().now()), "replicas": []})
-
-
-@api.get("/replica/<replica_id>/<path:rest>")
-def replica(replica_id: str, rest: str) -> Response:
-    raise MessageRejected("not_found", "no other directory is mirrored here")
 
 
 @api.get("/openapi.json")

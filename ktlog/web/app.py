@@ -20,6 +20,7 @@ from ktlog.web.files import files
 from ktlog.web.guarding import register_waits
 from ktlog.web.history import history
 from ktlog.web.nodeinfo import nodeinfo
+from ktlog.web.replicas import replica, replicas
 from ktlog.web.signing import register_signing
 from ktlog.web.status import status
 from ktlog.web.submissions import submissions
@@ -42,7 +43,9 @@ def create_app(settings: Settings) -> Flask:
     register_signing(app, context.signer, hosts)
     register_waits(app)
     register_errors(app)
-    for blueprint in (files, api, actors, history, activitypub, nodeinfo, status, submissions, totp, cosign):
+    for blueprint in (
+        files, api, actors, history, activitypub, nodeinfo, status, submissions, totp, cosign, replicas, replica,
+    ):
         app.register_blueprint(blueprint)
 
     @app.before_request

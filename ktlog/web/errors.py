@@ -52,6 +52,7 @@ TABLE: dict[str, tuple[str, int]] = {
     "rate_limited": ("rate_limited", 429),
     "replayed_request": ("unauthorized", 401),
     "wrong_host": ("invalid_request", 421),
+    "replica_stale": ("internal_error", 503),
     "overloaded": ("internal_error", 503),
     "unavailable": ("internal_error", 503),
     "internal_error": ("internal_error", 500),

@@ -53,8 +53,7 @@ def tile(rest: str) -> Response:
 def records(rest: str) -> Response:
     """A page of records, in step with the entry bundle of the same number and width.
 
-    Source: directory map specification, section 4. A page changes only by erasure, so it is
-    cached for a short time only.
+    Source: directory map specification, section 4. A page changes only by erasure; a cache must not outlive it.
     """
     ctx = context()
     bundle = parse_tile_path(f"tile/entries/{rest}")
@@ -65,7 +64,8 @@ def records(rest: str) -> Response:
         return error_response("not_found", f"records/{rest} reaches beyond the published checkpoint")
     lines = [json.dumps(record_json(record), ensure_ascii=False) for record in ctx.store.records(start, end)]
     response = Response("\n".join(lines) + "\n", content_type="application/jsonl")
-    response.headers["Cache-Control"] = "public, max-age=60"
+    # A page kept by a cache would show, after an erasure, what the log has withheld.
+    response.headers["Cache-Control"] = "no-cache"
     return response
 
 

@@ -16,7 +16,7 @@ from ktlog.pkd.entry import LogEntry, parse_entry
 from ktlog.pkd.keys import ZERO_ROOT_BYTES, decode_root, encode_root, pkd_root
 from ktlog.store.contracts import Record
 from ktlog.tlog.encoding import encode_base64url
-from ktlog.web.api import answer_json, context, encode_proof, path_segment, published_size
+from ktlog.web.api import answer_json, context, encode_proof, log_view, path_segment, published_size
 from ktlog.web.files import preimage_text
 
 PAGINATION_LIMIT = 100
@@ -36,8 +36,9 @@ def requested_size(encoded: str) -> int:
     if root == ZERO_ROOT_BYTES:
         return 0
     # The store also knows SHA-256 of nothing, C2SP's root of the empty tree. It is no root of PKD's.
-    size = context().store.size_of_root(root)
-    if not size:
+    view = log_view()
+    size = view.store.size_of_root(root)
+    if not size or size > view.size():
         raise MessageRejected("unknown_root", "this log never had this root")
     return size
 
@@ -45,15 +46,16 @@ def requested_size(encoded: str) -> int:
 @history.get("")
 def newest() -> Response:
     """The newest root, published or not: what a client signs as recent-merkle-root."""
-    ctx = context()
-    with ctx.store.snapshot():
-        state = ctx.store.state()
-        created = ctx.store.records(state.size - 1, state.size)[0].created if state.size else 0
+    view = log_view()
+    with view.store.snapshot():
+        size = view.size()
+        root = view.store.root_after(size)
+        created = view.store.records(size - 1, size)[0].created if size else 0
     return answer_json("history", {
-        "current-time": str(ctx.now()),
+        "current-time": str(context().now()),
         "created": str(created),
-        "merkle-root": pkd_root(state.size, state.root),
-        "tree-size": state.size,
+        "merkle-root": pkd_root(size, root),
+        "tree-size": size,
     })
 
 
@@ -63,13 +65,13 @@ def since(encoded: str) -> Response:
 
     The next page follows the last row's root. At the end ``records`` is empty.
     """
-    ctx = context()
-    with ctx.store.snapshot():
+    view = log_view()
+    with view.store.snapshot():
         start = requested_size(encoded)
-        size = ctx.store.state().size
-        records = ctx.store.records(start, min(start + PAGINATION_LIMIT, size))
+        size = view.size()
+        records = view.store.records(start, min(start + PAGINATION_LIMIT, size))
     return answer_json("history/since", {
-        "current-time": str(ctx.now()),
+        "current-time": str(context().now()),
         "tree-size": size,
         "records": [_entry_members(record) for record in records],
     })
@@ -84,7 +86,7 @@ def view(encoded: str) -> Response:
         size = requested_size(encoded)
         if size == 0:
             raise MessageRejected("unknown_root", "the zero root stands for the empty tree, which has no entry")
-        record, proof = ctx.reader.entry(size - 1, Tree(size, published))
+        record, proof = ctx.view.reader.entry(size - 1, Tree(size, published))
         cosignatures = ctx.store.cosignatures(size)
     return answer_json("history/view", {
         **_entry_members(record),

@@ -54,6 +54,7 @@ def document() -> Response:
                 "checkpoint": f"{settings.url}/checkpoint",
                 "vkeys": list(ctx.public_keys.vkeys),
                 "extensions": sorted(settings.aux_type_names()),
+                "non-conformant": sorted(settings.compat_names()),
             },
         },
     }, f'application/json; profile="{SCHEMA}#"')

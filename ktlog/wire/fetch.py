@@ -135,16 +135,19 @@ class Fetcher:
         timeout: seconds for a whole request, redirects and body included.
         max_bytes: the longest body accepted unless a call says otherwise.
         now: a monotonic clock in seconds.
+        sign_get: headers that sign a GET of a URL; asked again after each redirect. POSTs are their callers' to sign.
     """
 
     def __init__(
         self, dial: Dial | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS,
         max_bytes: int = DEFAULT_MAX_BYTES, now: Callable[[], float] = time.monotonic,
+        sign_get: Callable[[HttpsUrl], Mapping[str, str]] | None = None,
     ) -> None:
         self._dial = dial
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._now = now
+        self._sign_get = sign_get
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._forget()
 
@@ -185,7 +188,8 @@ class Fetcher:
         here = _parse(url)
         fields = {"Accept": accept, **(headers or {})}
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._send("GET", here, fields, None, max_bytes, remaining)
+            signed = fields if self._sign_get is None else {**fields, **self._sign_get(here)}
+            response = self._send("GET", here, signed, None, max_bytes, remaining)
             if response.status not in _REDIRECTS:
                 return response
             here = _redirected(here, response)

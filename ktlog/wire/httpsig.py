@@ -7,6 +7,8 @@ twice is not covered. Cheap checks come first: the key is asked for last, becaus
 
 A message may carry one signature of each algorithm; then both must hold.
 
+``compat`` (ktlog.wire.compat) widens this at the caller's word: by RSA, or by other labels for ML-DSA-44.
+
 Spec: RFC 9421; RFC 9530; C2SP httpsig-pq v1.0.0; PKD v0.8 "JSON REST API".
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +36,10 @@ from ktlog.errors import EncodingError, MessageRejected
 from ktlog.pkd.keys import verify_mldsa44
 from ktlog.tlog.ed25519 import verify_ed25519
 from ktlog.tlog.encoding import decode_base64
-from ktlog.wire.actor import ED25519, ML_DSA_44, Multikey
+from ktlog.wire.actor import ED25519, ML_DSA_44, RSA_SHA256, Multikey
 from ktlog.wire.actor_id import parse_https_url
+from ktlog.wire.compat import PKD_PHP, RSA
+from ktlog.wire.rsa import verify_rsa_sha256
 
 MAX_SKEW_SECONDS = 300
 COMPONENTS = ("@method", "@target-uri", "content-digest")
@@ -44,6 +48,9 @@ ACCEPT_SIGNATURE = ", ".join(
     f'sig{number}=("@method" "@target-uri" "content-digest");created;keyid;alg="{algorithm}"'
     for number, algorithm in enumerate((ED25519, ML_DSA_44), 1)
 )
+
+#: What pkd-php calls ML-DSA-44.
+PHP_LABELS = ("mldsa44", "mldsa-44")
 
 _LABEL = "sig1"
 _MAX_SIGNATURES = 2
@@ -118,7 +125,23 @@ class _MlDsa44(HTTPSignatureAlgorithm):
         verify_mldsa44(self._public, signature, message)
 
 
-_ALGORITHMS = {ED25519: _Ed25519, ML_DSA_44: _MlDsa44}
+class _RsaSha256(HTTPSignatureAlgorithm):
+    """RSASSA-PKCS1-v1_5; verified with the switch ``rsa``, and never signed with."""
+
+    algorithm_id = RSA_SHA256
+
+    def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
+        self._public = public_key
+
+    def sign(self, message: bytes) -> bytes:
+        raise AssertionError("messages are never signed with RSA")
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        verify_rsa_sha256(self._public, signature, message)
+
+
+_ALGORITHMS = {one.algorithm_id: one for one in (_Ed25519, _MlDsa44, _RsaSha256)}
+_ALGORITHMS |= {label: type("_PhpMlDsa44", (_MlDsa44,), {"algorithm_id": label}) for label in PHP_LABELS}
 
 
 class _OneKey(HTTPSignatureKeyResolver):
@@ -133,7 +156,10 @@ class _OneKey(HTTPSignatureKeyResolver):
 
 
 class OneKeyVerifier(HTTPMessageVerifier):
-    """The library's verifier for one key, without its clock: the times were checked against the caller's."""
+    """The library's verifier for one key, without its clock: the times were checked against the caller's.
+
+    algorithm: as ``alg`` may spell it.
+    """
 
     def __init__(self, algorithm: str, public_key: bytes) -> None:
         super().__init__(signature_algorithm=_ALGORITHMS[algorithm], key_resolver=_OneKey(public_key))
@@ -183,7 +209,8 @@ def sign_request(
 
 
 def verify_request(
-    method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, resolve_key: ResolveKey, now: int
+    method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, resolve_key: ResolveKey, now: int,
+    compat: Collection[str] = (),
 ) -> VerifiedRequest:
     """Check every signature of a request.
 
@@ -191,6 +218,7 @@ def verify_request(
         method: as received. url: see target_uri. headers: every header line, repeated ones apart.
         body: the bytes as received. now: Unix seconds.
         resolve_key: gives the trusted key for a key id, or raises.
+        compat: what is taken beyond the profile.
 
     Raises:
         MessageRejected: ``unauthorized``; and whatever *resolve_key* raises.
@@ -200,7 +228,7 @@ def verify_request(
     for parameters in inputs.values():
         check_parameters(parameters, now)
     verified = [
-        _verify_one(method, url, headers, body, label, inputs[label], signatures[label], resolve_key)
+        _verify_one(method, url, headers, body, label, inputs[label], signatures[label], resolve_key, compat)
         for label in inputs
     ]
     if len({one.key_id.partition("#")[0] for one in verified}) != 1:
@@ -302,18 +330,22 @@ def check_parameters(member: Any, now: int, max_age_seconds: int | None = MAX_SK
 
 def _verify_one(
     method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, label: str, member: Any,
-    signature: Any, resolve_key: ResolveKey,
+    signature: Any, resolve_key: ResolveKey, compat: Collection[str],
 ) -> VerifiedRequest:
     parameters = member[1]
     key_id = parameters["keyid"]
     algorithm, public_key = key_material(resolve_key(key_id))
-    if parameters.get("alg", algorithm) != algorithm:
+    if algorithm not in (ED25519, ML_DSA_44) and not (algorithm == RSA_SHA256 and RSA in compat):
+        raise _unauthorized(f"signatures with {algorithm} are not taken here")
+    spelled = parameters.get("alg", algorithm)
+    by_php = PKD_PHP in compat and algorithm == ML_DSA_44 and spelled in PHP_LABELS
+    if spelled != algorithm and not by_php:
         raise _unauthorized(f"alg does not agree with the key, which is for {algorithm}")
     # The library verifies the only signature of a message without asking which; show it one at a time.
     alone = [line for line in headers if line[0].lower() not in ("signature", "signature-input")]
     alone.append(("Signature-Input", http_sf.ser({label: member})))
     alone.append(("Signature", http_sf.ser({label: signature})))
-    verifier = OneKeyVerifier(algorithm, public_key)
+    verifier = OneKeyVerifier(spelled, public_key)
     try:
         verifier.verify(
             _Message(method, url, _Lines(alone)), max_age=None, require_components=COMPONENTS, body=body

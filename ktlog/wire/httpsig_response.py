@@ -195,6 +195,8 @@ def _check_components(member: Any, headers: Mapping[str, str]) -> None:
 
 def _verify_one(exchange: Exchange, label: str, member: Any, signature: Any, key: Multikey) -> str:
     algorithm, public_key = key_material(key)
+    if algorithm not in BOTH:
+        raise _bad(f"answers are not signed with {algorithm}")
     if member[1].get("alg", algorithm) != algorithm or not isinstance(signature[0], bytes):
         raise _bad(f"a signature does not agree with its key, which is for {algorithm}")
     others = {name: value for name, value in exchange.headers.items() if name not in ("signature", "signature-input")}

@@ -11,6 +11,7 @@ from ktlog.config import load_settings
 from ktlog.errors import KtlogError, StoreError, UsageError
 from ktlog.operator.create import check_origin, create_log, load_public_keys
 from ktlog.operator.keys import (
+    FETCH_KEY,
     PURPOSES,
     create_keys,
     derive_seed,
@@ -45,11 +46,11 @@ def test_a_new_log(tmp_path):
 def test_key_files_are_private_different_and_the_seed_is_not_kept(tmp_path):
     settings = create_log(tmp_path / "log", ORIGIN, "spec", SEED)
     assert stat.S_IMODE(settings.keys.stat().st_mode) == 0o700
-    assert {path.name for path in settings.keys.iterdir()} == set(PURPOSES)
+    assert {path.name for path in settings.keys.iterdir()} == {*PURPOSES, FETCH_KEY}
     seeds = {purpose: load_seed(settings.keys, purpose) for purpose in PURPOSES}
     for path in settings.keys.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert len(path.read_bytes()) == 32
+        assert len(path.read_bytes()) == 32 or path.name == FETCH_KEY
     assert len(set(seeds.values()) | {SEED}) == len(PURPOSES) + 1
     for path in (tmp_path / "log").rglob("*"):
         if path.is_file():
@@ -57,7 +58,7 @@ def test_key_files_are_private_different_and_the_seed_is_not_kept(tmp_path):
             assert SEED not in content
             assert SEED.hex().encode() not in content
             # No secret but in its own file: what the web workers may read holds none.
-            assert sum(seed in content for seed in seeds.values()) == (path.parent == settings.keys)
+            assert sum(seed in content for seed in seeds.values()) == (path.parent == settings.keys and path.name != FETCH_KEY)
 
 
 def test_a_seed_fixes_every_key_and_the_origin_enters(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ktlog.errors import Invalid, MessageRejected
@@ -38,6 +40,7 @@ from tests.pkd_samples import (  # noqa: F401 - the fixture works by being here
     revoke_by_token,
 )
 
+DAN, ERIN = (f"https://example.com/users/{name}" for name in ("dan", "erin"))
 KEY = encode_public_key(public("a"))
 
 
@@ -222,6 +225,28 @@ def test_names_that_a_dialect_never_hid_are_not_believed_to_be_enrolled() -> Non
     check_same(log.replayed(), log.live)
     log.erase(ALICE)
     check_same(log.replayed(), log.live)
+
+
+def test_nothing_is_carried_twice() -> None:
+    """Two moves from erased actors cannot both have taken the one key along."""
+    log = enrolled()
+    log.send(MoveIdentity(ALICE, CAROL, NOW), "a")
+    forge(log, MoveIdentity(DAN, ERIN, NOW), "a")
+    log.erase(ALICE)
+    log.plains[3]["old-actor"] = None
+    (record,) = log.records
+    log.records = [replace(record, input_size=4, carried=(CarriedMove(2, False, (0,)), CarriedMove(3, False, (0,))))]
+    assert refused(log) == "BadErasure"
+
+
+def test_a_replay_that_stops_early_accuses_nobody() -> None:
+    """The record counts text of entries, too, that were not replayed."""
+    log = enrolled()
+    log.send(AddKey(ALICE, public("c"), NOW), "a")
+    log.erase(ALICE)
+    for part in (log.entries, log.preimages, log.plains, log.actions):
+        part.pop()
+    assert log.replayed().erasure_faults() == ()
 
 
 def test_text_is_accounted_for() -> None:

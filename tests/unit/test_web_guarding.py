@@ -137,7 +137,7 @@ def test_a_refusal_for_another_host_is_not_signed_as_one_for_ours(site):
             check_signed(site, site.ask("GET", "/api/info", host=host), "GET", "/api/info")
 
 
-@pytest.mark.parametrize("values", [{"compat": "rsa"}, {"trusted_proxies": "localhost"}, {"rate_limit_exempt": "10.0.0.1/8"}])
+@pytest.mark.parametrize("values", [{"compat": "rsa-sha1"}, {"trusted_proxies": "localhost"}, {"rate_limit_exempt": "10.0.0.1/8"}])
 def test_settings_that_cannot_be_kept_are_refused_at_the_start(made, tmp_path, values):
     shutil.copytree(made.directory, tmp_path / "log")
     with pytest.raises(UsageError):

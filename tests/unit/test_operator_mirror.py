@@ -1,0 +1,460 @@
+"""Mirroring a log: what is mirrored is what the log has, before and after erasures, and of a lie nothing is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ktlog.errors import Forked, Invalid, KtlogError, Stale, StoreError, Unreachable
+from ktlog.operator import mirror as mirror_module
+from ktlog.operator.mirror import REREAD_SECONDS, Mirror
+from ktlog.operator.sources import PLAINTEXT_SECONDS, load_status
+from ktlog.pkd.erasure import ErasureRecord, map_index
+from ktlog.pkd.keys import encode_public_key
+from ktlog.pkd.messages import AddKey, Fireproof, MoveIdentity
+from ktlog.tlog.checkpoint import Checkpoint
+from ktlog.tlog.encoding import encode_base64
+from ktlog.tlog.note import sign_checkpoint
+from ktlog.tlog.tiles import format_bundle, parse_bundle
+from tests.mirror_world import (
+    ALICE,
+    BOB,
+    CAROL,
+    DAVE,
+    ERIN,
+    FRED,
+    SourceLog,
+    everything,
+    make_mirror,
+    mirrored,
+)
+from tests.operator_world import NOW, ORIGIN, log_signers
+from tests.pkd_samples import public, quick_argon2  # noqa: F401
+
+SIZE = 17
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = SourceLog(tmp_path / "log").fill().publish()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory):
+    """For tests that leave the log as it is, and only lie about it."""
+    made = SourceLog(tmp_path_factory.mktemp("fixed") / "log").fill().publish()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def mirror(tmp_path, log):
+    made = make_mirror(tmp_path / "mirror", log)
+    yield made
+    made.close()
+
+
+def check_same(mirror: Mirror, log: SourceLog) -> None:
+    with mirrored(mirror.source) as store:
+        assert everything(store) == everything(log.store)
+        assert not store.scrub_due()
+    size = log.desk.size
+    assert (mirror.status.tree_size, mirror.status.error, mirror.status.erasing) == (size, None, False)
+    assert load_status(mirror.source) == mirror.status
+
+
+def stored(mirror: Mirror):
+    if not mirror.source.database.exists():
+        return None
+    with mirrored(mirror.source) as store:
+        return everything(store)
+
+
+def shown(mirror: Mirror) -> bytes | None:
+    path = mirror.source.tiles / "checkpoint"
+    return path.read_bytes() if path.exists() else None
+
+
+def refused(mirror: Mirror) -> KtlogError:
+    """The error of a poll that must change nothing."""
+    before = stored(mirror), shown(mirror)
+    with pytest.raises(KtlogError) as caught:
+        mirror.poll()
+    assert (stored(mirror), shown(mirror)) == before
+    assert load_status(mirror.source).error == caught.value.name
+    return caught.value
+
+
+# --- what is mirrored
+
+
+def test_a_log_with_every_kind_of_message_is_mirrored_row_by_row(mirror, log):
+    mirror.poll()
+    check_same(mirror, log)
+    status = mirror.status
+    assert (status.last_success, status.last_reread, status.taken) == (NOW, NOW, {})
+    with mirrored(mirror.source) as store:
+        texts = sum(text is not None for record in store.records(0, SIZE) for text in record.plain.values())
+        assert store.records(0, 1)[0].accepted == NOW
+    assert status.total == texts and 0 < status.checked < texts, "16 of 17 entries are drawn"
+
+
+def test_a_mirror_follows_the_log(mirror, log):
+    mirror.poll()
+    asked = len(log.asked)
+    mirror.poll()
+    assert log.asked[asked:] == ["checkpoint", "erasures", "leaf-keys"], "nothing new, nothing read"
+    log.desk.send(AddKey(ALICE, public("a3"), NOW + 50), "a2")
+    log.publish()
+    mirror.poll()
+    check_same(mirror, log)
+    # A process that starts anew goes on from what is stored.
+    mirror.close()
+    again = Mirror(mirror.source, log, log.clock)
+    log.desk.send(AddKey(DAVE, public("d"), NOW + 51), "d")
+    log.publish()
+    again.poll()
+    check_same(again, log)
+    again.close()
+
+
+@pytest.mark.parametrize("gone", [(BOB,), (FRED,), (ERIN,), (BOB, FRED, ERIN, ALICE), (CAROL, BOB)])
+def test_erasures_are_followed_and_whoever_comes_later_has_the_same(tmp_path, mirror, log, gone):
+    mirror.poll()
+    for actor_id in gone:
+        log.erase(actor_id)
+    mirror.poll()
+    check_same(mirror, log)
+    late = make_mirror(tmp_path / "late", log)
+    late.poll()
+    check_same(late, log)
+    assert late.status.taken == mirror.status.taken
+    late.close()
+
+
+def test_what_rests_on_erased_text_is_said_to_be_taken(mirror, log):
+    log.erase(BOB)
+    log.erase(FRED)
+    log.erase(ERIN)
+    mirror.poll()
+    assert sorted(map(int, mirror.status.taken)) == [5, 8, 10]
+    with mirrored(mirror.source) as store:
+        assert [key.leaf_index for key in store.actor(CAROL).keys] == [2], "what Bob moved is still Carol's"
+
+
+def test_erasures_in_the_middle_and_enrolments_after_them(tmp_path, mirror, log):
+    early = make_mirror(tmp_path / "early", log)
+    early.poll()
+    log.erase(BOB)
+    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
+    log.publish()
+    log.erase(ALICE)
+    log.desk.send(AddKey(ALICE, public("a4"), NOW + 51), "a4")
+    log.desk.send(MoveIdentity(CAROL, DAVE, NOW + 52), "b")
+    log.publish()
+    log.erase(CAROL)
+    for one in (early, mirror):
+        one.poll()
+        check_same(one, log)
+    log.erase(BOB)
+    log.desk.send(AddKey(BOB, public("b3"), NOW + 53), "b3")
+    log.publish()
+    early.poll()
+    check_same(early, log)
+    assert log.store.erased(BOB).erasures == 2
+    early.close()
+
+
+def test_nothing_readable_of_an_erased_actor_is_left_in_any_file(mirror, log):
+    def places(needle: bytes) -> set[str]:
+        files = mirror.source.directory.rglob("*")
+        return {file.name for file in files if file.is_file() and needle in file.read_bytes()}
+
+    mirror.poll()
+    needles = [ALICE.encode(), public("a2"), encode_public_key(public("a2")).encode()]
+    assert all(places(needle) for needle in needles)
+    log.erase(ALICE)
+    mirror.poll()
+    assert [places(needle) for needle in needles] == [set()] * 3
+    assert places(CAROL.encode())
+
+
+def test_pages_of_a_long_log_are_stored_one_by_one(mirror, log, monkeypatch):
+    """A failure in the middle keeps what was verified before it; the next poll goes on there."""
+    monkeypatch.setattr(mirror_module, "SAMPLE", 0)
+    for number in range(300 - SIZE):
+        log.desk.send(Fireproof(ALICE, NOW + 60 + number) if number == 0 else AddKey(
+            f"https://example.net/users/{number}", public("g"), NOW + 60 + number
+        ), "a2" if number == 0 else "g")
+    log.publish()
+    log.lies["tile/entries/001.p/44"] = lambda body: Unreachable("Timeout", "no answer")
+    with pytest.raises(Unreachable):
+        mirror.poll()
+    with mirrored(mirror.source) as store:
+        assert store.state().size == 256
+    assert shown(mirror) is None, "what was not verified to the end is not shown"
+    log.lies.clear()
+    asked = len(log.asked)
+    mirror.poll()
+    assert "tile/entries/000" not in log.asked[asked:]
+    check_same(mirror, log)
+
+
+def test_an_empty_log_is_mirrored_when_it_begins(tmp_path):
+    log = SourceLog(tmp_path / "log").publish()
+    mirror = make_mirror(tmp_path / "mirror", log)
+    mirror.poll()
+    assert (mirror.status.tree_size, mirror.status.error) == (0, None)
+    assert not mirror.source.database.exists()
+    log.fill().publish()
+    mirror.poll()
+    check_same(mirror, log)
+    mirror.close()
+    log.close()
+
+
+def test_an_erasure_between_two_requests_begins_the_poll_anew(mirror, log):
+    mirror.poll()
+    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
+    log.publish()
+
+    def erase(path: str) -> None:
+        if path.startswith("records"):
+            log.before = lambda path: None
+            log.erase(BOB)
+
+    log.before = erase
+    mirror.poll()
+    check_same(mirror, log)
+    assert log.asked.count("checkpoint") == 3, "a poll, one in vain, and one more"
+
+
+# --- rereading
+
+
+def test_every_record_is_compared_twice_a_day(mirror, log):
+    mirror.poll()
+    log.clock.now += REREAD_SECONDS - 1
+    log.publish()
+    asked = len(log.asked)
+    mirror.poll()
+    assert not any(path.startswith("records") for path in log.asked[asked:])
+    log.clock.now += 1
+    mirror.poll()
+    assert any(path.startswith("records") for path in log.asked[asked:])
+    assert mirror.status.last_reread == log.clock.now
+    check_same(mirror, log)
+
+
+def edit_record(leaf_index: int, **members):
+    def edit(body: bytes) -> bytes:
+        lines = body.splitlines()
+        record = json.loads(lines[leaf_index])
+        for name, value in members.items():
+            record[name] = record[name] | value if isinstance(value, dict) else value
+        lines[leaf_index] = json.dumps(record, ensure_ascii=False).encode()
+        return b"\n".join(lines) + b"\n"
+
+    return edit
+
+
+WITHHELD = edit_record(0, plain={"actor": None, "public-key": None}, withheld=True, salts={})
+
+
+@pytest.mark.parametrize(("lie", "name"), [
+    (edit_record(0, plain={"actor": CAROL}), "RecordChanged"),
+    (edit_record(0, salts={"actor": encode_base64(bytes(32))}), "RecordChanged"),
+    (edit_record(0, plain={"actor": None}, withheld=True), "RecordChanged"),  # its salt is still there
+    (edit_record(1, plain={"actor": None, "public-key": None}, withheld=True), "RecordWithheld"),
+    (edit_record(3, message="{}"), "RecordChanged"),
+])
+def test_a_record_that_changed_without_an_erasure(mirror, log, lie, name):
+    mirror.poll()
+    log.clock.now += REREAD_SECONDS
+    log.publish()
+    log.lies["records/000.p/17"] = lie
+    error = refused(mirror)
+    assert isinstance(error, Invalid) and error.name == name
+    assert load_status(mirror.source).may_show_plaintext(log.clock.now) == (name != "RecordWithheld")
+    log.lies.clear()
+    mirror.poll()
+    check_same(mirror, log)
+    assert load_status(mirror.source).may_show_plaintext(log.clock.now)
+
+
+def test_text_that_an_erasure_says_is_gone_and_is_still_there(mirror, log):
+    mirror.poll()
+    told = log.get(f"https://{ORIGIN}/records/000.p/17").body
+    log.erase(ALICE)
+    log.lies["records/000.p/17"] = lambda body: told
+    assert refused(mirror).name == "NotErased"
+    status = load_status(mirror.source)
+    assert status.erasing and not status.may_show_plaintext(log.clock.now)
+
+
+def test_nobody_is_shown_while_an_erasure_waits_to_be_followed(mirror, log):
+    mirror.poll()
+    log.erase(ALICE)
+    log.lies["records/000.p/17"] = lambda body: Unreachable("Timeout", "no answer")
+    assert refused(mirror).name == "Timeout"
+    assert not load_status(mirror.source).may_show_plaintext(log.clock.now)
+    log.lies.clear()
+    mirror.poll()
+    check_same(mirror, log)
+    assert load_status(mirror.source).may_show_plaintext(log.clock.now)
+
+
+def test_a_source_not_heard_of_for_seven_days_is_not_shown(mirror, log):
+    mirror.poll()
+    assert mirror.status.may_show_plaintext(NOW + PLAINTEXT_SECONDS)
+    assert not mirror.status.may_show_plaintext(NOW + PLAINTEXT_SECONDS + 1)
+
+
+# --- lies
+
+
+def entries_but(change):
+    return lambda body: format_bundle(change(parse_bundle(body, SIZE)))
+
+
+@pytest.mark.parametrize(("path", "lie", "name"), [
+    ("records/000.p/17", edit_record(0, plain={"actor": CAROL}), "PlaintextMismatch"),
+    ("records/000.p/17", edit_record(0, message="{}"), "BadEntry"),
+    ("records/000.p/17", edit_record(0, salts={"public-key": encode_base64(bytes(32))}), "BadRecord"),
+    ("records/000.p/17", edit_record(3, **{"leaf-index": 4}), "BadRecord"),
+    ("records/000.p/17", edit_record(0, withheld=True), "BadRecord"),
+    ("records/000.p/17", WITHHELD, "RecordWithheld"),
+    ("records/000.p/17", lambda body: body[:-1], "BadRecords"),
+    ("records/000.p/17", lambda body: b"".join(body.splitlines(keepends=True)[:-1]), "BadRecords"),
+    ("records/000.p/17", lambda body: 404, "MissingFile"),
+    ("records/000.p/17", lambda body: 500, "BadStatus"),
+    ("tile/entries/000.p/17", entries_but(lambda entries: entries[:-1]), "BadEntryBundle"),
+    ("tile/entries/000.p/17", entries_but(lambda entries: [*entries[:4], entries[5], entries[4], *entries[6:]]),
+     "BadEntryProof"),
+    ("tile/entries/000.p/17", lambda body: 404, "MissingFile"),
+    ("tile/0/000.p/17", lambda body: bytes(len(body)), "BadTile"),
+    ("leaf-keys", lambda body: json.dumps({"leaf-keys": [encode_public_key(public("a"))]}).encode(), "BadLeafSignature"),
+    ("leaf-keys", lambda body: b"[]", "MalformedAnswer"),
+    ("erasures", lambda body: b"[]", "BadErasures"),
+    ("erasures", lambda body: 404, "MissingFile"),
+    ("checkpoint", lambda body: 404, "NoCheckpoint"),
+    ("checkpoint", lambda body: body.replace(b"\n17\n", b"\n18\n"), "BadLogSignature"),
+    ("checkpoint", lambda body: b"\n".join(body.split(b"\n")[:6]) + b"\n", "TooFewWitnesses"),
+])
+def test_a_lie_stops_the_mirror_and_nothing_of_it_is_stored(tmp_path, fixed, path, lie, name, monkeypatch):
+    log, mirror = fixed, make_mirror(tmp_path, fixed)
+    monkeypatch.setattr(mirror_module, "SAMPLE", 256)
+    log.lies[path] = lie
+    assert refused(mirror).name == name
+    assert stored(mirror) is None
+    log.lies.clear()
+    mirror.poll()
+    check_same(mirror, log)
+    mirror.close()
+
+
+def test_a_message_that_breaks_a_rule_is_not_mirrored(mirror, log):
+    mirror.poll()
+    log.force(AddKey(CAROL, public("m"), NOW + 50), "m")  # signed by itself, and Carol has keys
+    log.publish()
+    assert refused(mirror).name == "BadTransition"
+
+
+def test_a_tree_that_is_not_an_extension_of_the_one_mirrored(tmp_path, mirror, log):
+    mirror.poll()
+    other = SourceLog(tmp_path / "other", log.clock)
+    for number in range(20):
+        other.desk.send(AddKey(f"https://example.net/users/{number}", public("g"), NOW + number), "g")
+    other.publish()
+    log._client = other._client
+    error = refused(mirror)
+    assert isinstance(error, Forked) and error.name == "Inconsistent"
+    (evidence,) = mirror.source.directory.glob("evidence-*.txt")
+    assert evidence.read_bytes() == error.evidence
+    with pytest.raises(StoreError, match="MirrorStopped"):
+        mirror.poll()
+    assert not load_status(mirror.source).may_show_plaintext(log.clock.now)
+    other.close()
+
+
+def test_two_roots_for_one_size_convict_the_source(mirror, log):
+    mirror.poll()
+    fork = sign_checkpoint(Checkpoint(ORIGIN, SIZE, bytes(32)), list(log_signers()), NOW)
+    log.lies["checkpoint"] = lambda body: fork
+    error = refused(mirror)
+    assert isinstance(error, Forked) and error.name == "TwoRoots" and error.evidence
+
+
+def test_a_source_that_shows_an_older_tree_or_an_old_head(mirror, log):
+    older = log.get(f"https://{ORIGIN}/checkpoint").body
+    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
+    log.publish()
+    mirror.poll()
+    log.lies["checkpoint"] = lambda body: older
+    assert (type(error := refused(mirror)), error.name) == (Stale, "RolledBack")
+    log.lies.clear()
+    log.clock.now += 3601
+    assert (type(error := refused(mirror)), error.name) == (Stale, "OldCosignatures")
+
+
+def test_a_head_that_was_verified_is_remembered_also_when_nothing_else_worked(mirror, log):
+    older = log.get(f"https://{ORIGIN}/checkpoint").body
+    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
+    log.publish()
+    log.lies["tile/entries/000.p/18"] = lambda body: Unreachable("Timeout", "no answer")
+    assert refused(mirror).name == "Timeout"
+    log.lies = {"checkpoint": lambda body: older}
+    assert refused(mirror).name == "RolledBack"
+
+
+def test_an_erasure_log_that_forgets(mirror, log):
+    log.erase(ALICE)
+    mirror.poll()
+    log.tell_erasures()
+    assert refused(mirror).name == "BadErasures"
+    assert not load_status(mirror.source).may_show_plaintext(log.clock.now)
+
+
+def test_an_erasure_that_is_not_told(mirror, log):
+    log.erase(ALICE)
+    log.tell_erasures()
+    assert refused(mirror).name == "RecordWithheld"
+    assert stored(mirror) is None
+
+
+def test_an_erasure_that_says_it_was_long_ago(mirror, log):
+    """An erasure appears with the first checkpoint that covers it. Later it could rewrite what was."""
+    mirror.poll()
+    log.tell_erasures(ErasureRecord(SIZE - 1, map_index(ORIGIN, ALICE), 7, 1, 6, ()))
+    assert refused(mirror).name == "BadErasure"
+
+
+@pytest.mark.parametrize("change", [
+    {"index": map_index(ORIGIN, "https://example.com/users/nobody")},  # Dave's text goes in somebody else's name
+    {"index": map_index(ORIGIN, FRED)},  # who is still readable
+    {"newly_withheld": 9},  # more than is gone
+    {"newly_withheld": 1},  # less
+])
+def test_an_erasure_that_is_not_what_it_says(mirror, log, change):
+    mirror.poll()
+    log.erase(DAVE)
+    (record,) = log.store.erasures(0, 1)
+    log.tell_erasures(replace(record, **change))
+    assert refused(mirror).name in ("BadErasure", "NotErased", "RecordWithheld")
+    status = load_status(mirror.source)
+    assert status.erasing and not status.may_show_plaintext(log.clock.now)
+    log.lies.clear()
+    mirror.poll()
+    check_same(mirror, log)
+
+
+def test_a_mirror_in_a_directory_of_another_log_is_refused(mirror, log):
+    mirror.poll()
+    mirror.close()
+    elsewhere = replace(mirror.source, log=replace(mirror.source.log, origin="keys.other.example"))
+    with pytest.raises(KtlogError):
+        Mirror(elsewhere, log, log.clock).poll()
