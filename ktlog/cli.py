@@ -15,8 +15,11 @@ COMMANDS = {
     "init": "Make a new log.",
     "serve": "Run a log.",
     "shred": "Erase an actor from a log, for good.",
+    "checkpoint-peers": "Commit a log's root to the logs that it mirrors.",
     "demo": "Live through a whole federation on this machine.",
     "lookup": "Find an actor's keys, and prove them.",
+    "verify": "Check a saved answer again, offline.",
+    "watch": "Follow an actor, and say what changes.",
     "key": "Make and show an actor's signing keys.",
     "submit": "Send a protocol message to a log, for an instance.",
     "receipt": "Check what a log signed when it took a message.",
@@ -35,7 +38,7 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         try:
-            return importlib.import_module(f"ktlog.commands.{name}").command
+            return importlib.import_module(f"ktlog.commands.{name.replace('-', '_')}").command
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("ktlog"):
                 raise

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from ktlog.config import Settings, write_settings
-from ktlog.errors import Unreachable
+from ktlog.errors import KtlogError, Unreachable
 from ktlog.operator.create import PUBLIC_KEYS, create_log
 from ktlog.operator.mirror import Mirror
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.shred import plan_for
-from ktlog.operator.sources import Source, load_sources
+from ktlog.operator.sources import Source, load_sources, load_status
 from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.entry import make_entry
 from ktlog.pkd.erasure import ErasureRecord, encode_erasure_record
@@ -217,3 +219,46 @@ def everything(store: LogStore) -> dict[str, Any]:
         "tokens": {name: store.token_revoked(key_hash(public(name))) for name in ("a", "b", "e")},
         "erasures": store.erasures(0, store.erasure_count()),
     }
+
+
+def check_same(mirror: Mirror, log: SourceLog) -> None:
+    with mirrored(mirror.source) as store:
+        assert everything(store) == everything(log.store)
+        assert not store.scrub_due()
+    size = log.desk.size
+    assert (mirror.status.tree_size, mirror.status.error, mirror.status.erasing) == (size, None, False)
+    assert load_status(mirror.source) == mirror.status
+
+
+def stored(mirror: Mirror):
+    if not mirror.source.database.exists():
+        return None
+    with mirrored(mirror.source) as store:
+        return everything(store)
+
+
+def shown(mirror: Mirror) -> bytes | None:
+    path = mirror.source.tiles / "checkpoint"
+    return path.read_bytes() if path.exists() else None
+
+
+def refused(mirror: Mirror) -> KtlogError:
+    """The error of a poll that must change nothing."""
+    before = stored(mirror), shown(mirror)
+    with pytest.raises(KtlogError) as caught:
+        mirror.poll()
+    assert (stored(mirror), shown(mirror)) == before
+    assert load_status(mirror.source).error == caught.value.name
+    return caught.value
+
+
+def edit_record(leaf_index: int, **members):
+    def edit(body: bytes) -> bytes:
+        lines = body.splitlines()
+        record = json.loads(lines[leaf_index])
+        for name, value in members.items():
+            record[name] = record[name] | value if isinstance(value, dict) else value
+        lines[leaf_index] = json.dumps(record, ensure_ascii=False).encode()
+        return b"\n".join(lines) + b"\n"
+
+    return edit

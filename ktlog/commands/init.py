@@ -31,14 +31,17 @@ def command(directory: Path, origin: str, dialect: str, seed_file: Path | None, 
     settings = create_log(directory, origin, dialect, seed)
     public = load_public_keys(settings)
     if as_json:
-        click.echo(json.dumps({"origin": origin, "dialect": dialect, "dir": str(directory), "vkeys": public.vkeys}))
+        click.echo(json.dumps({"origin": origin, "dialect": dialect, "dir": str(directory), "vkeys": public.vkeys,
+                               "map-vkeys": public.map_vkeys}))
         return
-    for vkey, what in zip(public.vkeys, ("Ed25519", "ML-DSA-44, the one for policies"), strict=True):
+    names = ("Ed25519", "ML-DSA-44", "Ed25519, of the map", "ML-DSA-44, of the map: the one for clients' policies")
+    for vkey, what in zip((*public.vkeys, *public.map_vkeys), names, strict=True):
         click.echo(f"{what}:", err=True)
         click.echo(vkey)
     click.echo(
         f"\nThe log {origin} is in {directory}. Next:\n"
-        f"  1. give the vkeys above to your witnesses (ktlog-witness add-log --dir W VKEY)\n"
+        f"  1. give the vkeys above to your witnesses (ktlog-witness add-log --dir W VKEY...):"
+        " the log's two,\n     and in a second call the map's two\n"
         f"  2. name the witnesses in {settings.publish_policy}\n"
         f"  3. ktlog serve --dir {directory}",
         err=True,

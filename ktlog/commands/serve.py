@@ -10,6 +10,7 @@ import click
 
 from ktlog.config import load_settings
 from ktlog.operator.cosigning import load_cosigners
+from ktlog.operator.create import ensure_map
 from ktlog.operator.directories import check_directories
 from ktlog.operator.keys import load_fetch_key
 from ktlog.operator.service import load_publish_policy
@@ -38,4 +39,5 @@ def command(directory: Path, listen: str | None, workers: int | None) -> None:
     load_publish_policy(settings)
     load_sources(settings)
     finish_erasures(settings, lambda: int(time.time()))
+    ensure_map(settings)
     sys.exit(supervise(settings))

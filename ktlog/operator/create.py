@@ -6,12 +6,14 @@ import json
 import os
 from pathlib import Path
 
-from ktlog.config import Settings, write_settings
-from ktlog.durable import write_atomic
+from ktlog.config import MAP_MMD_SECONDS, Settings, write_settings
+from ktlog.durable import file_errors, make_directories, write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
-from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers, load_leaf_key
+from ktlog.keymap.output import MapConfig, format_config
+from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers, load_leaf_key, load_map_signers
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import decode_public_key, encode_public_key
+from ktlog.store.mapdb import MapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
@@ -44,6 +46,7 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
     SqliteStore.create(settings.database, origin=origin, dialect=dialect).close()
     TileFiles.create(settings.tiles)
     write_public_keys(settings)
+    ensure_map(settings)
     # The settings come last: without them nothing here counts as a log.
     write_settings(settings)
     return settings
@@ -61,12 +64,52 @@ def check_origin(origin: str) -> None:
         ) from None
 
 
+def map_config(settings: Settings) -> MapConfig:
+    """What leaf 0 of the map's output log says."""
+    return MapConfig(
+        settings.origin, settings.dialect, mmd=MAP_MMD_SECONDS, heartbeat=settings.heartbeat_seconds,
+        notice=settings.notice_seconds,
+    )
+
+
+def ensure_map(settings: Settings) -> None:
+    """Make what the map needs in the directory of a log that has none of it yet.
+
+    Until the map's keys have signed anything its configuration may still change; from then on it is for ever.
+
+    Raises:
+        StoreError: ``MapLost``, ``WrongConfig``, and those of the map's store.
+    """
+    make_directories(settings.tiles, settings.map_tiles)
+    if not load_public_keys(settings).map_vkeys:
+        write_public_keys(settings)
+    config = format_config(map_config(settings))
+    signed = settings.map_signed_head.exists() or settings.map_pending.exists()
+    if settings.map_database.exists():
+        try:
+            MapStore.open(settings.map_database, origin=settings.origin, config=config).close()
+            return
+        except StoreError as error:
+            if error.name != "WrongConfig" or signed:
+                raise
+        for suffix in ("", "-wal", "-shm"):
+            with file_errors(settings.map_database):
+                settings.map_database.with_name(settings.map_database.name + suffix).unlink(missing_ok=True)
+    elif signed or (settings.map_tiles / "checkpoint").exists():
+        raise StoreError(
+            "MapLost", f"{settings.map_database} is gone, and its log was signed already",
+            hint="Restore the newest copy. A new one would fork the map's log.",
+        )
+    MapStore.create(settings.map_database, settings.origin, config)
+
+
 def write_public_keys(settings: Settings) -> None:
     """Write what may be known of the keys, for the web workers, which do not read the signing keys."""
     signers = load_checkpoint_signers(settings.keys, settings.origin)
     leaf_key = load_leaf_key(settings.keys)
     text = json.dumps({
         "vkeys": [str(signer.vkey) for signer in signers],
+        "map-vkeys": [str(signer.vkey) for signer in load_map_signers(settings.keys, settings.origin)],
         "leaf-keys": [encode_public_key(leaf_key.public)],
     })
     write_atomic(settings.directory / PUBLIC_KEYS, text.encode() + b"\n")
@@ -76,6 +119,9 @@ def load_public_keys(settings: Settings) -> PublicKeys:
     path = settings.directory / PUBLIC_KEYS
     try:
         found = parse_json(path.read_bytes())
-        return PublicKeys(tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]))
+        return PublicKeys(
+            tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]),
+            tuple(found.get("map-vkeys", ())),
+        )
     except (OSError, EncodingError, KeyError, TypeError, AttributeError) as error:
         raise StoreError("BadPublicKeys", f"{path} cannot be used: {error}") from None

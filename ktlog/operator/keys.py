@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from ktlog.durable import read_secret, read_secret_file, write_secret
 from ktlog.errors import EncodingError, StoreError
+from ktlog.keymap.output import map_origin
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.pkd.pae import pae
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Signer, signer_from_seed
@@ -122,9 +123,23 @@ def load_checkpoint_signers(directory: Path, origin: str) -> tuple[Signer, Signe
     )
 
 
+def load_map_signers(directory: Path, origin: str) -> tuple[Signer, Signer]:
+    """The two keys that sign checkpoints of the map's output log, both named after it. origin: the log's own."""
+    name = map_origin(origin)
+    return (
+        signer_from_seed(name, ED25519, load_seed(directory, "map-ed25519")),
+        signer_from_seed(name, COSIGNATURE_MLDSA44, load_seed(directory, "map-mldsa44")),
+    )
+
+
 @dataclass(frozen=True)
 class PublicKeys:
-    """What everybody may know: checkpoint vkeys, and every leaf-signing key ever used (1,312 bytes each)."""
+    """What everybody may know.
+
+    vkeys: of the log's checkpoints. leaf_keys: every leaf-signing key ever used (1,312 bytes each). map_vkeys: of
+    the checkpoints of the map's output log; empty in a directory that older code made and nothing was started in.
+    """
 
     vkeys: tuple[str, ...]
     leaf_keys: tuple[bytes, ...]
+    map_vkeys: tuple[str, ...] = ()

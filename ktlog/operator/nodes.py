@@ -7,13 +7,35 @@ is bounded (``unpublished_limit``), so a proof costs a few tile reads whatever t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ktlog.errors import StoreError
-from ktlog.store.contracts import LogStore
-from ktlog.tlog.tiles import TILE_WIDTH, tile_path
-from ktlog.tlog.tree import HASH_BYTES, Node, hash_level, hash_node
+from ktlog.store.contracts import TileStore
+from ktlog.tlog.tiles import (
+    TILE_WIDTH,
+    bundles_between,
+    entry_bundle_path,
+    format_bundle,
+    tile_nodes,
+    tile_path,
+    tiles_between,
+)
+from ktlog.tlog.tree import HASH_BYTES, Node, hash_leaf, hash_level, hash_node, root_hash
 
 TILE_HEIGHT = 8
+
+
+class Size(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+class Leaves(Protocol):
+    """What of a ``LogStore`` is needed here: how many leaves there are, and their hashes."""
+
+    def state(self) -> Size: ...
+
+    def leaf_hashes(self, start: int, end: int) -> Sequence[bytes]: ...
 
 
 class LogNodes:
@@ -24,7 +46,7 @@ class LogNodes:
     """
 
     def __init__(
-        self, store: LogStore, read_tile: Callable[[str], bytes | None], published_size: int
+        self, store: Leaves, read_tile: Callable[[str], bytes | None], published_size: int
     ) -> None:
         self._store = store
         self._read_tile = read_tile
@@ -76,3 +98,30 @@ def _fold(hashes: list[bytes]) -> bytes:
     while len(hashes) > 1:
         hashes = hash_level(hashes)
     return hashes[0]
+
+
+def write_tree(
+    tiles: TileStore, leaves: Leaves, entries: Callable[[int, int], Sequence[bytes]], start: int, size: int, root: bytes
+) -> None:
+    """Write every tile and bundle that a tree of *size* has beyond those of the tree of *start*, which are there.
+
+    Before anything is signed, the entries are read back and hashed again: a bit that flipped
+    on its way to disk must stop the log here, not in an auditor's report (requirement R1).
+
+    Raises:
+        StoreError: ``CorruptEntry``, ``CorruptTree``, and those of the stores.
+    """
+    first = start - start % TILE_WIDTH
+    found = entries(first, size)
+    if [hash_leaf(entry) for entry in found] != list(leaves.leaf_hashes(first, size)):
+        raise StoreError("CorruptEntry", f"an entry in [{first}, {size}) does not hash to its stored leaf")
+    nodes = LogNodes(leaves, tiles.read, start)
+    if root_hash(size, nodes) != root:
+        raise StoreError("CorruptTree", f"the leaves up to {size} do not hash to the stored root")
+    files: dict[str, bytes] = {}
+    for bundle in bundles_between(start, size):
+        at = bundle.number * TILE_WIDTH - first
+        files[entry_bundle_path(bundle.number, bundle.width)] = format_bundle(found[at : at + bundle.width])
+    for tile in tiles_between(start, size):
+        files[tile_path(tile.level, tile.number, tile.width)] = b"".join(nodes(tile_nodes(tile)))
+    tiles.write_tiles(files)

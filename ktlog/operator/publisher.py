@@ -17,23 +17,15 @@ from ktlog.config import Settings
 from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
 from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
-from ktlog.operator.nodes import LogNodes
+from ktlog.operator.mapping import MapCycle
+from ktlog.operator.nodes import LogNodes, write_tree
 from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
 from ktlog.store.contracts import LogStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Note, Signer, Verified, format_note, open_note
 from ktlog.tlog.policy import Policy
-from ktlog.tlog.tiles import (
-    TILE_WIDTH,
-    bundles_between,
-    entry_bundle_path,
-    format_bundle,
-    tile_nodes,
-    tile_path,
-    tiles_between,
-)
-from ktlog.tlog.tree import hash_leaf, prove_consistency, root_hash
+from ktlog.tlog.tree import prove_consistency
 from ktlog.wire.fetch import Fetcher
 
 # In commit order. A test kills the process at each.
@@ -55,7 +47,7 @@ class Publisher:
 
     def __init__(
         self, *, settings: Settings, store: LogStore, tiles: TileFiles, signers: tuple[Signer, ...],
-        policy: Policy, fetcher: Fetcher, now: Callable[[], int],
+        policy: Policy, fetcher: Fetcher, now: Callable[[], int], mapping: MapCycle | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -65,6 +57,7 @@ class Publisher:
         self._peers = peers_of(policy)
         self._fetcher = fetcher
         self._now = now
+        self._mapping = mapping
         self._pool = ThreadPoolExecutor(max(1, len(self._peers)), "witness")
         self._published_time = 0
         # Said once at the start, and again when publishing works after it did not.
@@ -165,10 +158,18 @@ class Publisher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def publish_if_due(self) -> bool:
-        """Publish when there is something new, or when the cosignatures grow old."""
+        """Publish when there is something new, or when the cosignatures grow old; then the map of it."""
         if not self.compared.is_set():
             self.compare()
-        size = self._store.state().size
+        if self._mapping is None:
+            return self._publish_due(self._store.state().size)
+        # What the map is to say is read before its entries are published, and signed after: no map is ahead of them.
+        draft = self._mapping.draft_if_due()
+        published = self._publish_due(self._store.state().size if draft is None else draft.input_size)
+        self._mapping.tend(draft)
+        return published
+
+    def _publish_due(self, size: int) -> bool:
         fresh = self._now() - self._published_time < self._settings.heartbeat_seconds
         if size == self.published_size and fresh:
             return False
@@ -222,28 +223,10 @@ class Publisher:
         self._published_time = self._now()
 
     def _write_tiles(self, size: int, root: bytes) -> None:
-        """Write every tile and bundle that a tree of *size* has beyond the last one written.
-
-        Before anything is signed, the entries are read back and hashed again: a bit that flipped
-        on its way to disk must stop the log here, not in an auditor's report (requirement R1).
-        """
+        """Write every tile and bundle that a tree of *size* has beyond the last one written."""
         if size == self._tiles_size:
             return
-        start = self._tiles_size
-        entries = self._store.entries(start - start % TILE_WIDTH, size)
-        first = start - start % TILE_WIDTH
-        if [hash_leaf(entry) for entry in entries] != list(self._store.leaf_hashes(first, size)):
-            raise StoreError("CorruptEntry", f"an entry in [{first}, {size}) does not hash to its stored leaf")
-        nodes = LogNodes(self._store, self._tiles.read, self._tiles_size)
-        if root_hash(size, nodes) != root:
-            raise StoreError("CorruptTree", f"the leaves up to {size} do not hash to the stored root")
-        files: dict[str, bytes] = {}
-        for bundle in bundles_between(start, size):
-            at = bundle.number * TILE_WIDTH - first
-            files[entry_bundle_path(bundle.number, bundle.width)] = format_bundle(entries[at : at + bundle.width])
-        for tile in tiles_between(start, size):
-            files[tile_path(tile.level, tile.number, tile.width)] = b"".join(nodes(tile_nodes(tile)))
-        self._tiles.write_tiles(files)
+        write_tree(self._tiles, self._store, self._store.entries, self._tiles_size, size, root)
         self._tiles_size = size
 
     def _prove(self, old_size: int, size: int) -> list[bytes]:

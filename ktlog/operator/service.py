@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from ktlog.errors import (
     StoreError,
     UsageError,
 )
-from ktlog.operator.create import load_public_keys
-from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key
+from ktlog.operator.create import ensure_map, load_public_keys
+from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key, load_map_signers
 from ktlog.operator.lifeline import end_with_parent
 from ktlog.operator.link import (
     SHRED_SECONDS,
@@ -48,9 +48,11 @@ from ktlog.operator.link import (
     receive_frame,
     send_frame,
 )
+from ktlog.operator.mapping import MapCycle
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
 from ktlog.operator.shred import Shredder, resume, try_scrub
+from ktlog.operator.witnessing import input_policy
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.pkd.keys import pkd_root
@@ -58,7 +60,7 @@ from ktlog.store.contracts import Cosignature
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.note import parse_vkey
-from ktlog.tlog.policy import Policy, parse_policy
+from ktlog.tlog.policy import VERIFIERS, Policy, parse_policy
 from ktlog.wire.fetch import Fetcher
 
 # Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
@@ -101,7 +103,9 @@ def load_publish_policy(settings: Settings) -> Policy:
     """
     try:
         policy = parse_policy(settings.publish_policy.read_bytes())
-        policy.check_safe()
+        # Where there are verifiers, the witnesses alone decide about the log, and both about its map.
+        policy.check_safe(require_verifiers=VERIFIERS in policy.groups)
+        input_policy(policy).check_safe()
     except FileNotFoundError:
         raise UsageError(
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
@@ -111,7 +115,8 @@ def load_publish_policy(settings: Settings) -> Policy:
         raise PolicyUnmet(error.name, f"{settings.publish_policy}: {error.message}") from None
     except (KtlogError, OSError) as error:
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: {error}") from None
-    own = {parse_vkey(text).public_key for text in load_public_keys(settings).vkeys}
+    public = load_public_keys(settings)
+    own = {parse_vkey(text).public_key for text in (*public.vkeys, *public.map_vkeys)}
     if any(witness.vkey.public_key in own for witness in policy.witnesses.values()):
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: a witness has this log's own key")
     if not any(witness.url for witness in policy.witnesses.values()):
@@ -140,14 +145,22 @@ class Service:
         self._shredder = Shredder(
             self._store, settings.journal, settings.replies, settings.notice_seconds, self._now
         )
+        ensure_map(settings)
+        policy = load_publish_policy(settings)
+        if VERIFIERS not in policy.groups:
+            log.warning("no verifiers are in %s: the map is published unverified", settings.publish_policy)
+        reader = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
+        fetcher = Fetcher.from_environment(timeout=float(settings.witness_timeout_seconds))
+        self._mapping = MapCycle(
+            settings=settings, store=reader, signers=load_map_signers(settings.keys, settings.origin), policy=policy,
+            fetcher=fetcher, now=self._now,
+        )
         self._noted_size = 0
         self._note_next = self._scrub_next = time.monotonic()
         self._publisher = Publisher(
-            settings=settings, store=SqliteStore.open(settings.database, origin=settings.origin, read_only=True),
+            settings=settings, store=reader,
             tiles=TileFiles(settings.tiles), signers=load_checkpoint_signers(settings.keys, settings.origin),
-            policy=load_publish_policy(settings),
-            fetcher=Fetcher.from_environment(timeout=float(settings.witness_timeout_seconds)),
-            now=self._now,
+            policy=input_policy(policy), fetcher=fetcher, now=self._now, mapping=self._mapping,
         )
 
     @staticmethod
@@ -160,9 +173,11 @@ class Service:
         publisher.start()
         # A leaf is a signature too: until the witnesses have confirmed that this is no older copy of the
         # log, nobody can reach the sequencer, and the web workers answer 503.
-        while not self._publisher.compared.wait(0.1):
-            if self._stop.is_set():
+        # And the map must have every erasure: it commits to each with exactly the entries before it.
+        while not (self._publisher.compared.wait(0.1) and self._erasures_mapped()):
+            if self._stop.wait(0.02):
                 publisher.join()
+                self._mapping.close()
                 self._store.close()
                 return
         listener = self._listen()
@@ -173,7 +188,12 @@ class Service:
             self._stop.set()
             publisher.join()
             listener.close()
+            self._mapping.close()
             self._store.close()
+
+    def _erasures_mapped(self) -> bool:
+        erasures = self._store.erasure_count()
+        return not erasures or self._mapping.erasures == erasures
 
     def stop(self) -> None:
         self._stop.set()
@@ -231,7 +251,7 @@ class Service:
             return encode_refusal("bad_request", str(error))
         if op == "shred":
             seconds = SHRED_SECONDS
-        unpublished = self._sequencer.state.size - self._publisher.published_size
+        unpublished = self._sequencer.state.size - min(self._publisher.published_size, self._mapping.input_size)
         if isinstance(waiting.submission, Submission) and unpublished >= self._settings.unpublished_limit:
             return encode_refusal("overloaded", f"{unpublished} entries wait for the witnesses; try again later")
         try:
@@ -275,16 +295,30 @@ class Service:
         return canonical({"ok": {"added": "yes" if self._store.add_cosignature(cosignature) else "no"}})
 
     def _shred(self, actor_id: str, preview: bool) -> bytes:
-        """Erase between two checkpoints: every entry before the erasure is published, and none comes after yet.
+        """Erase between two checkpoints: every entry before the erasure is published and mapped, none comes after yet.
 
-        Else an auditor would for a moment see text withheld by an erasure that is not published.
+        Else an auditor would for a moment see text withheld by an erasure that is not published. And the map commits to
+        an erasure with exactly the entries before it, so that no entry is taken until it has done so.
         """
         state = self._sequencer.state
         deadline = time.monotonic() + PUBLISH_SECONDS
-        while not preview and self._publisher.published_size < state.size:
+        while not preview and not (
+            self._publisher.published_size >= state.size and self._mapped(state.size, self._store.erasure_count())
+        ):
             if time.monotonic() > deadline or self._stop.wait(0.02):
                 raise MessageRejected("overloaded", "the newest entries are not published; try again when they are")
-        return encode_shred_report(self._shredder.shred(actor_id, state, preview=preview))
+        report = self._shredder.shred(actor_id, state, preview=preview)
+        while report.done and not self._mapped(state.size, self._store.erasure_count()):
+            if self._stop.wait(0.02):
+                # The next process publishes it, before it takes anything.
+                return encode_shred_report(replace(report, scrubbed=False))
+        return encode_shred_report(replace(report, scrubbed=report.scrubbed and not self._mapping.scrub_due()))
+
+    def _mapped(self, size: int, erasures: int) -> bool:
+        if self._mapping.covers(size, erasures):
+            return True
+        self._mapping.hurry.set()
+        return False
 
     def _sequence(self) -> None:
         """Drain the queue in batches. An idle log commits at once; batches form under load."""

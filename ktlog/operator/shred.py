@@ -33,6 +33,7 @@ from ktlog.pkd.actors import Actor, Status
 from ktlog.pkd.erasure import ErasurePlan, map_index, plan_erasure
 from ktlog.sqlitefile import database_errors, open_database
 from ktlog.store.contracts import AMBIGUOUS, LogState, LogStore
+from ktlog.store.mapdb import MapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.encoding import encode_base64
 
@@ -210,7 +211,7 @@ def resume(store: LogStore, journal: Path, now: Callable[[], int]) -> None:
         try_scrub(store)
 
 
-def try_scrub(store: LogStore) -> bool:
+def try_scrub(store: LogStore | MapStore) -> bool:
     """Scrub, and say in the log why that was not possible now: it stays due, and the log goes on meanwhile.
 
     Raises:

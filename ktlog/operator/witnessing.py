@@ -23,7 +23,7 @@ from ktlog.tlog.note import (
     parse_signature_lines,
     verify_line,
 )
-from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, Policy
+from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, VERIFIERS, WITNESSES, Policy
 from ktlog.wire.fetch import Fetcher, Response
 
 CONFLICT_TYPE = "text/x.tlog.size"
@@ -58,6 +58,23 @@ def peers_of(policy: Policy) -> tuple[WitnessPeer, ...]:
         if witness.url is not None:
             by_url.setdefault(witness.url, []).append(witness.vkey)
     return tuple(WitnessPeer(url, tuple(vkeys)) for url, vkeys in by_url.items())
+
+
+def input_policy(policy: Policy) -> Policy:
+    """The part of a publish policy that is for the log itself: verifiers cosign the map's output log only.
+
+    It is the group ``witnesses`` where there is a group ``verifiers`` too, and else the whole policy.
+    """
+    if not {WITNESSES, VERIFIERS} <= policy.groups.keys():
+        return policy
+    kept = {WITNESSES}
+    for name in reversed(list(policy.groups)):  # members are defined before the groups that they are in
+        if name in kept:
+            kept |= set(policy.groups[name].members)
+    return Policy(
+        policy.logs, {name: witness for name, witness in policy.witnesses.items() if name in kept},
+        {name: group for name, group in policy.groups.items() if name in kept}, WITNESSES,
+    )
 
 
 def format_request(old_size: int, proof: Sequence[bytes], checkpoint: bytes) -> bytes:

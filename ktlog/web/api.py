@@ -116,6 +116,7 @@ def info() -> Response:
         "origin": ctx.settings.origin,
         "dialect": ctx.settings.dialect,
         "vkeys": list(ctx.public_keys.vkeys),
+        "map-vkeys": list(ctx.public_keys.map_vkeys),
         # What this log lets pass against the specification, because its operator said so.
         "non-conformant": sorted(ctx.settings.compat_names()),
     })

@@ -19,6 +19,7 @@ from ktlog.web.errors import error_response, register_errors
 from ktlog.web.files import files
 from ktlog.web.guarding import register_waits
 from ktlog.web.history import history
+from ktlog.web.map import directory_map
 from ktlog.web.nodeinfo import nodeinfo
 from ktlog.web.replicas import replica, replicas
 from ktlog.web.signing import register_signing
@@ -44,7 +45,8 @@ def create_app(settings: Settings) -> Flask:
     register_waits(app)
     register_errors(app)
     for blueprint in (
-        files, api, actors, history, activitypub, nodeinfo, status, submissions, totp, cosign, replicas, replica,
+        files, directory_map, api, actors, history, activitypub, nodeinfo, status, submissions, totp, cosign,
+        replicas, replica,
     ):
         app.register_blueprint(blueprint)
 

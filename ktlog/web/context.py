@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.config import Settings
+from ktlog.keymap.output import format_config
 from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.admission import Admission
 from ktlog.operator.authenticate import Authenticator
 from ktlog.operator.cosigning import CosignDesk, load_cosigners
+from ktlog.operator.create import map_config
 from ktlog.operator.directories import Directories
 from ktlog.operator.guard import Guard, parse_networks
 from ktlog.operator.keys import PublicKeys, load_fetch_key, load_seed
 from ktlog.operator.link import SequencerLink
+from ktlog.operator.mapreader import MapReader
 from ktlog.operator.replyqueue import ReplyQueue
 from ktlog.operator.sources import load_sources
 from ktlog.operator.totp import TotpDesk
@@ -23,6 +27,7 @@ from ktlog.pkd.extensions import choose
 from ktlog.pkd.hpke import DecapsulationKey
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.store.contracts import LogStore
+from ktlog.store.mapdb import MapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.web.logview import LogView, Published, Replicas
@@ -42,6 +47,7 @@ class Context:
         self.dialect: Dialect = DIALECTS[settings.dialect]
         self.store: LogStore = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
         self.tiles = TileFiles(settings.tiles)
+        self._map_reader: MapReader | None = None
         self.link = SequencerLink(settings.socket_record)
         self.hpke_key = DecapsulationKey.from_seed(load_seed(settings.keys, "hpke"))
         self.http_ed25519 = Ed25519PrivateKey.from_private_bytes(load_seed(settings.keys, "http-ed25519"))
@@ -96,6 +102,22 @@ class Context:
 
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+    @functools.cached_property
+    def map_tiles(self) -> TileFiles:
+        return TileFiles(self.settings.map_tiles)
+
+    def map_reader(self) -> MapReader | None:
+        """Reads the map; None while there is none. The sequencer makes that of a log which older code began."""
+        if self._map_reader is None:
+            if not self.settings.map_database.exists():
+                return None
+            opened = MapStore.open(
+                self.settings.map_database, origin=self.settings.origin,
+                config=format_config(map_config(self.settings)), read_only=True,
+            )
+            self._map_reader = MapReader(self.store, opened, self.tiles.read, self.map_tiles.read)
+        return self._map_reader
 
     def published(self) -> Published | None:
         """The newest checkpoint of this server's own log."""

@@ -88,7 +88,8 @@ class ReplicaView(LogView):
         return {"replica": {
             "id": self._source.id,
             "ref": self._source.log.url,
-            "checkpoint": None if published is None else published.raw.decode("utf-8"),
+            # The source's head, not ours: with its cosignatures, for whoever has a policy for the source.
+            "checkpoint": "" if published is None else published.raw.decode("utf-8"),
             "last-success": str(load_status(self._source).last_success),
         }}
 

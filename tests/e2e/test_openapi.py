@@ -47,6 +47,7 @@ def log(tmp_path_factory):
         write_settings(log.settings)
         fill(log.desk)
         log.publish()
+        log.publish_map()
         yield log
 
 
@@ -90,14 +91,21 @@ def known_values(log) -> list[tuple[str, dict[str, str], dict[str, str]]]:
         ("/tile/{level}/{number}.p/{width}", {"level": "0", "number": "000", "width": str(size)}, {}),
         ("/tile/entries/{number}.p/{width}", {"number": "000", "width": str(size)}, {}),
         ("/records/{number}.p/{width}", {"number": "000", "width": str(size)}, {}),
+        ("/map/checkpoint/{size}", {"size": "2"}, {}),
+        ("/map/tile/{level}/{number}.p/{width}", {"level": "0", "number": "000", "width": "2"}, {}),
+        ("/map/tile/entries/{number}.p/{width}", {"number": "000", "width": "2"}, {}),
+        ("/map/bundle/{actor_id}", actor, {}),
+        ("/map/bundle/{actor_id}", actor, {"aux": "true", "full": "true", "checkpoint": "true"}),
+        ("/map/bundle/{actor_id}", {"actor_id": f"{ALICE}-whom-nobody-knows"}, {"full": "false"}),
         ("/.well-known/webfinger", {}, {"resource": f"acct:pubkeydir@{ORIGIN}"}),
     ]
 
 
 NEEDS_MORE = {
-    "/api/replica/{replica_id}/history",  # nothing is mirrored
+    *(path for path in DOCUMENT["paths"] if path.startswith("/api/replica/")),  # tests/unit/test_web_replicas.py
     "/api/status/{message_hash}",  # below
     "/tile/{level}/{number}", "/tile/entries/{number}", "/records/{number}",  # 256 entries
+    "/map/tile/{level}/{number}", "/map/tile/entries/{number}",  # 256 leaves
     "/erasures/{number}", "/erasures/{number}.p/{width}",  # erasures
     "/readyz",  # a sequencer
 }

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import random
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
-from ktlog.errors import Forked, Invalid, KtlogError, Stale, StoreError, Unreachable
+from ktlog.errors import Invalid, KtlogError, MessageRejected, Unreachable
 from ktlog.operator import mirror as mirror_module
 from ktlog.operator.mirror import REREAD_SECONDS, Mirror
 from ktlog.operator.sources import PLAINTEXT_SECONDS, load_status
-from ktlog.pkd.erasure import ErasureRecord, map_index
 from ktlog.pkd.keys import encode_public_key
-from ktlog.pkd.messages import AddKey, Fireproof, MoveIdentity
-from ktlog.tlog.checkpoint import Checkpoint
+from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Fireproof, MoveIdentity, RevokeKey
 from ktlog.tlog.encoding import encode_base64
-from ktlog.tlog.note import sign_checkpoint
-from ktlog.tlog.tiles import format_bundle, parse_bundle
 from tests.mirror_world import (
     ALICE,
     BOB,
@@ -26,11 +23,14 @@ from tests.mirror_world import (
     ERIN,
     FRED,
     SourceLog,
-    everything,
+    check_same,
+    edit_record,
     make_mirror,
     mirrored,
+    refused,
+    shown,
 )
-from tests.operator_world import NOW, ORIGIN, log_signers
+from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import public, quick_argon2  # noqa: F401
 
 SIZE = 17
@@ -43,50 +43,11 @@ def log(tmp_path):
     made.close()
 
 
-@pytest.fixture(scope="module")
-def fixed(tmp_path_factory):
-    """For tests that leave the log as it is, and only lie about it."""
-    made = SourceLog(tmp_path_factory.mktemp("fixed") / "log").fill().publish()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def mirror(tmp_path, log):
     made = make_mirror(tmp_path / "mirror", log)
     yield made
     made.close()
-
-
-def check_same(mirror: Mirror, log: SourceLog) -> None:
-    with mirrored(mirror.source) as store:
-        assert everything(store) == everything(log.store)
-        assert not store.scrub_due()
-    size = log.desk.size
-    assert (mirror.status.tree_size, mirror.status.error, mirror.status.erasing) == (size, None, False)
-    assert load_status(mirror.source) == mirror.status
-
-
-def stored(mirror: Mirror):
-    if not mirror.source.database.exists():
-        return None
-    with mirrored(mirror.source) as store:
-        return everything(store)
-
-
-def shown(mirror: Mirror) -> bytes | None:
-    path = mirror.source.tiles / "checkpoint"
-    return path.read_bytes() if path.exists() else None
-
-
-def refused(mirror: Mirror) -> KtlogError:
-    """The error of a poll that must change nothing."""
-    before = stored(mirror), shown(mirror)
-    with pytest.raises(KtlogError) as caught:
-        mirror.poll()
-    assert (stored(mirror), shown(mirror)) == before
-    assert load_status(mirror.source).error == caught.value.name
-    return caught.value
 
 
 # --- what is mirrored
@@ -233,6 +194,41 @@ def test_an_erasure_between_two_requests_begins_the_poll_anew(mirror, log):
     assert log.asked.count("checkpoint") == 3, "a poll, one in vain, and one more"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_and_whenever_it_is_looked_at(tmp_path, seed):
+    """Random messages, most of them refused, and erasures; one mirror looks now and then, one at the end."""
+    chance = random.Random(seed)
+    log = SourceLog(tmp_path / "log").publish()
+    early, late = make_mirror(tmp_path / "early", log), make_mirror(tmp_path / "late", log)
+    people, keys = (ALICE, BOB, CAROL, DAVE), [f"k{number}" for number in range(12)]
+    for time in range(NOW, NOW + 80):
+        who, other, key = chance.choice(people), chance.choice(people), chance.choice(keys)
+        actor = log.store.actor(who)
+        held = [name for name in keys if actor and public(name) in [key.public_key for key in actor.keys]]
+        message = chance.choice([
+            AddKey(who, public(key), time), AddKey(who, public(key), time),
+            RevokeKey(who, public(held[0] if held else key), time), MoveIdentity(who, other, time),
+            BurnDown(other, who, time), AddAuxData(who, "test", str(time), None, time),
+        ])
+        with suppress(MessageRejected):
+            log.desk.send(message, held[-1] if held else key)
+        if time % 30 == 29:
+            log.revoke(held[0] if held else key)
+        if chance.random() < 0.15:
+            log.publish()
+            if chance.random() < 0.5 and (actor := log.store.actor(other)) is not None and actor.status:
+                log.erase(other)
+            if chance.random() < 0.7:
+                early.poll()
+    log.publish()
+    for mirror in (early, late):
+        mirror.poll()
+        check_same(mirror, log)
+        mirror.close()
+    assert log.store.erasure_count() > 1 and log.desk.size > 20 and late.status.taken
+    log.close()
+
+
 # --- rereading
 
 
@@ -248,21 +244,6 @@ def test_every_record_is_compared_twice_a_day(mirror, log):
     assert any(path.startswith("records") for path in log.asked[asked:])
     assert mirror.status.last_reread == log.clock.now
     check_same(mirror, log)
-
-
-def edit_record(leaf_index: int, **members):
-    def edit(body: bytes) -> bytes:
-        lines = body.splitlines()
-        record = json.loads(lines[leaf_index])
-        for name, value in members.items():
-            record[name] = record[name] | value if isinstance(value, dict) else value
-        lines[leaf_index] = json.dumps(record, ensure_ascii=False).encode()
-        return b"\n".join(lines) + b"\n"
-
-    return edit
-
-
-WITHHELD = edit_record(0, plain={"actor": None, "public-key": None}, withheld=True, salts={})
 
 
 @pytest.mark.parametrize(("lie", "name"), [
@@ -312,144 +293,6 @@ def test_a_source_not_heard_of_for_seven_days_is_not_shown(mirror, log):
     mirror.poll()
     assert mirror.status.may_show_plaintext(NOW + PLAINTEXT_SECONDS)
     assert not mirror.status.may_show_plaintext(NOW + PLAINTEXT_SECONDS + 1)
-
-
-# --- lies
-
-
-def entries_but(change):
-    return lambda body: format_bundle(change(parse_bundle(body, SIZE)))
-
-
-@pytest.mark.parametrize(("path", "lie", "name"), [
-    ("records/000.p/17", edit_record(0, plain={"actor": CAROL}), "PlaintextMismatch"),
-    ("records/000.p/17", edit_record(0, message="{}"), "BadEntry"),
-    ("records/000.p/17", edit_record(0, salts={"public-key": encode_base64(bytes(32))}), "BadRecord"),
-    ("records/000.p/17", edit_record(3, **{"leaf-index": 4}), "BadRecord"),
-    ("records/000.p/17", edit_record(0, withheld=True), "BadRecord"),
-    ("records/000.p/17", WITHHELD, "RecordWithheld"),
-    ("records/000.p/17", lambda body: body[:-1], "BadRecords"),
-    ("records/000.p/17", lambda body: b"".join(body.splitlines(keepends=True)[:-1]), "BadRecords"),
-    ("records/000.p/17", lambda body: 404, "MissingFile"),
-    ("records/000.p/17", lambda body: 500, "BadStatus"),
-    ("tile/entries/000.p/17", entries_but(lambda entries: entries[:-1]), "BadEntryBundle"),
-    ("tile/entries/000.p/17", entries_but(lambda entries: [*entries[:4], entries[5], entries[4], *entries[6:]]),
-     "BadEntryProof"),
-    ("tile/entries/000.p/17", lambda body: 404, "MissingFile"),
-    ("tile/0/000.p/17", lambda body: bytes(len(body)), "BadTile"),
-    ("leaf-keys", lambda body: json.dumps({"leaf-keys": [encode_public_key(public("a"))]}).encode(), "BadLeafSignature"),
-    ("leaf-keys", lambda body: b"[]", "MalformedAnswer"),
-    ("erasures", lambda body: b"[]", "BadErasures"),
-    ("erasures", lambda body: 404, "MissingFile"),
-    ("checkpoint", lambda body: 404, "NoCheckpoint"),
-    ("checkpoint", lambda body: body.replace(b"\n17\n", b"\n18\n"), "BadLogSignature"),
-    ("checkpoint", lambda body: b"\n".join(body.split(b"\n")[:6]) + b"\n", "TooFewWitnesses"),
-])
-def test_a_lie_stops_the_mirror_and_nothing_of_it_is_stored(tmp_path, fixed, path, lie, name, monkeypatch):
-    log, mirror = fixed, make_mirror(tmp_path, fixed)
-    monkeypatch.setattr(mirror_module, "SAMPLE", 256)
-    log.lies[path] = lie
-    assert refused(mirror).name == name
-    assert stored(mirror) is None
-    log.lies.clear()
-    mirror.poll()
-    check_same(mirror, log)
-    mirror.close()
-
-
-def test_a_message_that_breaks_a_rule_is_not_mirrored(mirror, log):
-    mirror.poll()
-    log.force(AddKey(CAROL, public("m"), NOW + 50), "m")  # signed by itself, and Carol has keys
-    log.publish()
-    assert refused(mirror).name == "BadTransition"
-
-
-def test_a_tree_that_is_not_an_extension_of_the_one_mirrored(tmp_path, mirror, log):
-    mirror.poll()
-    other = SourceLog(tmp_path / "other", log.clock)
-    for number in range(20):
-        other.desk.send(AddKey(f"https://example.net/users/{number}", public("g"), NOW + number), "g")
-    other.publish()
-    log._client = other._client
-    error = refused(mirror)
-    assert isinstance(error, Forked) and error.name == "Inconsistent"
-    (evidence,) = mirror.source.directory.glob("evidence-*.txt")
-    assert evidence.read_bytes() == error.evidence
-    with pytest.raises(StoreError, match="MirrorStopped"):
-        mirror.poll()
-    assert not load_status(mirror.source).may_show_plaintext(log.clock.now)
-    other.close()
-
-
-def test_two_roots_for_one_size_convict_the_source(mirror, log):
-    mirror.poll()
-    fork = sign_checkpoint(Checkpoint(ORIGIN, SIZE, bytes(32)), list(log_signers()), NOW)
-    log.lies["checkpoint"] = lambda body: fork
-    error = refused(mirror)
-    assert isinstance(error, Forked) and error.name == "TwoRoots" and error.evidence
-
-
-def test_a_source_that_shows_an_older_tree_or_an_old_head(mirror, log):
-    older = log.get(f"https://{ORIGIN}/checkpoint").body
-    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
-    log.publish()
-    mirror.poll()
-    log.lies["checkpoint"] = lambda body: older
-    assert (type(error := refused(mirror)), error.name) == (Stale, "RolledBack")
-    log.lies.clear()
-    log.clock.now += 3601
-    assert (type(error := refused(mirror)), error.name) == (Stale, "OldCosignatures")
-
-
-def test_a_head_that_was_verified_is_remembered_also_when_nothing_else_worked(mirror, log):
-    older = log.get(f"https://{ORIGIN}/checkpoint").body
-    log.desk.send(AddKey(BOB, public("b2"), NOW + 50), "b2")
-    log.publish()
-    log.lies["tile/entries/000.p/18"] = lambda body: Unreachable("Timeout", "no answer")
-    assert refused(mirror).name == "Timeout"
-    log.lies = {"checkpoint": lambda body: older}
-    assert refused(mirror).name == "RolledBack"
-
-
-def test_an_erasure_log_that_forgets(mirror, log):
-    log.erase(ALICE)
-    mirror.poll()
-    log.tell_erasures()
-    assert refused(mirror).name == "BadErasures"
-    assert not load_status(mirror.source).may_show_plaintext(log.clock.now)
-
-
-def test_an_erasure_that_is_not_told(mirror, log):
-    log.erase(ALICE)
-    log.tell_erasures()
-    assert refused(mirror).name == "RecordWithheld"
-    assert stored(mirror) is None
-
-
-def test_an_erasure_that_says_it_was_long_ago(mirror, log):
-    """An erasure appears with the first checkpoint that covers it. Later it could rewrite what was."""
-    mirror.poll()
-    log.tell_erasures(ErasureRecord(SIZE - 1, map_index(ORIGIN, ALICE), 7, 1, 6, ()))
-    assert refused(mirror).name == "BadErasure"
-
-
-@pytest.mark.parametrize("change", [
-    {"index": map_index(ORIGIN, "https://example.com/users/nobody")},  # Dave's text goes in somebody else's name
-    {"index": map_index(ORIGIN, FRED)},  # who is still readable
-    {"newly_withheld": 9},  # more than is gone
-    {"newly_withheld": 1},  # less
-])
-def test_an_erasure_that_is_not_what_it_says(mirror, log, change):
-    mirror.poll()
-    log.erase(DAVE)
-    (record,) = log.store.erasures(0, 1)
-    log.tell_erasures(replace(record, **change))
-    assert refused(mirror).name in ("BadErasure", "NotErased", "RecordWithheld")
-    status = load_status(mirror.source)
-    assert status.erasing and not status.may_show_plaintext(log.clock.now)
-    log.lies.clear()
-    mirror.poll()
-    check_same(mirror, log)
 
 
 def test_a_mirror_in_a_directory_of_another_log_is_refused(mirror, log):

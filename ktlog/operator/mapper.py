@@ -1,0 +1,148 @@
+"""What the directory map has to change, worked out from one snapshot of the log's store.
+
+Incremental: only whom entries touched, and whom erasures took, since the map as it stands. Nothing here writes.
+
+Spec: directory map §1, §2, §5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ktlog.errors import EncodingError, StoreError
+from ktlog.keymap.value import (
+    commit_value,
+    derive_opening,
+    encode_value,
+    history_leaf,
+    tombstone,
+    value_of,
+)
+from ktlog.pkd.actors import Role, Status
+from ktlog.pkd.erasure import ErasureRecord, encode_erasure_record, map_index
+from ktlog.store.contracts import LogStore
+from ktlog.store.mapdb import Dead, Live, MapState, MapStore
+from ktlog.tlog.tree import EMPTY_ROOT, Frontier, hash_leaf
+
+ERASURES_AT_A_TIME = 1024
+
+Touch = tuple[int, str, int]
+"""leaf index, actor id, role"""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the next output leaf is about, but for its time and the map root, and the changes that lead there."""
+
+    input_size: int
+    input_root: bytes
+    erasures: int
+    erasures_root: bytes
+    changes: tuple[Live | Dead, ...]
+
+
+class Mapper:
+    """Drafts changes of *state*, a map of the log in *store*. One thread at a time; both are read only."""
+
+    def __init__(self, store: LogStore, map_store: MapStore) -> None:
+        self._store = store
+        self._map = map_store
+        self._erasures = Frontier()
+
+    def draft(self, state: MapState) -> Draft:
+        """All that happened since *state*, as of the newest entry.
+
+        Raises:
+            StoreError: ``LateErasure``: an erasure was not mapped before the next entry; ``Corrupt``.
+        """
+        with self._store.snapshot():
+            log, erasures = self._store.state(), self._store.erasure_count()
+            records = self._store.erasures(state.erasures, erasures)
+            # An erasure is first committed to with exactly its input size. The very first map stands for all before.
+            if state.output.size > 1 and any(record.input_size != log.size for record in records):
+                raise StoreError("LateErasure", "entries were taken before the map had the erasure before them")
+            dead = self._dead(records, state.erasures)
+            touches = self._store.touched(state.input_size, log.size)
+            live = self._live(touches, dead.keys())
+            changes: dict[bytes, Live | Dead] = {**dead, **{change.index: change for change in live}}
+            return Draft(
+                log.size, log.root, erasures, self._erasures_root(erasures),
+                tuple(change for _index, change in sorted(changes.items())),
+            )
+
+    def erasures_root(self, size: int) -> bytes:
+        """RFC 9162 root of the first *size* erasure records."""
+        with self._store.snapshot():
+            return self._erasures_root(size)
+
+    def _erasures_root(self, size: int) -> bytes:
+        if size < self._erasures.size:
+            self._erasures = Frontier()
+        while (have := self._erasures.size) < size:
+            records = self._store.erasures(have, min(have + ERASURES_AT_A_TIME, size))
+            self._erasures = self._erasures.extend(hash_leaf(encode_erasure_record(record)) for record in records)
+        return self._erasures.root()
+
+    def _dead(self, records: Sequence[ErasureRecord], first: int) -> dict[bytes, Dead]:
+        """By index, the newest erasure of it."""
+        return {
+            record.index: Dead(
+                record.index, tombstone(self._store.origin, record.index, record.version, record.generation, number),
+                record.version, record.generation, number,
+            )
+            for number, record in enumerate(records, first)
+        }
+
+    def _live(self, touches: Sequence[Touch], erased: object) -> list[Live]:
+        """The values of whom *touches* name, who are all alive: an erased actor's rows are gone."""
+        indexes = {actor_id: map_index(self._store.origin, actor_id) for _leaf, actor_id, _role in touches}
+        afresh = {actor_id for actor_id, index in indexes.items() if index in erased}  # type: ignore[operator]
+        trees: dict[str, Frontier] = {}
+        for actor_id, index in indexes.items():
+            before = None if actor_id in afresh else self._map.live(index)
+            trees[actor_id] = Frontier() if before is None else _frontier(before.history)
+        news = grow_histories(touches, trees)
+        return [
+            self._value(actor_id, index, trees[actor_id], tuple(news[actor_id]), actor_id in afresh)
+            for actor_id, index in indexes.items()
+        ]
+
+    def _value(self, actor_id: str, index: bytes, tree: Frontier, news: tuple[bytes, ...], afresh: bool) -> Live:
+        actor, salt = self._store.actor(actor_id), self._store.salt(actor_id)
+        if actor is None or actor.status == Status.ERASED or salt is None:
+            raise StoreError("Corrupt", f"somebody with a history has no {'salt' if salt is None else 'state'}")
+        value = encode_value(value_of(actor, tree.size, tree.root()))
+        opening = derive_opening(salt, actor.version)
+        commitment = commit_value(index, actor.version, value, opening)
+        return Live(index, commitment, value, opening, tree.encode(), news, afresh)
+
+
+def grow_histories(touches: Sequence[Touch], trees: dict[str, Frontier]) -> Mapping[str, list[bytes]]:
+    """Append to *trees*, by actor id, what *touches* (ascending by leaf) add; returns the leaves of each.
+
+    A leaf of somebody who moved in holds where the old name's history stood before the move. If that name was
+    erased before its move was mapped, which happens to logs older than their map only, it holds an empty tree's.
+    """
+    news: dict[str, list[bytes]] = {actor_id: [] for actor_id in trees}
+    at = 0
+    while at < len(touches):
+        end = at
+        while end < len(touches) and touches[end][0] == touches[at][0]:
+            end += 1
+        entry = touches[at:end]
+        left = next((trees[actor_id] for _, actor_id, role in entry if role == Role.MOVED_OUT), None)
+        before = (0, EMPTY_ROOT) if left is None else (left.size, left.root())
+        for leaf_index, actor_id, role in entry:
+            leaf = history_leaf(role, leaf_index, before if role == Role.MOVED_IN else None)
+            news[actor_id].append(leaf)
+            trees[actor_id] = trees[actor_id].append(hash_leaf(leaf))
+        at = end
+    return news
+
+
+def _frontier(encoded: bytes) -> Frontier:
+    try:
+        return Frontier.decode(encoded)
+    except EncodingError as error:
+        raise StoreError("Corrupt", f"a stored history: {error.message}") from error

@@ -1,0 +1,408 @@
+"""The map's cycle: one output leaf at a time, and nothing is shown before its cosigners have seen it.
+
+A leaf goes through these steps, and a process that dies at any of them goes on with the same leaf:
+
+1. a draft, read in one snapshot of the log's store; its entries are then published (publisher.py);
+2. inside one open transaction of the map's store, which readers do not see: the new map root, and with it the
+   leaf, durable in ``DIR/map-pending`` before it is hashed for anybody;
+3. the output log's tiles; its head, recorded before it is signed; the signatures; the cosignatures;
+4. the quorum: leaf and signed checkpoint are committed together with the map they speak of. Without it the
+   transaction is undone, and the same leaf is offered again later.
+
+So what the map's store holds is what was published, or is published by the next process; never two leaves for one
+index, and never a value that the cosigned root does not commit to.
+
+Spec: directory map §6; design decisions 7 and 14.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ktlog.config import Settings
+from ktlog.durable import reach
+from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
+from ktlog.keymap.output import (
+    OutputLeaf,
+    format_config,
+    format_leaf,
+    hash_config,
+    map_origin,
+    parse_leaf,
+)
+from ktlog.operator.create import map_config
+from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
+from ktlog.operator.mappending import Pending, load_pending, remove_pending, write_pending
+from ktlog.operator.mapper import Draft, Mapper
+from ktlog.operator.nodes import LogNodes, write_tree
+from ktlog.operator.shred import try_scrub
+from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
+from ktlog.store.contracts import LogStore
+from ktlog.store.mapdb import MapState, MapStore
+from ktlog.store.tilefiles import TileFiles
+from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
+from ktlog.tlog.note import Note, Signer, format_note, open_note
+from ktlog.tlog.policy import Policy
+from ktlog.tlog.tree import hash_leaf, prove_consistency, root_hash
+from ktlog.wire.fetch import Fetcher
+
+# In commit order. A test kills the process at each.
+HOOKS = (
+    "mapping.pending",
+    "mapping.tiles_written",
+    "mapping.head_recorded",
+    "mapping.signed",
+    "mapping.cosigned",
+    "mapping.committed",
+    "mapping.published",
+    "mapping.finished",
+)
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 16.0
+SCRUB_PAUSE_SECONDS = 60.0
+
+log = logging.getLogger("ktlog.map")
+
+
+class _OutputTree:
+    """The output log as it is stored, and the leaf that the open transaction adds to it."""
+
+    def __init__(self, reader: MapStore, size: int, news: tuple[bytes, ...] = ()) -> None:
+        self._reader = reader
+        self._stored = size
+        self._news = news
+        self.size = size + len(news)
+
+    def state(self) -> _OutputTree:
+        return self
+
+    def leaf_hashes(self, start: int, end: int) -> Sequence[bytes]:
+        stored = self._reader.output_hashes(start, min(end, self._stored)) if start < self._stored else ()
+        return (*stored, *(hash_leaf(leaf) for leaf in self._new(start, end)))
+
+    def entries(self, start: int, end: int) -> Sequence[bytes]:
+        stored = self._reader.output_leaves(start, min(end, self._stored)) if start < self._stored else ()
+        return (*stored, *self._new(start, end))
+
+    def _new(self, start: int, end: int) -> Sequence[bytes]:
+        return self._news[max(0, start - self._stored) : max(0, end - self._stored)]
+
+
+class MapCycle:
+    """Keeps the map of one log and publishes its output log. One thread but for what says otherwise.
+
+    Args:
+        store: the log's, for reading. signers: of the output log. policy: the whole publish policy.
+        now: Unix seconds. ticks: seconds of a clock that never goes back.
+
+    Raises:
+        StoreError: the map, the log and what was signed contradict each other.
+    """
+
+    def __init__(
+        self, *, settings: Settings, store: LogStore, signers: tuple[Signer, ...], policy: Policy, fetcher: Fetcher,
+        now: Callable[[], int], ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._signers = signers
+        self._policy = policy
+        self._peers = peers_of(policy)
+        self._fetcher = fetcher
+        self._now = now
+        self._ticks = ticks
+        self._pool = ThreadPoolExecutor(max(1, len(self._peers)), "map-cosigner")
+        self._origin = map_origin(settings.origin)
+        config = map_config(settings)
+        self._config = hash_config(config)
+        opened = {"origin": settings.origin, "config": format_config(config)}
+        self._map = MapStore.open(settings.map_database, **opened)
+        self._reader = MapStore.open(settings.map_database, **opened, read_only=True)
+        self._tiles = TileFiles(settings.map_tiles)
+        self._mapper = Mapper(store, self._reader)
+        self._state = self._map.state()
+        self._last: OutputLeaf | None = None
+        self._last_tick = float("-inf")
+        self._next_try = self._next_scrub = float("-inf")
+        self._pause = FIRST_PAUSE_SECONDS
+        self._compared = False
+        self._announce = True
+        self._own_note: bytes | None = None
+        self._tiles_size = 0
+        self._pending: Pending | None = None
+        self.hurry = threading.Event()
+        """Set by any thread that waits for the next leaf."""
+        self._load()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._map.close()
+        self._reader.close()
+
+    # For other threads
+
+    @property
+    def input_size(self) -> int:
+        """How many entries the published map covers."""
+        return self._state.input_size
+
+    @property
+    def erasures(self) -> int:
+        """How many erasures the published map commits to."""
+        return self._state.erasures
+
+    def covers(self, input_size: int, erasures: int) -> bool:
+        """Whether the published map is of exactly that many entries and erasures."""
+        state = self._state
+        return state.output.size > 1 and (state.input_size, state.erasures) == (input_size, erasures)
+
+    def scrub_due(self) -> bool:
+        return self._reader.scrub_due()
+
+    # At the start
+
+    def _load(self) -> None:
+        state = self._state
+        self._check_head(state)
+        self._load_pending(state)
+        if state.output.size > 1:
+            self._load_published(state)
+
+    def _check_head(self, state: MapState) -> None:
+        head = load_signed_head(self._settings.map_signed_head)
+        size = state.output.size
+        if (head.size if head else 1) < size:
+            raise StoreError(
+                "SignedHeadLost", f"the map's log has {size} leaves; {self._settings.map_signed_head} does not know it",
+                hint="The file was lost or restored from an older copy. Restore the newest one before serving.",
+            )
+        if head is not None and head.size > size + 1:
+            raise _restored(f"the map's log was signed at {head.size} leaves; {self._settings.map_database} has {size}")
+        if head is not None and head.size == size and head.root != state.output.root():
+            raise _restored("the map's log has another root than the one that was signed")
+
+    def _load_pending(self, state: MapState) -> None:
+        pending = load_pending(self._settings.map_pending)
+        head = load_signed_head(self._settings.map_signed_head)
+        size = state.output.size
+        if pending is not None and pending.leaf_index > size:
+            raise _restored(f"a leaf {pending.leaf_index} of the map's log is pending; the map has {size} leaves")
+        if pending is not None and pending.leaf_index < size:
+            remove_pending(self._settings.map_pending)
+            pending = None
+        if head is not None and head.size > size and pending is None:
+            raise StoreError(
+                "PendingLost", f"{self._settings.map_pending} is gone, and its leaf was signed",
+                hint="Restore it: another leaf in its place would be a fork.",
+            )
+        self._pending = pending
+
+    def _load_published(self, state: MapState) -> None:
+        """The newest leaf, its checkpoint and the log's store must agree."""
+        size = state.output.size
+        try:
+            leaf = parse_leaf(self._map.output_leaves(size - 1, size)[0])
+            note, checkpoint = parse_signed_checkpoint(self._map.checkpoint(size) or b"")
+            own = open_note(note, [signer.vkey for signer in self._signers])
+        except (EncodingError, Invalid) as error:
+            raise StoreError("Corrupt", f"{self._settings.map_database}: its newest leaf: {error}") from None
+        if not own or checkpoint != Checkpoint(self._origin, size, state.output.root()):
+            raise StoreError("Corrupt", f"{self._settings.map_database}: its newest checkpoint is not of this log")
+        if (leaf.input_size, leaf.erasures, leaf.map_root) != (state.input_size, state.erasures, state.root):
+            raise StoreError("Corrupt", f"{self._settings.map_database}: it is not what its newest leaf says")
+        self._check_log(leaf)
+        self._last = leaf
+        self._own_note = format_note(Note(note.text, tuple(one.line for one in own)))
+        published = self._tiles.checkpoint()
+        # The file is a copy. A process may have died before it made it.
+        self._tiles_size = size if published is not None and published == self._map.checkpoint(size) else 0
+        if not self._tiles_size:
+            self._write_tiles(_OutputTree(self._reader, size), state.output.root())
+            self._tiles.publish_checkpoint(format_note(note))
+
+    def _check_log(self, leaf: OutputLeaf) -> None:
+        """The log must still have what the published map is derived from."""
+        log_size, erasures = self._store.state().size, self._store.erasure_count()
+        if log_size < leaf.input_size or self._store.root_after(leaf.input_size) != leaf.input_root:
+            raise _restored(
+                f"the published map covers {leaf.input_size} entries; the log has {log_size}, or other ones"
+            )
+        if erasures < leaf.erasures or self._mapper.erasures_root(leaf.erasures) != leaf.erasures_root:
+            raise StoreError(
+                "ErasureUndone", f"the published map commits to {leaf.erasures} erasures; the store has {erasures}",
+                hint="The store was restored from a copy made before an erasure. Restore a newer one.",
+            )
+
+    # The cycle
+
+    def draft_if_due(self) -> Draft | None:
+        """What the next leaf is to say, if it is time for one and none is pending."""
+        if self._pending is not None or self._ticks() < self._next_try or not self._is_due():
+            return None
+        return self._mapper.draft(self._state)
+
+    def _is_due(self) -> bool:
+        state = self._state
+        if self._last is None or self._store.erasure_count() > state.erasures:
+            return True
+        heartbeat = self._settings.heartbeat_seconds
+        if self._now() - self._last.time >= max(1, heartbeat - min(60, heartbeat // 2)):
+            return True
+        if self._store.state().size == state.input_size:
+            return False
+        waited = self._ticks() - self._last_tick
+        return self.hurry.is_set() or waited >= self._settings.map_interval_ms / 1000
+
+    def tend(self, draft: Draft | None) -> None:
+        """Publish the pending leaf, or one for *draft*, whose entries are published. Too few cosigners: later.
+
+        Raises:
+            StoreError: the process must end.
+        """
+        self._scrub_if_due()
+        if (draft is None and self._pending is None) or self._ticks() < self._next_try:
+            return
+        try:
+            self._compare()
+            self._publish(draft)
+            self._pause = FIRST_PAUSE_SECONDS
+        except KtlogError as error:
+            # As in publisher.py: only the witnesses and the clock get better by themselves.
+            if isinstance(error, StoreError) and error.name != "ClockWentBack":
+                raise
+            log.error("the map is not published: %s", error.diagnostics())
+            self._announce = True
+            self._next_try = self._ticks() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+
+    def _compare(self) -> None:
+        """Once, before anything is signed: have the cosigners seen more of the output log than this disk knows?"""
+        if self._compared:
+            return
+        head = load_signed_head(self._settings.map_signed_head)
+        heads = KnownHeads(
+            self._origin, tuple(signer.vkey for signer in self._signers), self._own_note,
+            self._state.output.size if self._own_note else 0, 0 if head is None else head.size,
+        )
+        vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
+        if not self._policy.satisfied(vkeys):
+            have, need = self._policy.shortfall(vkeys)
+            why = "; ".join(f"{url}: {failure}" for url, failure in failures.items())
+            raise PolicyUnmet(
+                "NotCompared", f"{have} cosigners confirm that this is no older copy of the map, {need} are needed."
+                f" {why}", have=have, need=need,
+            )
+        self._compared = True
+
+    def _publish(self, draft: Draft | None) -> None:
+        draft = draft if self._pending is None else self._pending.draft
+        if draft is None:
+            return
+        note: list[bytes] = []
+
+        def seal(after: MapState, leaf: bytes) -> bytes:
+            note.append(self._seal(after, leaf))
+            return note[0]
+
+        after = self._map.update(
+            draft.changes, expected=self._state, input_size=draft.input_size, erasures=draft.erasures,
+            make_leaf=lambda root: self._make_leaf(draft, root), seal=seal,
+        )
+        reach("mapping.committed")
+        self._tiles.publish_checkpoint(note[0])
+        reach("mapping.published")
+        self._finish(after)
+
+    def _make_leaf(self, draft: Draft, root: bytes) -> bytes:
+        """The leaf for *draft*, made once: a retry finds it pending."""
+        if self._pending is None:
+            last = 0 if self._last is None else self._last.time
+            leaf = format_leaf(OutputLeaf(
+                self._config, max(self._now(), last), draft.input_size, draft.input_root, draft.erasures,
+                draft.erasures_root, root,
+            ))
+            pending = Pending(self._state.output.size, leaf, draft)
+            write_pending(self._settings.map_pending, pending)
+            self._pending = pending
+            reach("mapping.pending")
+        elif parse_leaf(self._pending.leaf).map_root != root:
+            raise StoreError("Corrupt", "the pending changes lead to another map root than the pending leaf says")
+        return self._pending.leaf
+
+    def _seal(self, after: MapState, leaf: bytes) -> bytes:
+        """The checkpoint that ends with *leaf*, with its quorum.
+
+        Raises:
+            PolicyUnmet: ``TooFewWitnesses``, ``TooFewVerifiers``. StoreError: those of signing.
+        """
+        size, root = after.output.size, after.output.root()
+        tree = _OutputTree(self._reader, size - 1, (leaf,))
+        self._write_tiles(tree, root)
+        reach("mapping.tiles_written")
+        now = self._now()
+        nodes = LogNodes(tree, self._tiles.read, size)
+        head = SignedHead(size, root, now)
+        check_successor(
+            load_signed_head(self._settings.map_signed_head), head,
+            lambda earlier: root if earlier == size else root_hash(earlier, nodes),
+        )
+        record_signed_head(self._settings.map_signed_head, head)
+        reach("mapping.head_recorded")
+        text = format_checkpoint(Checkpoint(self._origin, size, root))
+        lines = tuple(signer.sign(text, now) for signer in self._signers)
+        reach("mapping.signed")
+        cosigned = collect_cosignatures(
+            self._fetcher, self._peers, format_note(Note(text, lines)), text, size,
+            lambda old, new: prove_consistency(old, new, nodes), self._pool, self._now,
+        )
+        for url, failure in cosigned.failures.items():
+            log.warning("no cosignature for the map from %s: %s", url, failure)
+        reach("mapping.cosigned")
+        vkeys = [verified.vkey for verified in cosigned.verified]
+        if not self._policy.satisfied(vkeys):
+            have, need = self._policy.shortfall(vkeys)
+            raise PolicyUnmet(
+                "TooFewWitnesses", f"of the map's cosigners for size {size}, {have} count and the policy needs {need}",
+                have=have, need=need,
+            )
+        if self._announce:
+            names = sorted({verified.vkey.name for verified in cosigned.verified})
+            log.warning("the map is published: %d leaves, cosigned by %s", size, ", ".join(names))
+            self._announce = False
+        self._own_note = format_note(Note(text, lines))
+        return format_note(Note(text, lines + tuple(verified.line for verified in cosigned.verified)))
+
+    def _finish(self, after: MapState) -> None:
+        remove_pending(self._settings.map_pending)
+        reach("mapping.finished")
+        if self._pending is not None:
+            self._last = parse_leaf(self._pending.leaf)
+        self._pending = None
+        self._next_scrub = self._last_tick = self._ticks()
+        self._scrub_if_due()
+        self.hurry.clear()
+        # Last: whoever waits for this may rely on all of the above.
+        self._state = after
+
+    def _scrub_if_due(self) -> None:
+        if self._ticks() < self._next_scrub or not self._map.scrub_due():
+            return
+        self._next_scrub = self._ticks() + SCRUB_PAUSE_SECONDS
+        try_scrub(self._map)
+
+    def _write_tiles(self, tree: _OutputTree, root: bytes) -> None:
+        if tree.size != self._tiles_size:
+            write_tree(self._tiles, tree, tree.entries, self._tiles_size, tree.size, root)
+            self._tiles_size = tree.size
+
+
+def _restored(what: str) -> StoreError:
+    return StoreError(
+        "MapRestored", what,
+        hint="A file looks restored from an older copy. Signing on would fork: restore the newest.",
+    )
