@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ktlog.errors import NotLogged
 from ktlog.pkd.keys import encode_public_key, encode_root
 from ktlog.pkd.state import Aux, Cause, Key, Status
 
@@ -32,6 +33,25 @@ NOT_PROVEN = (
 )
 """What no answer of this version claims."""
 
+_NEVER_PROVEN = (
+    "that nothing was left out, if every verifier counted here lies",
+    "that the first key of this generation came from the person: the instance says so, and the log alone could",
+    "that the handle means this actor id: WebFinger says so, and the pin remembers it",
+)
+NOT_PROVEN_BY_LIGHT = (
+    *_NEVER_PROVEN,
+    "that each key was signed for by an earlier one: the verifiers say so; the full check shows it",
+)
+"""What the map alone does not prove of a present actor."""
+NOT_PROVEN_BY_FULL = _NEVER_PROVEN
+"""What not even the full check proves."""
+NOT_PROVEN_OF_ERASED = (
+    "that the erasure was lawful, or that no copies are left",
+    "that this holds if every verifier counted here lies",
+    "that the handle means this actor id: WebFinger says so, and the pin remembers it",
+)
+NOT_PROVEN_OF_ABSENT = NOT_PROVEN_OF_ERASED[1:]
+
 TAKEN_NOT_PROVEN = (
     "that what is taken is true: a log can write such a message and say that its author was erased"
 )
@@ -45,14 +65,69 @@ class PendingMessage:
     ``removes`` lists the key ids that it takes out of ``usable_keys``.
     """
 
-    leaf_index: int
+    leaf_index: int | None
+    """None when the log's answer did not say it."""
     action: str
     removes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ProvenKey:
+    """A key that the map lists; the same attributes as :class:`ktlog.pkd.state.Key`.
+
+    created: Unix seconds as its AddKey claims; None in a light answer, which does not show the AddKey.
+    """
+
+    public_key: bytes
+    key_id: str
+    leaf_index: int
+    created: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenAux:
+    """Auxiliary data that the map lists. aux_data is None when the log did not send the text."""
+
+    aux_type: str
+    aux_id: str
+    aux_data: str | None
+    leaf_index: int
+    created: int | None = None
+
+
+@dataclass(frozen=True)
+class MapBasis:
+    """The directory map that a proven answer was read from.
+
+    Attributes:
+        size, root_hash: of the output log's checkpoint.
+        time: Unix seconds at which the operator made this map.
+        erasures: that this log ever made, of anybody.
+        full: the messages behind the answer were checked too.
+        linked: the checkpoint was compared with an earlier one that was trusted, or is the first one seen.
+            False for an answer that was verified without any memory.
+    """
+
+    size: int
+    root_hash: bytes
+    time: int
+    erasures: int
+    full: bool
+    linked: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "size": self.size, "root": self.root_hash.hex(), "time": self.time, "erasures": self.erasures,
+            "full": self.full, "linked": self.linked,
+        }
+
+
 @dataclass(frozen=True)
 class Present:
-    """The keys of an actor, as far as the log shows them, after every check in ``checks`` passed.
+    """The keys of an actor after every check in ``checks`` passed.
+
+    With a ``map`` the list is proven to be complete and current, as far as one of the verifiers counted
+    is honest. Without one it is what the log chose to show, and nothing more.
 
     Attributes:
         actor_id: the canonical https URL that was looked up.
@@ -78,20 +153,22 @@ class Present:
             it is believed on the word of whoever checked it in time.
         not_proven: what an answer of this version never proves.
         pending: messages accepted but not published yet.
+        map: the map it was read from; None when the policy names no verifiers for this log.
+        bundle: what to keep in order to prove this answer offline, later, to anybody.
     """
 
     actor_id: str
     handle: str | None
     origin: str
-    keys: tuple[Key, ...]
-    usable_keys: tuple[Key, ...]
-    aux: tuple[Aux, ...]
+    keys: tuple[Key | ProvenKey, ...]
+    usable_keys: tuple[Key | ProvenKey, ...]
+    aux: tuple[Aux | ProvenAux, ...]
     fireproof: bool
     status: str
     cause: str
     version: int
     generation: int
-    new_keys: tuple[Key, ...]
+    new_keys: tuple[Key | ProvenKey, ...]
     gone_keys: tuple[str, ...]
     reset: str | None
     tree_size: int
@@ -102,6 +179,15 @@ class Present:
     pending: tuple[PendingMessage, ...] = ()
     taken: tuple[str, ...] = ()
     not_proven: tuple[str, ...] = NOT_PROVEN
+    map: MapBasis | None = None
+    bundle: bytes | None = field(default=None, repr=False, compare=False)
+
+    def key(self, key_id: str) -> Key | ProvenKey:
+        """The active key of that id. Raises NotLogged(``UnlistedKey``)."""
+        for key in self.keys:
+            if key.key_id == key_id:
+                return key
+        raise NotLogged("UnlistedKey", f"{self.actor_id} has no active key {key_id[:64]!a}")
 
     def as_dict(self) -> dict[str, Any]:
         """The answer for a machine: what ``ktlog lookup --json`` prints."""
@@ -139,9 +225,84 @@ class Present:
             "cosigners": list(self.cosigners),
             "checks": list(self.checks),
             "taken": list(self.taken),
-            "pending": [
-                {"leaf-index": item.leaf_index, "action": item.action, "removes": list(item.removes)}
-                for item in self.pending
-            ],
+            "pending": _pending_list(self.pending),
             "not-proven": list(self.not_proven),
+            "map": None if self.map is None else self.map.as_dict(),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Absent:
+    """What the two answers without keys have in common; the attributes are those of :class:`Present`."""
+
+    actor_id: str
+    handle: str | None
+    origin: str
+    gone_keys: tuple[str, ...]
+    reset: str | None
+    tree_size: int
+    root_hash: bytes
+    as_of: int
+    cosigners: tuple[str, ...]
+    checks: tuple[str, ...]
+    not_proven: tuple[str, ...]
+    map: MapBasis
+    pending: tuple[PendingMessage, ...] = ()
+    bundle: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def keys(self) -> tuple[()]:
+        """None: a loop over the keys of any answer encrypts to nobody who has none."""
+        return ()
+
+    @property
+    def usable_keys(self) -> tuple[()]:
+        return ()
+
+    @property
+    def new_keys(self) -> tuple[()]:
+        return ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer for a machine: what ``ktlog lookup --json`` prints."""
+        return {
+            "answer": _NAMES[type(self)], "actor-id": self.actor_id, "handle": self.handle, "origin": self.origin,
+            "keys": [], "gone-keys": list(self.gone_keys), "reset": self.reset, "tree-size": self.tree_size,
+            "merkle-root": encode_root(self.root_hash), "as-of": self.as_of, "cosigners": list(self.cosigners),
+            "checks": list(self.checks), "pending": _pending_list(self.pending),
+            "not-proven": list(self.not_proven), "map": self.map.as_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased(_Absent):
+    """Proven: the log erased the actor, and there is nothing since.
+
+    erasure_number: counts the erasures of the log, from 0. version, generation: as the erasure left them.
+    """
+
+    version: int
+    generation: int
+    erasure_number: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {
+            "version": self.version, "generation": self.generation, "erasure-number": self.erasure_number,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverEnrolled(_Absent):
+    """Proven: this log knows nothing of the actor and never did."""
+
+
+Answer = Present | Erased | NeverEnrolled
+"""What a lookup answers; everything else is an error with a name."""
+
+_NAMES = {Erased: "erased", NeverEnrolled: "never-enrolled"}
+
+
+def _pending_list(pending: tuple[PendingMessage, ...]) -> list[dict[str, Any]]:
+    return [
+        {"leaf-index": item.leaf_index, "action": item.action, "removes": list(item.removes)} for item in pending
+    ]

@@ -20,10 +20,12 @@ Spec: directory map §3, §9 (steps 10, 12 and 13).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from ktlog.client.answer import PendingMessage
+from ktlog.client.answer import PendingMessage, ProvenKey
 from ktlog.client.erasures import ErasureLog
 from ktlog.client.page import ActorPage, HistoryRow, ListedKey
 from ktlog.client.verify import Head
@@ -58,6 +60,9 @@ from ktlog.tlog.tree import hash_leaf, verify_inclusion
 
 Map = Callable[[Callable[[HistoryRow], "CheckedRow"], Iterable[HistoryRow]], Iterable["CheckedRow"]]
 """Like the built-in ``map``; an executor's may be passed in, since each check takes some 100 ms."""
+
+
+AnyKey = TypeVar("AnyKey", Key, ProvenKey)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def check_rows(
     # What is cheap comes first and for all rows, so that a false answer costs no Argon2id.
     for row in rows:
         _check_inclusion(row, head)
-    checked = tuple(map_rows(lambda row: _check_row(row, leaf_keys), rows))
+    checked = tuple(map_rows(lambda row: check_row(row, leaf_keys), rows))
     for item in checked:
         _check_about(item, page.actor_id)
     return checked
@@ -127,7 +132,7 @@ def check_carried(
         Invalid: ``BadEntry``, ``BadLeafSignature``, ``PlaintextMismatch``.
     """
     held: dict[int, Held] = {}
-    for item in map_rows(lambda row: _check_row(row, leaf_keys), rows):
+    for item in map_rows(lambda row: check_row(row, leaf_keys), rows):
         index = item.row.leaf_index
         match item.message:
             case AddKey(public_key=public_key, time=time):
@@ -141,11 +146,22 @@ def check_carried(
     return held
 
 
-def _check_row(row: HistoryRow, leaf_keys: Mapping[bytes, bytes]) -> CheckedRow:
-    at = f"entry {row.leaf_index}"
+def check_row(row: HistoryRow, leaf_keys: Mapping[bytes, bytes] | None) -> CheckedRow:
+    """Check one entry by itself; whether it is in the tree was checked before.
+
+    Args:
+        leaf_keys: None where they are not to be had: then the log's signature in the entry is not checked.
+
+    Raises:
+        Invalid: ``BadEntry``, ``BadLeafSignature``, ``PlaintextMismatch``, ``RecordWithheld``.
+    """
+    at = f"entry {row.leaf_index}" if row.leaf_index >= 0 else "a pending entry"
     try:
-        dialect, _ = parse_entry(row.entry)
-        verify_entry(row.entry, row.preimage, leaf_keys)
+        dialect, entry = parse_entry(row.entry)
+        if leaf_keys is not None:
+            verify_entry(row.entry, row.preimage, leaf_keys)
+        elif entry.message_hash != hashlib.sha256(row.preimage).digest():
+            raise Invalid("BadEntry", "the entry commits to another message")
         wire, message = message_from_plain(dialect, row.preimage, row.plain, commitments=True)
         what = read_fragment(wire, row.plain) if message is None else message
     except EncodingError as error:
@@ -294,7 +310,7 @@ class _State:
             signer = find_signer(view, message, item.wire)
             change = apply(view, message, index, derive_key_id(self.origin, index), signer, created)
         except MessageRejected as error:
-            raise _refused(index, message.action, error) from error
+            raise refused(index, message.action, error) from error
         return change, created
 
     def fragment(self, item: CheckedRow, fragment: Fragment) -> Change:
@@ -317,10 +333,11 @@ class _State:
                 lambda name: self.actors.get(name) if self.knows(name, index) else None, mover, self.tokens,
             ).change
         except MessageRejected as error:
-            raise _refused(index, fragment.action, error) from error
+            raise refused(index, fragment.action, error) from error
 
 
-def _refused(index: int, action: str, error: MessageRejected) -> Invalid:
+def refused(index: int, action: str, error: MessageRejected) -> Invalid:
+    """What a message that breaks a rule of the directory is called in a log that holds it."""
     name = "BadMessageSignature" if error.code == "bad_signature" else "BadTransition"
     return Invalid(name, f"entry {index}, {action}: {error.message}")
 
@@ -383,9 +400,9 @@ def check_listed(actor: Actor, listed: Sequence[ListedKey]) -> None:
 
 
 def judge_pending(
-    actor: Actor, pending: Sequence[CheckedRow]
-) -> tuple[tuple[Key, ...], tuple[PendingMessage, ...]]:
-    """Which listed keys stay usable in view of messages that are accepted but not published.
+    keys: Sequence[AnyKey], pending: Sequence[CheckedRow]
+) -> tuple[tuple[AnyKey, ...], tuple[PendingMessage, ...]]:
+    """Which listed *keys* stay usable in view of messages that are accepted but not published.
 
     Such a message is believed for one purpose only: to take a key out of use. A RevokeKey counts
     when a listed key signed it, or a key that a listed key added in a pending message before; a
@@ -394,8 +411,8 @@ def judge_pending(
     Returns:
         The usable keys and a summary of each pending message.
     """
-    voices = {key.public_key for key in actor.keys}
-    usable = {key.public_key: key for key in actor.keys}
+    voices = {key.public_key for key in keys}
+    usable = {key.public_key: key for key in keys}
     shown = []
     for item in pending:
         removed: bytes | None = None
@@ -410,8 +427,9 @@ def judge_pending(
                 pass
         key = usable.pop(removed, None) if removed is not None else None
         removes = (key.key_id,) if key is not None else ()
-        shown.append(PendingMessage(item.row.leaf_index, item.message.action, removes))
-    return tuple(key for key in actor.keys if key.public_key in usable), tuple(shown)
+        leaf_index = item.row.leaf_index if item.row.leaf_index >= 0 else None
+        shown.append(PendingMessage(leaf_index, item.message.action, removes))
+    return tuple(key for key in keys if key.public_key in usable), tuple(shown)
 
 
 def _spoken_by(voices: Iterable[bytes], wire: WireMessage) -> bool:

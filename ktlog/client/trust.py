@@ -5,7 +5,9 @@
     DIR/                   mode 0700
       domains.toml         which log serves which domain; written by you, never by the library
       heads/ORIGIN.json    the largest head of each log that every check was passed against
-      actors/….json        how much of an actor's history was verified, by log and actor
+      actors/….json        how much of an actor's history was verified, by log and actor; for a log with
+                           a map the last answer, with the log's signature, ready to be held against it
+      maps/ORIGIN.json     a map's configuration and its newest leaf, with the log's signature
       handles/….json       the actor id that a handle meant when it was first looked up
       convicted/ORIGIN.json   evidence against a log that forked; nothing of it is believed any more
       lock                 held while anything is written
@@ -29,6 +31,7 @@ from urllib.parse import quote
 
 from ktlog.durable import FileLock, read_file, write_atomic
 from ktlog.errors import Conflict, EncodingError, Forked, Invalid, Stale, StoreError, UsageError
+from ktlog.keymap.evidence import parse_map_evidence
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 from ktlog.tlog.evidence import parse_evidence
@@ -38,6 +41,7 @@ LOCK_TIMEOUT_SECONDS = 20.0
 DOMAINS_FILE = "domains.toml"
 
 _HEAD, _ACTOR, _HANDLE = "ktlog-head/v1", "ktlog-actor/v1", "ktlog-handle/v1"
+_MAP, _MAPPED = "ktlog-map/v1", "ktlog-mapped-actor/v1"
 _LONGEST_NAME_BYTES = 180
 
 
@@ -56,6 +60,18 @@ class ActorMemory:
     generation: int
     history: tuple[tuple[int, bytes], ...]
     key_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MapMemory:
+    """What is remembered of a log's map.
+
+    config: leaf 0 of its output log. newest: the newest leaf that was relied on, as
+    :func:`ktlog.keymap.evidence.leaf_statement` makes it; None before the first answer.
+    """
+
+    config: bytes
+    newest: bytes | None
 
 
 def check_history(actor_id: str, remembered: ActorMemory, found: ActorMemory) -> None:
@@ -122,7 +138,7 @@ class TrustStore:
         self.directory = Path(directory).expanduser()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("heads", "actors", "handles", "convicted"):
+            for name in ("heads", "actors", "maps", "handles", "convicted"):
                 (self.directory / name).mkdir(mode=0o700, exist_ok=True)
             mode = self.directory.stat().st_mode
         except OSError as error:
@@ -204,13 +220,13 @@ class TrustStore:
         if evidence is None:
             return
         try:
-            named = parse_evidence(evidence).origin
+            named = _accused(evidence)
         except (EncodingError, Invalid) as error:
             raise StoreError("BadState", f"{path} is damaged: {error}") from None
         if named != origin:
             raise StoreError("BadState", f"{path} is damaged: about something else")
         raise Forked(
-            "Convicted", f"{origin} was caught before: it signed two histories",
+            "Convicted", f"{origin} was caught before: it signed what cannot both be true",
             hint=f"Nothing from this log is believed, and it was not asked. The evidence is in {path}. Only a person"
                  " can decide to trust this log again: look into what happened, then remove that file.",
             evidence=evidence,
@@ -239,6 +255,30 @@ class TrustStore:
             "origin": origin, "actor-id": actor_id, "tree-size": str(memory.tree_size),
             "generation": str(memory.generation), "key-ids": list(memory.key_ids),
             "history": [[str(index), encode_base64(leaf_hash)] for index, leaf_hash in memory.history],
+        })
+
+    # Maps
+
+    def map(self, origin: str) -> MapMemory | None:
+        """What is remembered of the map *origin* (``O/map``)."""
+        return self._read(self._path("maps", origin), _MAP, {"origin": origin})
+
+    def save_map(self, origin: str, memory: MapMemory) -> None:
+        """Replace what is remembered of a map. The caller holds the lock."""
+        self._write(self._path("maps", origin), _MAP, {
+            "origin": origin, "config": encode_base64(memory.config),
+            "newest": None if memory.newest is None else encode_base64(memory.newest),
+        })
+
+    def mapped_actor(self, origin: str, actor_id: str) -> bytes | None:
+        """The last proven answer about an actor, as :func:`ktlog.keymap.evidence.actor_statement` makes it."""
+        path = self._path("actors", f"{origin} {actor_id}")
+        return self._read(path, _MAPPED, {"origin": origin, "actor-id": actor_id})
+
+    def save_mapped_actor(self, origin: str, actor_id: str, statement: bytes, shown: Mapping[str, Any]) -> None:
+        """Replace the last proven answer. The caller holds the lock. shown: for people, never read back."""
+        self._write(self._path("actors", f"{origin} {actor_id}"), _MAPPED, {
+            "origin": origin, "actor-id": actor_id, "statement": encode_base64(statement), "shown": dict(shown),
         })
 
     # Handles
@@ -314,6 +354,23 @@ def _parse_handle(members: Mapping[str, Any]) -> str:
     return actor_id
 
 
+def _parse_map(members: Mapping[str, Any]) -> MapMemory:
+    newest = members["newest"]
+    return MapMemory(decode_base64(members["config"]), None if newest is None else decode_base64(newest))
+
+
+def _parse_mapped(members: Mapping[str, Any]) -> bytes:
+    return decode_base64(members["statement"])
+
+
+def _accused(evidence: bytes) -> str:
+    """The origin that evidence of either kind is about."""
+    try:
+        return parse_evidence(evidence).origin
+    except EncodingError:
+        return parse_map_evidence(evidence).origin
+
+
 def _parse_actor(members: Mapping[str, Any]) -> ActorMemory:
     key_ids = members["key-ids"]
     if not isinstance(key_ids, list) or not all(isinstance(key_id, str) for key_id in key_ids):
@@ -326,4 +383,6 @@ def _parse_actor(members: Mapping[str, Any]) -> ActorMemory:
     )
 
 
-_PARSERS = {_HEAD: _parse_head, _ACTOR: _parse_actor, _HANDLE: _parse_handle}
+_PARSERS = {
+    _HEAD: _parse_head, _ACTOR: _parse_actor, _HANDLE: _parse_handle, _MAP: _parse_map, _MAPPED: _parse_mapped,
+}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from ktlog.errors import EncodingError, Forked, Invalid, PolicyUnmet, Stale, StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.evidence import format_evidence, inconsistent, two_roots
-from ktlog.tlog.note import Vkey, open_note
-from ktlog.tlog.policy import Policy
+from ktlog.tlog.note import COSIGNATURE_MLDSA44, Verified, Vkey, open_note
+from ktlog.tlog.policy import Policy, VerifiedCheckpoint
 from ktlog.tlog.tree import EMPTY_ROOT, HashReader, prove_consistency, root_hash
 
 DEFAULT_MAX_AGE_SECONDS = 3600
@@ -131,12 +131,13 @@ def check_two_roots(log: Log, remembered: Head, head: Head) -> None:
     )
 
 
-def check_cosigned(head: Head, policy: Policy, now: int, max_age: int) -> Cosigned:
+def check_cosigned(head: Head, policy: Policy, now: int, max_age: int, *, pq: bool = False) -> Cosigned:
     """Check the cosignatures on a head whose log signature holds.
 
     Args:
         now: Unix seconds.
         max_age: how many seconds ago the quorum may at most have seen it.
+        pq: count ML-DSA lines alone, the log's too.
 
     Raises:
         Invalid: ``BadCosignature`` when a line of a cosigner of the policy does not verify.
@@ -148,17 +149,37 @@ def check_cosigned(head: Head, policy: Policy, now: int, max_age: int) -> Cosign
     except PolicyUnmet as error:
         error.hint = "A head that the witnesses did not see may be shown to you alone. Try again later."
         raise
-    if accepted.as_of is None:
+    cosignatures, as_of = accepted.cosignatures, accepted.as_of
+    if pq:
+        cosignatures, as_of = _post_quantum(head, policy, accepted, now)
+    if as_of is None:
         raise AssertionError("a safe policy has a quorum, and a met quorum has a time")
-    if now - accepted.as_of > max_age:
+    if now - as_of > max_age:
         raise Stale(
             "OldCosignatures",
-            f"the quorum last saw this head of {head.origin} {now - accepted.as_of} seconds ago;"
+            f"the quorum last saw this head of {head.origin} {now - as_of} seconds ago;"
             f" at most {max_age} seconds are allowed",
             hint="Either the log stopped publishing or somebody shows you an old copy. Check your clock, too.",
         )
-    names = dict.fromkeys(line.vkey.name for line in accepted.cosignatures)
-    return Cosigned(tuple(names), accepted.as_of)
+    names = dict.fromkeys(line.vkey.name for line in cosignatures)
+    return Cosigned(tuple(names), as_of)
+
+
+def _post_quantum(
+    head: Head, policy: Policy, accepted: VerifiedCheckpoint, now: int
+) -> tuple[tuple[Verified, ...], int | None]:
+    """The ML-DSA cosignatures of an accepted head, and since when they alone make the quorum."""
+    if all(line.vkey.algorithm != COSIGNATURE_MLDSA44 for line in accepted.log):
+        raise Invalid("BadLogSignature", f"no ML-DSA key that the policy knows for {head.origin} signed the checkpoint")
+    lines = tuple(line for line in accepted.cosignatures if line.vkey.algorithm == COSIGNATURE_MLDSA44)
+    as_of = policy.as_of({line.vkey: line.timestamp for line in lines}, now)
+    if as_of is None:
+        have, need = policy.shortfall([line.vkey for line in lines])
+        raise PolicyUnmet(
+            "TooFewWitnesses", "the ML-DSA cosignatures alone do not make the quorum", have=have, need=need,
+            hint="With `pq`, a group that asks for an Ed25519 line can never be met.",
+        )
+    return lines, as_of
 
 
 def check_not_smaller(remembered: Head, head: Head) -> None:

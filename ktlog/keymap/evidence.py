@@ -176,6 +176,8 @@ def open_actor_statement(data: bytes, actor_id: str) -> tuple[Note, Checkpoint, 
     if bundle.checkpoint is None or not bundle.origin.endswith(MAP_SUFFIX):
         raise EncodingError("MalformedBundle", "a statement has a checkpoint of a map's log")
     note, checkpoint = parse_signed_checkpoint(bundle.checkpoint)
+    if bundle.output_size != checkpoint.size:
+        raise Invalid("NotNewestLeaf", "the checkpoint is not of the bundle's size")
     time = parse_leaf(bundle.output_leaf).time
     mapped = check_bundle(
         bundle, actor_id, bundle.origin.removesuffix(MAP_SUFFIX), checkpoint.size, checkpoint.root,

@@ -10,7 +10,7 @@ import pytest
 from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key
 from client_world import ALICE, BOB, ROOT, World, remembering_argon2id, say, story
 
-from ktlog.client import directory
+from ktlog.client import logonly
 from ktlog.client.build import add_key, burn_down, enrol, fireproof, move_identity, revoke_by_token, revoke_key
 from ktlog.errors import Forked, Invalid, NotLogged, Unreachable
 from ktlog.pkd import attributes
@@ -282,7 +282,7 @@ def test_the_log_alone_cannot_replace_a_key_by_a_burn_down(world):
 
 def test_more_histories_than_are_read_are_refused(world, monkeypatch):
     burned(world.log)
-    monkeypatch.setattr(directory, "MAX_HISTORIES", 0)
+    monkeypatch.setattr(logonly, "MAX_HISTORIES", 0)
     error = world.refuses(Invalid, "BadTransition")
     assert "too many to check" in error.message
 
@@ -434,11 +434,10 @@ def test_two_overlapping_lookups_cannot_be_shown_two_trees(world, tmp_path):
 
 def test_a_lookup_that_overlaps_with_a_conviction_answers_nothing(world):
     """It began before the log was caught, and would end after it."""
-    slow, found = world.directory(), world.directory()
+    network, found = Network(world.log), world.directory()
+    slow = world.directory(fetcher=network)
     evidence = convicting(world)
-    network = Network(world.log)
     network.before = lambda url: url.endswith("/leaf-keys") and found._trust.convict(ORIGIN, evidence)
-    slow._fetcher = network
     with pytest.raises(Forked, match="Convicted"):
         slow.lookup(ALICE)
     assert [name for name in world.remembered() if name.startswith("actors/")] == []
