@@ -23,6 +23,10 @@ from ktlog.wire.compat import parse_compat
 MAXIMUM_TIME_WINDOW_SECONDS = 2_592_000  # PKD specification, "Handling Protocol Messages"
 
 
+MAP_MMD_SECONDS = 60
+"""Within which an input checkpoint is followed by a leaf of the map's output log, which says so in its first leaf."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """One log's configuration. Every field but the first three can be set from the environment."""
@@ -36,6 +40,7 @@ class Settings:
     body_limit_bytes: int = 262_144
     time_window_seconds: int = 86_400
     checkpoint_interval_ms: int = 1_000
+    map_interval_ms: int = 5_000
     heartbeat_seconds: int = 600
     witness_timeout_seconds: int = 5
     unpublished_limit: int = 10_000
@@ -63,6 +68,10 @@ class Settings:
                 "BadSetting", f"time_window_seconds is {self.time_window_seconds}; PKD allows 1 to 2592000"
             )
         parse_compat(self.compat)
+        if self.map_interval_ms > 1000 * MAP_MMD_SECONDS:
+            raise UsageError(
+                "BadSetting", f"map_interval_ms is {self.map_interval_ms}; at most {1000 * MAP_MMD_SECONDS} are allowed"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < 1:
@@ -90,6 +99,26 @@ class Settings:
     @property
     def tiles(self) -> Path:
         return self.directory / "tiles"
+
+    @property
+    def map_database(self) -> Path:
+        """The directory map as it was published last, and every leaf and checkpoint of its output log."""
+        return self.directory / "map.db"
+
+    @property
+    def map_tiles(self) -> Path:
+        """Below ``tiles``, so that a web server that serves those as / serves these as /map."""
+        return self.tiles / "map"
+
+    @property
+    def map_pending(self) -> Path:
+        """The output leaf that waits for its cosignatures."""
+        return self.directory / "map-pending"
+
+    @property
+    def map_signed_head(self) -> Path:
+        """What ``signed_head`` is to the log, to the map's output log."""
+        return self.directory / "map-signed-head.json"
 
     @property
     def keys(self) -> Path:

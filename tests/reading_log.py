@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktlog.config import Settings, write_settings
-from ktlog.operator.create import create_log, load_checkpoint_signers
+from ktlog.operator.create import create_log
+from ktlog.operator.keys import load_checkpoint_signers, load_map_signers
+from ktlog.operator.mapping import MapCycle
 from ktlog.operator.publisher import Publisher
 from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.keys import derive_key_id
@@ -44,9 +46,15 @@ class ReadingLog:
     settings: Settings
     desk: Desk
     publisher: Publisher
+    mapping: MapCycle
 
     def publish(self) -> None:
         self.publisher.publish(self.desk.size)
+
+    def publish_map(self) -> None:
+        """Of what is published."""
+        self.mapping.hurry.set()
+        self.mapping.tend(self.mapping.draft_if_due())
 
 
 @contextmanager
@@ -61,7 +69,12 @@ def reading_log(directory: Path) -> Iterator[ReadingLog]:
             signers=load_checkpoint_signers(settings.keys, ORIGIN), policy=Policy(), fetcher=Network({}),
             now=lambda: NOW,
         )
-        yield ReadingLog(settings, Desk(store), publisher)
+        mapping = MapCycle(
+            settings=settings, store=store, signers=load_map_signers(settings.keys, ORIGIN), policy=Policy(),
+            fetcher=Network({}), now=lambda: NOW,
+        )
+        yield ReadingLog(settings, Desk(store), publisher, mapping)
+        mapping.close()
 
 
 def fill(desk: Desk) -> None:

@@ -81,7 +81,7 @@ class RunningLog:
         self.keys = {user: SigningKey.generate() for user in USERS}
         self.settings = create_log(directory / "log", ORIGIN, "spec", None)
         usual: dict[str, Any] = {
-            "workers": 1, "checkpoint_interval_ms": 100, "aux_types": "ssh-v2",
+            "workers": 1, "checkpoint_interval_ms": 100, "map_interval_ms": 100, "aux_types": "ssh-v2",
             "rate_limit_exempt": "127.0.0.0/8",  # the limits have tests of their own
         }
         write_settings(Settings(self.settings.directory, ORIGIN, "spec", **(usual | settings)))
@@ -104,7 +104,9 @@ class RunningLog:
         signers = write_keys(directory, os.urandom(32), WITNESS)
         vkeys = tuple(signer.vkey for signer in signers)
         store = WitnessStore.create(directory.database, WITNESS, vkeys, int(time.time()))
-        store.add_log(ORIGIN, tuple(map(parse_vkey, load_public_keys(self.settings).vkeys)), int(time.time()))
+        public = load_public_keys(self.settings)
+        store.add_log(ORIGIN, tuple(map(parse_vkey, public.vkeys)), int(time.time()))
+        store.add_log(f"{ORIGIN}/map", tuple(map(parse_vkey, public.map_vkeys)), int(time.time()))
         store.close()
         lines = {
             f"w-{vkey.algorithm}": PolicyWitness(f"w-{vkey.algorithm}", vkey, f"https://{WITNESS}") for vkey in vkeys

@@ -139,11 +139,14 @@ def build(topology: Topology, processes: Processes) -> None:
             # front forwards no other, so what one of them did wrong would be counted against all.
             write_settings(Settings(
                 settings.directory, settings.origin, settings.dialect, workers=1, checkpoint_interval_ms=200,
-                rate_limit_exempt="127.0.0.0/8",
+                map_interval_ms=200, rate_limit_exempt="127.0.0.0/8",
             ))
             write_atomic(settings.publish_policy, format_policy(_policy(cosigners, ())))
-            vkeys = load_public_keys(settings).vkeys
-            follows += [pool.submit(_follow, topology, processes, name, vkeys) for name in WITNESSES]
+            public = load_public_keys(settings)
+            follows += [
+                pool.submit(_follow, topology, processes, name, vkeys)
+                for name in WITNESSES for vkeys in (public.vkeys, public.map_vkeys)
+            ]
             logs.append(LogKey(topology.origin_vkey(instance), instance.log_url))
             guests = (GUEST,) if instance is topology.instances[0] else ()
             prepare_instance(topology.instance_directory(instance), instance.domain, instance.users + guests)

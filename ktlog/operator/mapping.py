@@ -18,6 +18,7 @@ Spec: directory map §6; design decisions 7 and 14.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from ktlog.keymap.output import (
 )
 from ktlog.operator.create import map_config
 from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
+from ktlog.operator.mapcheck import check_map
 from ktlog.operator.mappending import Pending, load_pending, remove_pending, write_pending
 from ktlog.operator.mapper import Draft, Mapper
 from ktlog.operator.nodes import LogNodes, write_tree
@@ -65,6 +67,8 @@ HOOKS = (
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 16.0
 SCRUB_PAUSE_SECONDS = 60.0
+CHECK_ALL = 256
+"""Leaves up to which a start checks each of them, and a sample beyond: it should take no longer for a large map."""
 
 log = logging.getLogger("ktlog.map")
 
@@ -216,6 +220,7 @@ class MapCycle:
         if (leaf.input_size, leaf.erasures, leaf.map_root) != (state.input_size, state.erasures, state.root):
             raise StoreError("Corrupt", f"{self._settings.map_database}: it is not what its newest leaf says")
         self._check_log(leaf)
+        check_map(self._reader, self._store, os.urandom if state.leaves > CHECK_ALL else None)
         self._last = leaf
         self._own_note = format_note(Note(note.text, tuple(one.line for one in own)))
         published = self._tiles.checkpoint()

@@ -308,6 +308,12 @@ class LogStore(Protocol):
     def history(self, actor_id: str) -> tuple[tuple[int, int], ...]:
         """(leaf_index, role) of every entry that touched the actor, ascending."""
 
+    def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
+        """(leaf_index, actor_id, role) of whom the entries *start* up to *end* touched, ascending.
+
+        Nothing of who was erased since.
+        """
+
     def salt(self, actor_id: str) -> bytes | None:
         """The 32-byte salt under which the actor's values are committed to; None without one."""
 

@@ -5,19 +5,22 @@ levels below its own, so a search reads depth / 3 small rows. Below lie buckets,
 An update rewrites its bucket and the pages above it; a proof reads them and hashes a few dozen times. Nothing is kept
 in memory between two calls, so a restart costs nothing and a reader sees whole batches only.
 
-``map_values`` is what an answer discloses (value, opening) and what the next one is derived from; an erasure removes
-it. Everything here could be derived again from the log, its records and its erasures.
+``map_values`` is what an answer discloses (value, opening), ``map_history`` the leaves of each actor's history tree and
+the frontier from which the next value follows; an erasure removes them. Each output leaf is stored together with the
+signed checkpoint of the output log that it completes, so that what is in here was published, or is about to be.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ktlog import sqlitefile
+from ktlog import durable, sqlitefile
 from ktlog.errors import Conflict, StoreError
 from ktlog.keymap.prefix import (
     MISSING,
@@ -73,6 +76,12 @@ SCHEMA = (
         opening BLOB NOT NULL CHECK (length(opening) = 16),
         history BLOB NOT NULL
     ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE map_history (
+        leaf BLOB NOT NULL CHECK (length(leaf) = 32),
+        position INTEGER NOT NULL,
+        item BLOB NOT NULL,
+        PRIMARY KEY (leaf, position)
+    ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE map_tombstones (
         leaf BLOB PRIMARY KEY CHECK (length(leaf) = 32),
         version INTEGER NOT NULL,
@@ -88,6 +97,19 @@ SCHEMA = (
         BEGIN SELECT RAISE(ABORT, 'output_leaves is append-only'); END""",
     """CREATE TRIGGER output_leaves_no_delete BEFORE DELETE ON output_leaves
         BEGIN SELECT RAISE(ABORT, 'output_leaves is append-only'); END""",
+    """CREATE TABLE output_checkpoints (
+        size INTEGER PRIMARY KEY,
+        note BLOB NOT NULL
+    ) STRICT""",
+    """CREATE TRIGGER output_checkpoints_no_update BEFORE UPDATE ON output_checkpoints
+        BEGIN SELECT RAISE(ABORT, 'output_checkpoints is append-only'); END""",
+    """CREATE TRIGGER output_checkpoints_no_delete BEFORE DELETE ON output_checkpoints
+        BEGIN SELECT RAISE(ABORT, 'output_checkpoints is append-only'); END""",
+    """CREATE TABLE housekeeping (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        scrub_due INTEGER NOT NULL CHECK (scrub_due IN (0, 1))
+    ) STRICT""",
+    "INSERT INTO housekeeping (id, scrub_due) VALUES (1, 0)",
 )
 
 
@@ -108,13 +130,19 @@ class MapState:
 
 @dataclass(frozen=True)
 class Live:
-    """An index with a value. value: encoded. history: frontier of its history tree, encoded."""
+    """An index with a value. value: encoded. history: frontier of its history tree, encoded.
+
+    news: what a change appends to the history, the leaves before hashing; empty when read.
+    afresh: a change that begins a new history, for whatever there was before was erased.
+    """
 
     index: bytes
     commitment: bytes
     value: bytes
     opening: bytes
     history: bytes
+    news: tuple[bytes, ...] = ()
+    afresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +168,23 @@ class MapStore:
 
     @classmethod
     def create(cls, path: Path, origin: str, config: bytes) -> None:
-        """Make an empty map whose output log has *config* for its leaf 0."""
+        """Make an empty map whose output log has *config* for its leaf 0. It appears whole or not at all."""
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            cls._create(unfinished, origin, config)
+            with durable.file_errors(path):
+                try:
+                    os.link(unfinished, path)
+                except FileExistsError:
+                    raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
+        finally:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    os.unlink(f"{unfinished}{suffix}")
+        durable.sync_directory(path.parent)
+
+    @staticmethod
+    def _create(path: Path, origin: str, config: bytes) -> None:
         connection = sqlitefile.open_database(path, create=True)
         try:
             with sqlitefile.database_errors(path):
@@ -232,6 +276,29 @@ class MapStore:
             search, left, right = prove_below(leaves, state.depth, index)
             return PrefixProof((search,), (*hashes_left, *left, *right, *reversed(hashes_right)))
 
+    def history(self, index: bytes, end: int) -> tuple[bytes, ...]:
+        """The first *end* leaves of the history at *index*, before hashing; fewer if there are no more."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(
+                "SELECT item FROM map_history WHERE leaf = ? AND position < ? ORDER BY position", (index, end)
+            ).fetchall()
+        return tuple(row[0] for row in rows)
+
+    def checkpoint(self, size: int | None = None) -> bytes | None:
+        """The signed checkpoint of the output log at *size*, or its newest; None if there is none."""
+        with self._connections.reading() as connection:
+            row = connection.execute(
+                "SELECT note FROM output_checkpoints WHERE size = ?"
+                if size is not None else "SELECT note FROM output_checkpoints ORDER BY size DESC LIMIT 1",
+                () if size is None else (size,),
+            ).fetchone()
+        return None if row is None else row[0]
+
+    def scrub_due(self) -> bool:
+        """Whether a value was erased since the last :meth:`scrub` that succeeded."""
+        with self._connections.reading() as connection:
+            return bool(connection.execute("SELECT scrub_due FROM housekeeping").fetchone()[0])
+
     def output_leaves(self, start: int, end: int) -> tuple[bytes, ...]:
         """Leaves of the output log, before hashing."""
         return self._output("SELECT leaf FROM output_leaves", start, end)
@@ -255,6 +322,19 @@ class MapStore:
             for (blob,) in connection.execute("SELECT leaves FROM map_buckets ORDER BY number"):
                 yield from _split_bucket(blob)
 
+    def leaf_near(self, index: bytes) -> PrefixLeaf | None:
+        """Some leaf at or after *index*, or else any; None in an empty map. For samples."""
+        with self._connections.reading() as connection:
+            depth = _read_state(connection).depth
+            for first in (_prefix(index, depth), 0):
+                row = connection.execute(
+                    "SELECT leaves FROM map_buckets WHERE number >= ? ORDER BY number LIMIT 1", (first,)
+                ).fetchone()
+                if row is not None:
+                    leaves = _split_bucket(row[0])
+                    return next((leaf for leaf in leaves if leaf.index >= index), leaves[0])
+        return None
+
     def _commitment(self, connection: sqlite3.Connection, index: bytes) -> bytes:
         depth = _read_state(connection).depth
         for leaf in _read_bucket(connection, _prefix(index, depth)):
@@ -266,13 +346,17 @@ class MapStore:
 
     def update(
         self, changes: Sequence[Live | Dead], *, expected: MapState, input_size: int, erasures: int,
-        make_leaf: Callable[[bytes], bytes],
+        make_leaf: Callable[[bytes], bytes], seal: Callable[[MapState, bytes], bytes] | None = None,
     ) -> MapState:
         """Change leaves and append the output leaf that commits to them, in one transaction.
 
         Args:
             changes: of distinct indexes. expected: the state that they were derived from.
             make_leaf: gives the output leaf for the new map root.
+            seal: gives the signed checkpoint for the state after it, which ends with that leaf. It may take its
+                time: readers go on seeing the state before.
+
+        What *make_leaf* or *seal* raises goes through, and nothing is changed.
 
         Raises:
             Conflict: ``MapAdvanced``: the stored state is not *expected*.
@@ -289,11 +373,21 @@ class MapStore:
                 "INSERT INTO output_leaves VALUES (?, ?, ?)", (state.output.size, leaf, hash_leaf(leaf))
             )
             after = MapState(leaves, depth, root, input_size, erasures, output)
+            if seal is not None:
+                connection.execute("INSERT INTO output_checkpoints VALUES (?, ?)", (output.size, seal(after, leaf)))
             connection.execute(
                 "UPDATE map_state SET leaves = ?, depth = ?, root = ?, input_size = ?, erasures = ?, output_size = ?,"
                 " output_frontier = ?", (leaves, depth, root, input_size, erasures, output.size, output.encode()),
             )
         return after
+
+    def scrub(self) -> bool:
+        """Leave no erased byte in the file, and return whether that succeeded. See ``LogStore.scrub``."""
+        if not self._connections.rewrite():
+            return False
+        with self._connections.writing() as connection:
+            connection.execute("UPDATE housekeeping SET scrub_due = 0")
+        return True
 
 
 def _read_state(connection: sqlite3.Connection) -> MapState:
@@ -458,7 +552,16 @@ def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]
     live = [(c.index, c.value, c.opening, c.history) for c in changes if isinstance(c, Live)]
     dead = [(c.index, c.version, c.generation, c.erasure_number) for c in changes if isinstance(c, Dead)]
     connection.executemany("DELETE FROM map_values WHERE leaf = ?", ((row[0],) for row in dead))
+    gone = [row[0] for row in dead] + [c.index for c in changes if isinstance(c, Live) and c.afresh]
+    connection.executemany("DELETE FROM map_history WHERE leaf = ?", ((index,) for index in gone))
+    if gone:
+        connection.execute("UPDATE housekeeping SET scrub_due = 1")
     connection.executemany("DELETE FROM map_tombstones WHERE leaf = ?", ((row[0],) for row in live))
     connection.executemany("INSERT OR REPLACE INTO map_values VALUES (?, ?, ?, ?)", live)
     connection.executemany("INSERT OR REPLACE INTO map_tombstones VALUES (?, ?, ?, ?)", dead)
+    connection.executemany("INSERT INTO map_history VALUES (?, ?, ?)", (
+        (change.index, position, item)
+        for change in changes if isinstance(change, Live) and change.news
+        for position, item in enumerate(change.news, Frontier.decode(change.history).size - len(change.news))
+    ))
 

@@ -257,6 +257,14 @@ class MemoryStore:
         with self._open() as contents:
             return tuple(sorted(contents.histories.get(actor_id, ())))
 
+    def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
+        with self._open() as contents:
+            check_range(start, end, contents.state.size)
+            return tuple(sorted(
+                (leaf_index, actor_id, role) for actor_id, rows in contents.histories.items()
+                for leaf_index, role in rows if start <= leaf_index < end
+            ))
+
     def salt(self, actor_id: str) -> bytes | None:
         with self._open() as contents:
             return contents.salts.get(actor_id)

@@ -271,6 +271,15 @@ def read_history(db: sqlite3.Connection, actor_id: str) -> tuple[tuple[int, int]
     return tuple((leaf_index, role) for leaf_index, role in rows)
 
 
+def read_touched(db: sqlite3.Connection, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
+    rows = db.execute(
+        "SELECT h.leaf_index, a.actor_id, h.role FROM directory_history h JOIN directory_actors a USING (actor_number)"
+        " WHERE h.leaf_index >= ? AND h.leaf_index < ? ORDER BY h.leaf_index, a.actor_id, h.role",
+        (start, end),
+    )
+    return tuple((leaf_index, actor_id, role) for leaf_index, actor_id, role in rows)
+
+
 def read_salt(db: sqlite3.Connection, actor_id: str) -> bytes | None:
     row = db.execute("SELECT salt FROM directory_actors WHERE actor_id = ?", (actor_id,)).fetchone()
     return None if row is None else row[0]

@@ -239,9 +239,14 @@ _INSTANCES = (
     ) STRICT""",
 )
 
+# Who was touched by which entries: the directory map asks for it with every checkpoint. Without the index that
+# reads the whole table: 0.1 s of a million rows instead of 1 ms.
+_MAP = ("CREATE INDEX directory_history_by_leaf ON directory_history (leaf_index)",)
+
 STEPS = (
     Step("0001_log", _META + _LOG + _RECORDS + _DIRECTORY),
     Step("0002_erasure_and_instances", _ERASURE + _INSTANCES, fill_moves_and_operators),
+    Step("0003_map", _MAP),
 )
 
 SCHEMA_VERSION = len(STEPS)

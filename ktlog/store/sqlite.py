@@ -294,6 +294,11 @@ class SqliteStore:
         with self._connections.reading() as db:
             return rows.read_history(db, actor_id)
 
+    def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
+        with self._connections.reading() as db:
+            check_range(start, end, rows.read_size(db))
+            return rows.read_touched(db, start, end)
+
     def salt(self, actor_id: str) -> bytes | None:
         if not is_text(actor_id):
             return None

@@ -232,3 +232,15 @@ def test_when_an_entry_was_public(backend: Backend) -> None:
     assert store.public_since(3) is None
     with pytest.raises(StoreError, match="OutOfRange"):
         store.note_published(5, 1_700_000_600)
+
+
+def test_whom_entries_touched_is_known_by_entry_until_they_are_erased(backend: Backend) -> None:
+    store = backend.store
+    append(store, enrol(ALICE, KEY), enrol(BOB, make_key("bob's")), moved(ALICE, CAROL, 2))
+    for reader in (store, backend.reader()):
+        assert reader.touched(0, 3) == ((0, ALICE, 1), (1, BOB, 1), (2, ALICE, 2), (2, CAROL, 3))
+        assert reader.touched(1, 2) == ((1, BOB, 1),) and reader.touched(3, 3) == ()
+        with pytest.raises(StoreError, match="OutOfRange"):
+            reader.touched(0, 4)
+    erase(store, ALICE)
+    assert store.touched(0, 3) == ((1, BOB, 1), (2, CAROL, 3))

@@ -31,14 +31,19 @@ from ktlog import durable
 from ktlog.config import Settings, write_settings
 from ktlog.demo.pki import create_pki
 from ktlog.errors import StoreError
-from ktlog.operator import journal, publisher, sequencer, shred
-from ktlog.operator.create import create_log, load_public_keys
+from ktlog.keymap.output import format_config, parse_config, parse_leaf
+from ktlog.keymap.prefix import subtree_hash
+from ktlog.keymap.value import derive_opening, encode_value, value_of
+from ktlog.operator import journal, mapping, publisher, sequencer, shred
+from ktlog.operator.create import create_log, load_public_keys, map_config
 from ktlog.operator.head import SignedHead, load_signed_head
 from ktlog.operator.link import Receipt, SequencerLink, Submission
 from ktlog.pkd.entry import leaf_key_hash, verify_entry
+from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import pkd_root
 from ktlog.pkd.messages import AddKey
 from ktlog.store import connections
+from ktlog.store.mapdb import MapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import open_note, parse_vkey
@@ -53,7 +58,8 @@ from witness.keys import write_keys
 from witness.store import WitnessStore
 from witness.web import Witness
 
-HOOKS = (*sequencer.HOOKS, *publisher.HOOKS)
+HOOKS = (*sequencer.HOOKS, *publisher.HOOKS, *mapping.HOOKS)
+MAP = f"{ORIGIN}/map"
 WITNESS = "w1.witness.example"
 SECONDS = 60.0
 OPERATOR = Path(sequencer.__file__).parent
@@ -83,9 +89,11 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         made = create_log(directory / "log", ORIGIN, "spec", None)
-        self.settings = Settings(made.directory, ORIGIN, "spec", checkpoint_interval_ms=10)
+        self.settings = Settings(made.directory, ORIGIN, "spec", checkpoint_interval_ms=10, map_interval_ms=1)
         write_settings(self.settings)
-        self.vkeys = tuple(map(parse_vkey, load_public_keys(self.settings).vkeys))
+        public_keys = load_public_keys(self.settings)
+        self.vkeys = tuple(map(parse_vkey, public_keys.vkeys))
+        self.map_vkeys = tuple(map(parse_vkey, public_keys.map_vkeys))
         self.seen: list[bytes] = []
         self.processes: list[subprocess.Popen] = []
         self._numbers = itertools.count()
@@ -98,6 +106,7 @@ class Site:
         vkeys = tuple(signer.vkey for signer in signers)
         self._witness_store = WitnessStore.create(directory.database, WITNESS, vkeys, int(time.time()))
         self._witness_store.add_log(ORIGIN, self.vkeys, int(time.time()))
+        self._witness_store.add_log(MAP, self.map_vkeys, int(time.time()))
         self._witness = Witness(self._witness_store, signers)
         names = {f"w-{vkey.algorithm}": vkey for vkey in vkeys}
         lines = {name: PolicyWitness(name, vkey, f"https://{WITNESS}") for name, vkey in names.items()}
@@ -183,6 +192,8 @@ class Site:
             size = sent.answered[-1][1].leaf_index + 1
             if not self.wait("publication", process, lambda s=size: self.published_size() >= s):
                 return
+            if not self.wait("the map", process, lambda s=size: self.mapped_size() >= s):
+                return
 
     # What there is
 
@@ -200,6 +211,22 @@ class Site:
     def published_size(self) -> int:
         checkpoint = self.checkpoint()
         return -1 if checkpoint is None else checkpoint.size
+
+    def map_store(self) -> MapStore:
+        config = format_config(map_config(self.settings))
+        return MapStore.open(self.settings.map_database, origin=ORIGIN, config=config, read_only=True)
+
+    def mapped_size(self) -> int:
+        """How many entries the map covers whose checkpoint is shown."""
+        path = self.settings.map_tiles / "checkpoint"
+        if not path.exists():
+            return -1
+        size = parse_signed_checkpoint(path.read_bytes())[1].size
+        store = self.map_store()
+        try:
+            return parse_leaf(store.output_leaves(size - 1, size)[0]).input_size
+        finally:
+            store.close()
 
     def look(self) -> Disk:
         with self.store() as store:
@@ -243,11 +270,52 @@ def check_store(site: Site) -> None:
         assert state.frontier.root() == state.root
 
 
+def check_map(site: Site) -> None:
+    """One leaf for each index, whatever was signed on the way; and the map is the one that the log's store makes."""
+    store = site.map_store()
+    state = store.state()
+    leaves = store.output_leaves(0, state.output.size)
+    hashes = [hash_leaf(leaf) for leaf in leaves]
+    assert state.output.root() == root_hash(len(leaves), leaf_reader(hashes))
+    parse_config(leaves[0])
+    parsed = [parse_leaf(leaf) for leaf in leaves[1:]]
+    for one, two in itertools.pairwise(parsed):
+        assert (one.time, one.input_size, one.erasures) <= (two.time, two.input_size, two.erasures)
+        assert one.input_size < two.input_size or one.map_root == two.map_root
+    with site.store() as log:
+        for leaf in parsed:
+            assert log.root_after(leaf.input_size) == leaf.input_root
+        if parsed and state.input_size == log.state().size:
+            names = log.actor_ids("", 1000)
+            found = list(store.leaves())
+            assert state.root == parsed[-1].map_root == subtree_hash(found) and len(found) == len(names)
+            for name in names:
+                index = map_index(ORIGIN, name)
+                live = store.live(index)
+                opening = derive_opening(log.salt(name), log.actor(name).version)
+                tree = leaf_reader([hash_leaf(leaf) for leaf in store.history(index, 1000)])
+                value = encode_value(value_of(log.actor(name), len(log.history(name)), root_hash(1, tree)))
+                assert (live.value, live.opening) == (value, opening)
+    seen: dict[int, bytes] = {}
+    for note_bytes in site.seen:
+        note, checkpoint = parse_signed_checkpoint(note_bytes)
+        if checkpoint.origin != MAP:
+            continue
+        assert len(open_note(note, site.map_vkeys)) == 2
+        assert seen.setdefault(checkpoint.size, checkpoint.root) == checkpoint.root
+        if checkpoint.size <= len(leaves):
+            assert checkpoint.root == root_hash(checkpoint.size, leaf_reader(hashes[: checkpoint.size]))
+    assert max(seen, default=0) <= len(leaves) + 1
+    store.close()
+
+
 def check_signed(site: Site) -> None:
     """Every head that ever left the process: one root for each size, in order, and all of this one tree."""
     heads = []
     for note_bytes in site.seen:
         note, checkpoint = parse_signed_checkpoint(note_bytes)
+        if checkpoint.origin == MAP:
+            continue
         times = {verified.timestamp for verified in open_note(note, site.vkeys)} - {0}
         assert len(times) == 1
         heads.append((checkpoint.size, times.pop()))
@@ -279,6 +347,7 @@ def recover(site: Site, sent: Sent) -> None:
     check_nothing_lost(site, disk, sent)
     check_signed(site)
     check_store(site)
+    check_map(site)
     process = site.start()
     assert site.wait("the socket", process, site.listens), site.output()
     link = SequencerLink(site.settings.socket_record, timeout_seconds=SECONDS)
@@ -293,11 +362,13 @@ def recover(site: Site, sent: Sent) -> None:
     assert not sent.answered[-1][1].duplicate
     size = len(sent.answered)
     assert site.wait("publication", process, lambda: site.published_size() >= size), site.output()
+    assert site.wait("the map", process, lambda: site.mapped_size() >= size), site.output()
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) == 0, site.output()
     check_nothing_lost(site, disk, sent)
     check_signed(site)
     check_store(site)
+    check_map(site)
     # Each message has exactly one leaf, whatever became of its first answer.
     with site.store() as store:
         logged = [record.preimage for record in store.records(0, store.state().size)]
@@ -332,14 +403,16 @@ def reached(path: Path) -> list[str]:
 def test_the_hooks_are_all_that_there_are():
     """A hook that nobody lists is one that nobody kills at; one that is listed and gone tests nothing."""
     found = {path.name: reached(path) for path in OPERATOR.rglob("*.py") if reached(path)}
-    assert set(found) == {"sequencer.py", "service.py", "publisher.py", "shred.py", "journal.py"}
+    assert set(found) == {"sequencer.py", "service.py", "publisher.py", "mapping.py", "shred.py", "journal.py"}
     assert len(set(HOOKS)) == len(HOOKS)
     assert sorted(found["sequencer.py"] + found["service.py"]) == sorted(sequencer.HOOKS)
     assert found["publisher.py"] == list(publisher.HOOKS)  # one function after the other, in commit order
+    assert sorted(found["mapping.py"]) == sorted(mapping.HOOKS)
     # These two are killed in tests/unit/test_operator_shred.py.
     assert (found["shred.py"], found["journal.py"]) == (list(shred.HOOKS), list(journal.HOOKS))
     assert all(name.startswith("sequencer.") for name in sequencer.HOOKS)
     assert all(name.startswith("publisher.") for name in publisher.HOOKS)
+    assert all(name.startswith("mapping.") for name in mapping.HOOKS)
 
 
 def test_no_kill_no_loss(site):

@@ -38,7 +38,9 @@ def test_a_new_log(tmp_path):
     settings = create_log(directory, ORIGIN, "spec", SEED)
     assert load_settings(directory, None, {}) == settings
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert {path.name for path in directory.iterdir()} == {"keys", "ktlog.toml", "log.db", "public-keys.json", "tiles"}
+    assert {path.name for path in directory.iterdir()} == {
+        "keys", "ktlog.toml", "log.db", "map.db", "public-keys.json", "tiles",
+    }
     with SqliteStore.open(settings.database, origin=ORIGIN) as store:
         assert (store.origin, store.dialect, store.state().size) == (ORIGIN, "spec", 0)
 
