@@ -1,9 +1,7 @@
 """The directory map on disk, and the output log that commits to it: one SQLite file beside the log's own.
 
-The prefix tree is kept in two shapes. Its upper ``depth`` levels are node pages: a page holds the eight nodes three
-levels below its own, so a search reads depth / 3 small rows. Below lie buckets, a handful of leaves each, sorted.
-An update rewrites its bucket and the pages above it; a proof reads them and hashes a few dozen times. Nothing is kept
-in memory between two calls, so a restart costs nothing and a reader sees whole batches only.
+Nothing is kept in memory between two calls, so a restart costs nothing and a reader sees whole batches only. How the
+prefix tree lies in rows is ``ktlog.store.maptree``'s.
 
 ``map_values`` is what an answer discloses (value, opening), ``map_history`` the leaves of each actor's history tree and
 the frontier from which the next value follows; an erasure removes them. Each output leaf is stored together with the
@@ -22,28 +20,10 @@ from pathlib import Path
 
 from ktlog import durable, sqlitefile
 from ktlog.errors import Conflict, StoreError
-from ktlog.keymap.prefix import (
-    MISSING,
-    PrefixLeaf,
-    PrefixProof,
-    bit,
-    hash_parent,
-    prove_below,
-    subtree_hash,
-)
+from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
 from ktlog.store.connections import Connections
+from ktlog.store.maptree import prefix, prove, read_bucket, split_bucket, write_leaves
 from ktlog.tlog.tree import Frontier, hash_leaf
-
-LEVELS = 3
-"""Of the tree in one node page."""
-BUCKET_LEAVES = 8
-"""Average leaves of a bucket at which the upper part grows by one page."""
-LEAF_BYTES = 64
-_NODE_BYTES = 33
-_WIDTH = 1 << LEVELS
-_EMPTY_NODE = bytes(_NODE_BYTES)
-_MANY = 2
-MAX_DEPTH = 36
 
 SCHEMA = (
     """CREATE TABLE log_meta (
@@ -258,23 +238,7 @@ class MapStore:
     def prove(self, index: bytes) -> PrefixProof:
         """Proof of the search for *index* in the map as it is now."""
         with self._connections.reading() as connection:
-            state = _read_state(connection)
-            hashes_left: list[bytes] = []
-            hashes_right: list[bytes] = []
-            depth = 0
-            while depth < state.depth:
-                page = _read_page(connection, depth, _prefix(index, depth))
-                for ends, sibling in _path_in_page(page, index, depth):
-                    if ends:
-                        # Everything below is one leaf or none: the search ends here, wherever its row lies.
-                        leaves = _leaves_below(connection, state.depth, index, depth)
-                        search, _, _ = prove_below(leaves, depth, index)
-                        return PrefixProof((search,), (*hashes_left, *reversed(hashes_right)))
-                    (hashes_left if bit(index, depth) else hashes_right).append(sibling)
-                    depth += 1
-            leaves = _read_bucket(connection, _prefix(index, state.depth))
-            search, left, right = prove_below(leaves, state.depth, index)
-            return PrefixProof((search,), (*hashes_left, *left, *right, *reversed(hashes_right)))
+            return prove(connection, _read_state(connection).depth, index)
 
     def history(self, index: bytes, end: int) -> tuple[bytes, ...]:
         """The first *end* leaves of the history at *index*, before hashing; fewer if there are no more."""
@@ -320,24 +284,24 @@ class MapStore:
         """Every leaf of the map, in order; for checks and rebuilds."""
         with self._connections.reading() as connection:
             for (blob,) in connection.execute("SELECT leaves FROM map_buckets ORDER BY number"):
-                yield from _split_bucket(blob)
+                yield from split_bucket(blob)
 
     def leaf_near(self, index: bytes) -> PrefixLeaf | None:
         """Some leaf at or after *index*, or else any; None in an empty map. For samples."""
         with self._connections.reading() as connection:
             depth = _read_state(connection).depth
-            for first in (_prefix(index, depth), 0):
+            for first in (prefix(index, depth), 0):
                 row = connection.execute(
                     "SELECT leaves FROM map_buckets WHERE number >= ? ORDER BY number LIMIT 1", (first,)
                 ).fetchone()
                 if row is not None:
-                    leaves = _split_bucket(row[0])
+                    leaves = split_bucket(row[0])
                     return next((leaf for leaf in leaves if leaf.index >= index), leaves[0])
         return None
 
     def _commitment(self, connection: sqlite3.Connection, index: bytes) -> bytes:
         depth = _read_state(connection).depth
-        for leaf in _read_bucket(connection, _prefix(index, depth)):
+        for leaf in read_bucket(connection, prefix(index, depth)):
             if leaf.index == index:
                 return leaf.commitment
         raise StoreError("Corrupt", f"{self._path}: a value without a leaf")
@@ -365,7 +329,10 @@ class MapStore:
             state = _read_state(connection)
             if state != expected:
                 raise Conflict("MapAdvanced", f"{self._path}: the map is no longer what was read", stored=state)
-            leaves, depth, root = _write_leaves(connection, state, changes)
+            leaves, depth, root = write_leaves(
+                connection, state.leaves, state.depth, state.root,
+                [PrefixLeaf(change.index, change.commitment) for change in changes],
+            )
             _write_values(connection, changes)
             leaf = make_leaf(root)
             output = state.output.append(hash_leaf(leaf))
@@ -395,157 +362,6 @@ def _read_state(connection: sqlite3.Connection) -> MapState:
         "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state"
     ).fetchone()
     return MapState(*row[:5], Frontier.decode(row[5]))
-
-
-# -- the tree's shape in rows
-
-
-def _prefix(index: bytes, depth: int) -> int:
-    return int.from_bytes(index, "big") >> (256 - depth)
-
-
-def _split_bucket(blob: bytes) -> list[PrefixLeaf]:
-    return [
-        PrefixLeaf(blob[i : i + 32], blob[i + 32 : i + LEAF_BYTES]) for i in range(0, len(blob), LEAF_BYTES)
-    ]
-
-
-def _join_bucket(leaves: Iterable[PrefixLeaf]) -> bytes:
-    return b"".join(leaf.index + leaf.commitment for leaf in leaves)
-
-
-def _read_bucket(connection: sqlite3.Connection, number: int) -> list[PrefixLeaf]:
-    row = connection.execute("SELECT leaves FROM map_buckets WHERE number = ?", (number,)).fetchone()
-    return [] if row is None else _split_bucket(row[0])
-
-
-def _leaves_below(connection: sqlite3.Connection, bottom: int, index: bytes, depth: int) -> list[PrefixLeaf]:
-    """The leaves under the node of *index* at *depth*, which are one or none."""
-    first = _prefix(index, depth) << (bottom - depth)
-    row = connection.execute(
-        "SELECT leaves FROM map_buckets WHERE number >= ? AND number < ? LIMIT 1",
-        (first, first + (1 << (bottom - depth))),
-    ).fetchone()
-    return [] if row is None else _split_bucket(row[0])
-
-
-def _read_page(connection: sqlite3.Connection, depth: int, number: int) -> bytes:
-    row = connection.execute(
-        "SELECT nodes FROM map_nodes WHERE depth = ? AND number = ?", (depth, number)
-    ).fetchone()
-    return _EMPTY_NODE * _WIDTH if row is None else row[0]
-
-
-def _node(leaves: Sequence[PrefixLeaf], depth: int) -> bytes:
-    """A node as it is stored: how many leaves lie below (0, 1, 2 for more), and its hash."""
-    return bytes([min(len(leaves), _MANY)]) + subtree_hash(leaves, depth)
-
-
-def _combine(left: bytes, right: bytes) -> bytes:
-    if left[0] + right[0] < _MANY:
-        return left if left[0] else right
-    return bytes([_MANY]) + hash_parent(left[1:], right[1:])
-
-
-def _nodes_of(page: bytes) -> list[bytes]:
-    return [page[i : i + _NODE_BYTES] for i in range(0, len(page), _NODE_BYTES)]
-
-
-def _fold(nodes: Sequence[bytes]) -> bytes:
-    """The node above neighbours, of which there are 1, 2, 4 or 8."""
-    while len(nodes) > 1:
-        nodes = [_combine(nodes[i], nodes[i + 1]) for i in range(0, len(nodes), 2)]
-    return nodes[0]
-
-
-def _path_in_page(page: bytes, index: bytes, depth: int) -> Iterator[tuple[bool, bytes]]:
-    """From the page's own node downwards: (whether the search ends here, the hash beside its next step)."""
-    nodes = _nodes_of(page)
-    position = _prefix(index, depth + LEVELS) & (_WIDTH - 1)
-    start, width = 0, _WIDTH
-    while width > 1:
-        ends = sum(node[0] for node in nodes[start : start + width]) < _MANY
-        width >>= 1
-        right = position & width
-        yield ends, b"" if ends else _fold(nodes[start : start + width] if right else
-                                           nodes[start + width : start + 2 * width])[1:]
-        start += width if right else 0
-
-
-def _write_leaves(
-    connection: sqlite3.Connection, state: MapState, changes: Sequence[Live | Dead]
-) -> tuple[int, int, bytes]:
-    """Put the changes' leaves into the tree: (leaves, depth, root) after it."""
-    by_bucket: dict[int, dict[bytes, bytes]] = {}
-    for change in changes:
-        bucket = by_bucket.setdefault(_prefix(change.index, state.depth), {})
-        if change.index in bucket:
-            raise AssertionError("a batch changes an index once")
-        bucket[change.index] = change.commitment
-    added = 0
-    nodes: dict[int, bytes] = {}
-    rows: list[tuple[int, bytes]] = []
-    for number, news in by_bucket.items():
-        old = {leaf.index: leaf.commitment for leaf in _read_bucket(connection, number)}
-        merged = sorted(PrefixLeaf(index, commitment) for index, commitment in (old | news).items())
-        added += len(merged) - len(old)
-        rows.append((number, _join_bucket(merged)))
-        nodes[number] = _node(merged, state.depth)
-    connection.executemany("INSERT OR REPLACE INTO map_buckets VALUES (?, ?)", rows)
-    leaves, depth = state.leaves + added, state.depth
-    root = _write_pages(connection, depth, nodes)[1:] if changes else state.root
-    while leaves > BUCKET_LEAVES << depth and depth < MAX_DEPTH:
-        _grow(connection, depth)
-        depth += LEVELS
-    return leaves, depth, root
-
-
-def _write_pages(connection: sqlite3.Connection, depth: int, nodes: dict[int, bytes]) -> bytes:
-    """Store changed *nodes* of level *depth* in the pages above; returns the tree's top node."""
-    while depth:
-        depth -= LEVELS
-        by_page: dict[int, list[int]] = {}
-        for number in nodes:
-            by_page.setdefault(number >> LEVELS, []).append(number)
-        above: dict[int, bytes] = {}
-        rows = []
-        for page_number, numbers in by_page.items():
-            page = bytearray(_read_page(connection, depth, page_number))
-            for number in numbers:
-                at = (number & (_WIDTH - 1)) * _NODE_BYTES
-                page[at : at + _NODE_BYTES] = nodes[number]
-            rows.append((depth, page_number, bytes(page)))
-            above[page_number] = _fold(_nodes_of(bytes(page)))
-        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", rows)
-        nodes = above
-    return nodes[0]
-
-
-def _grow(connection: sqlite3.Connection, depth: int) -> None:
-    """Keep LEVELS more levels as pages: every bucket becomes a page and up to eight buckets.
-
-    The pages above stay as they are, for a node's hash does not depend on how what lies below it is stored.
-    """
-    # From the last to the first: bucket n makes way for 8n to 8n + 7, which are n itself or read already.
-    last = 1 << depth
-    while rows := connection.execute(
-        "SELECT number, leaves FROM map_buckets WHERE number < ? ORDER BY number DESC LIMIT 512", (last,)
-    ).fetchall():
-        last = rows[-1][0]
-        connection.executemany("DELETE FROM map_buckets WHERE number = ?", ((number,) for number, _ in rows))
-        buckets, pages = [], []
-        for number, blob in rows:
-            page = []
-            split: list[list[PrefixLeaf]] = [[] for _ in range(_WIDTH)]
-            for leaf in _split_bucket(blob):
-                split[_prefix(leaf.index, depth + LEVELS) & (_WIDTH - 1)].append(leaf)
-            for place, leaves in enumerate(split):
-                page.append(_node(leaves, depth + LEVELS))
-                if leaves:
-                    buckets.append((number << LEVELS | place, _join_bucket(leaves)))
-            pages.append((depth, number, b"".join(page)))
-        connection.executemany("INSERT INTO map_buckets VALUES (?, ?)", buckets)
-        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", pages)
 
 
 def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]) -> None:
