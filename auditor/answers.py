@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from auditor.fetch import ActorAnswer
 from auditor.report import Finding, finding_from
-from ktlog.client.page import ActorPage, HistoryRow, parse_actor_page
-from ktlog.errors import EncodingError, Invalid, KtlogError
+from ktlog.client.page import ActorPage, HistoryRow
+from ktlog.errors import EncodingError, Invalid
 from ktlog.pkd.actors import Actor
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.entry import parse_entry
@@ -37,19 +38,15 @@ class Replayed:
     """Leaf hash by leaf index, at least for every entry that enrolled a key the actor has."""
 
 
-def check_answer(body: bytes | Invalid, replayed: Replayed) -> list[Finding]:
-    """Every way in which the answer *body* (or the lack of one) contradicts the replayed state."""
+def check_answer(answer: ActorAnswer | Invalid, replayed: Replayed) -> list[Finding]:
+    """Every way in which the *answer* (or the lack of one) contradicts the replayed state."""
     actor_id = replayed.actor.actor_id
-    if isinstance(body, Invalid):
-        if body.name != "MissingAnswer":
-            return [finding_from(body)]
-        return [_contradiction(actor_id, "the API knows no such actor; the entries enrol them")]
-    try:
-        page = parse_actor_page(body, actor_id, replayed.tree_size)
-        document = parse_json(body)
-    except KtlogError as error:
-        name = _CONTRADICTS if error.name == "WrongActor" else "MalformedAnswer"
-        return [finding_from(error, name, subject=f"the answer about {actor_id}")]
+    if isinstance(answer, Invalid):
+        if answer.name == "MissingAnswer":
+            return [_contradiction(actor_id, "the API knows no such actor; the entries enrol them")]
+        name = _CONTRADICTS if answer.name == "WrongActor" else "MalformedAnswer"
+        return [finding_from(answer, name, subject=f"the answer about {actor_id}")]
+    page, document = answer.page, parse_json(answer.body)
     found = [*_compare_keys(page, replayed), *_compare_history(page, replayed)]
     # A proof for a key that is not there says nothing more.
     return found or [*_check_key_proofs(document, replayed), *_check_history_proofs(page, replayed)]

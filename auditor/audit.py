@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from auditor.answers import Replayed, check_answer
-from auditor.fetch import MAX_ANSWER_BYTES, LogReader, Page
+from auditor.fetch import ActorAnswer, LogReader, Page
 from auditor.fold import TreeFold, nodes_for_consistency
 from auditor.heads import (
     KnownHead,
@@ -38,6 +38,7 @@ from auditor.heads import (
 from auditor.replay import Replay
 from auditor.report import Coverage, Finding, Report, finding_from
 from ktlog.client.erasures import ErasureHead
+from ktlog.client.page import MAX_ANSWER_BYTES, MAX_HISTORY_PAGES
 from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS, Head, Log
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable, UsageError
 from ktlog.pkd.erasure import ErasureRecord
@@ -343,7 +344,7 @@ class _Audit:
             return
         if selection.count is not None:
             actor_ids = sorted(self._chance.sample(actor_ids, min(selection.count, len(actor_ids))))
-        asked: deque[tuple[str, Future[bytes | KtlogError]]] = deque()
+        asked: deque[tuple[str, Future[ActorAnswer | Invalid | Unreachable]]] = deque()
         upcoming = iter(actor_ids)
         unreachable = False
         too_large: list[str] = []
@@ -351,20 +352,20 @@ class _Audit:
             while len(asked) < 2 * FETCHERS and (actor_id := next(upcoming, None)) is not None:
                 asked.append((actor_id, network.submit(self._ask, actor_id, head.size)))
             actor_id, future = asked.popleft()
-            body = future.result()
-            if isinstance(body, Invalid) and body.name == "TooLarge":
+            answer = future.result()
+            if isinstance(answer, Invalid) and answer.name in ("TooLarge", "HistoryTooLong"):
                 # A long history is no lie. What was not read is said, and the rest of the audit counts.
                 too_large.append(actor_id)
                 continue
-            if isinstance(body, Unreachable):
-                report.findings.add(finding_from(body))
+            if isinstance(answer, Unreachable):
+                report.findings.add(finding_from(answer))
                 unreachable = True
                 break
             replayed = Replayed(
                 replay.directory.actors[actor_id], replay.directory.histories.get(actor_id, ()), head.size, head.root,
                 replay.enrolments,
             )
-            for finding in check_answer(body, replayed):
+            for finding in check_answer(answer, replayed):
                 report.findings.add(finding)
             report.answers.checked += 1
             self._progress("answers", number + 1, len(actor_ids))
@@ -378,7 +379,8 @@ class _Audit:
             more = len(too_large) - _SHOWN_ACTORS
             report.skip(
                 f"The API's answers about {len(too_large)} of {report.answers.total} actors: each is larger than the"
-                f" {MAX_ANSWER_BYTES} bytes that are read. They are {shown}{f' and {more} more' if more > 0 else ''}."
+                f" {MAX_ANSWER_BYTES} bytes or {MAX_HISTORY_PAGES} pages that are read. They are"
+                f" {shown}{f' and {more} more' if more > 0 else ''}."
             )
         left = report.answers.total - report.answers.checked - len(too_large)
         if left:
@@ -387,7 +389,7 @@ class _Audit:
                 f"The API's answers about {left} of {report.answers.total} actors: {why}."
             )
 
-    def _ask(self, actor_id: str, tree_size: int) -> bytes | Invalid | Unreachable:
+    def _ask(self, actor_id: str, tree_size: int) -> ActorAnswer | Invalid | Unreachable:
         try:
             return self._reader.actor_keys(actor_id, tree_size)
         except (Invalid, Unreachable) as error:

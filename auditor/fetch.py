@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import quote
 
 from ktlog.client.erasures import (
     MAX_ERASURE_HEAD_BYTES,
@@ -23,7 +22,7 @@ from ktlog.client.erasures import (
     parse_erasure_head,
     read_erasures,
 )
-from ktlog.client.page import parse_leaf_keys
+from ktlog.client.page import ActorPage, actor_page_path, parse_leaf_keys, read_all_pages
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.erasure import ErasureRecord
@@ -36,7 +35,6 @@ MAX_BUNDLE_BYTES = TILE_WIDTH * 4096
 # A log takes no message whose record is more than 300,000 bytes of JSON text; 256 such lines, and room to spare.
 MAX_RECORDS_BYTES = 96 << 20
 MAX_LEAF_KEYS_BYTES = 1 << 20
-MAX_ANSWER_BYTES = 32 << 20
 _GONE_STATUS = frozenset({404, 410})
 # Not worth asking again: the address is wrong, or the answer will be as large next time.
 _LASTING = frozenset({"TooLarge", "BadAddress", "BadRedirect"})
@@ -65,6 +63,14 @@ class Record:
     preimage: bytes
     plain: dict[str, str | None]
     withheld: bool
+
+
+@dataclass(frozen=True)
+class ActorAnswer:
+    """What the API says about an actor: all its pages as one, and the first as it came."""
+
+    page: ActorPage
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -199,15 +205,23 @@ class LogReader:
         )
         return data[: width * 32] if full else data
 
-    def actor_keys(self, actor_id: str, tree_size: int) -> bytes:
+    def actor_keys(self, actor_id: str, tree_size: int) -> ActorAnswer:
         """The answer about an actor's keys and history in the tree of *tree_size* entries, with proofs.
 
         Raises:
-            Invalid: ``MissingAnswer`` for a 404, ``TooLarge``.
+            Invalid: ``MissingAnswer`` for a 404, ``TooLarge``, ``HistoryTooLong``; ``WrongActor``,
+                ``MalformedAnswer``.
             Unreachable
         """
-        path = f"api/actor/{quote(actor_id, safe='')}/keys?include-proofs=true&tree-size={tree_size}"
-        return self._get(path, MAX_ANSWER_BYTES, "MissingAnswer")
+        bodies: list[bytes] = []
+
+        def read(after: int | None, max_bytes: int) -> bytes:
+            path = actor_page_path(actor_id, tree_size, after).removeprefix("/")
+            bodies.append(self._get(path, max_bytes, "MissingAnswer"))
+            return bodies[-1]
+
+        page = read_all_pages(read, actor_id, tree_size)
+        return ActorAnswer(page, bodies[0])
 
     def pages(self, tree_size: int, pool: Executor, ahead: int = 3) -> Iterator[Page]:
         """Every page of a tree of *tree_size* entries, in order, read *ahead* pages in advance."""

@@ -189,7 +189,8 @@ _FIXED = ("directory", "origin", "dialect")
 def write_settings(settings: Settings) -> None:
     """Write ``ktlog.toml``: what was fixed at init, and every other setting as a comment."""
     lines = [
-        "# A ktlog log. The origin and the dialect are for ever; the rest may change with a restart.",
+        "# A ktlog log. The origin and the dialect are for ever; heartbeat_seconds and notice_seconds are so from the",
+        "# first start on, because the map's log begins with them. The rest may change with a restart.",
         f'origin = "{settings.origin}"',
         f'dialect = "{settings.dialect}"',
         "",

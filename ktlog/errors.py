@@ -117,12 +117,16 @@ class Forked(VerificationError):
 
 
 class MessageRejected(KtlogError):
-    """An honest refusal of a protocol message; ``code`` is stable, nothing was changed."""
+    """An honest refusal of a protocol message; ``code`` is stable, nothing was changed.
+
+    weight: how many refusals it counts for against its sender, where the code alone does not say.
+    """
 
     exit_code = 5
 
-    def __init__(self, code: str, message: str = "", *, hint: str = "") -> None:
+    def __init__(self, code: str, message: str = "", *, hint: str = "", weight: int | None = None) -> None:
         super().__init__(code, message, hint=hint)
+        self.weight = weight
 
     @property
     def code(self) -> str:
@@ -133,10 +137,13 @@ class RateLimited(MessageRejected):
     """The sender, or somebody at its address, had too many refusals and must wait.
 
     retry_after_ms: how long. limit: requests allowed until then. reset: Unix seconds at which the wait is over.
+    code: another one when something else than refusals was too much.
     """
 
-    def __init__(self, message: str, *, retry_after_ms: int, limit: int, reset: int) -> None:
-        super().__init__("rate_limited", message)
+    def __init__(
+        self, message: str, *, retry_after_ms: int, limit: int, reset: int, code: str = "rate_limited"
+    ) -> None:
+        super().__init__(code, message)
         self.retry_after_ms = retry_after_ms
         self.limit = limit
         self.reset = reset

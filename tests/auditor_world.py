@@ -131,6 +131,7 @@ class World:
         self.requests: list[str] = []
         self.time = NOW - 1000
         self.cosigned_at = NOW - 10
+        self.rows_a_page = 100
 
     def clone(self) -> World:
         twin = copy.copy(self)
@@ -255,11 +256,12 @@ class World:
         if found is not None:
             return Answer(200, found)
         if path.startswith("api/actor/") and path.endswith("/keys"):
-            assert parts.query == f"include-proofs=true&tree-size={self.size}", parts.query
-            return self._answer(unquote(path.removeprefix("api/actor/").removesuffix("/keys")))
+            query, _, after = parts.query.partition("&history-after=")
+            assert query == f"include-proofs=true&tree-size={self.size}", parts.query
+            return self._answer(unquote(path.removeprefix("api/actor/").removesuffix("/keys")), int(after or -1))
         return Answer(404, b"{}")
 
-    def _answer(self, actor_id: str) -> Answer:
+    def _answer(self, actor_id: str, after: int = -1) -> Answer:
         actor = self.directory.actors.get(actor_id)
         if actor is None:
             return Answer(404, b"{}")
@@ -268,6 +270,8 @@ class World:
         def proof(leaf_index: int) -> list[str]:
             return [encode_base64url(node) for node in prove_inclusion(leaf_index, self.size, reader)]
 
+        rows = [row for row in self.directory.histories[actor_id] if row[0] > after]
+        shown = rows[:self.rows_a_page]
         answer: dict[str, Any] = {
             "!pkd-context": "fedi-e2ee:v1/api/actor/get-keys",
             "actor-id": actor_id,
@@ -287,9 +291,12 @@ class World:
                     "encrypted-message": self.records[index]["message"], "plain": self.records[index]["plain"],
                     "inclusion-proof": proof(index),
                 }
-                for index, role in self.directory.histories[actor_id]
+                for index, role in shown
             ],
+            "history-next": shown[-1][0] if shown != rows else None,
         }
+        if after >= 0:
+            del answer["public-keys"]
         self.edit_answer(answer)
         return Answer(200, json.dumps(answer, ensure_ascii=False).encode())
 

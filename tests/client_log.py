@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ktlog.client import SigningKey
 from ktlog.client.build import Built
@@ -99,6 +99,7 @@ class TinyLog:
         self.greatest_time = 0
         self.published = 0
         self.checkpoint = b""
+        self.rows_a_page = 100
 
     def fork(self) -> TinyLog:
         """The same log at the same point, free to go another way."""
@@ -176,10 +177,11 @@ class TinyLog:
         self.checkpoint = self.sign(**options)
         return self
 
-    def page(self, actor_id: str, size: int) -> dict[str, Any] | None:
+    def page(self, actor_id: str, size: int, after: int = -1) -> dict[str, Any] | None:
         """What /api/actor/<id>/keys answers at a tree size."""
         row = self.states[size].get(actor_id)
-        indexes = [index for index, roles in enumerate(self.roles) if actor_id in roles]
+        indexes = [index for index, roles in enumerate(self.roles) if actor_id in roles and index > after]
+        shown = indexes[:self.rows_a_page]
         if row is None:
             return None
         return {
@@ -198,8 +200,9 @@ class TinyLog:
                     "leaf-index": index, "role": self.roles[index][actor_id], **copy.deepcopy(self.rows[index]),
                     "inclusion-proof": self._proof(index, size) if index < size else None,
                 }
-                for index in indexes
+                for index in shown
             ],
+            "history-next": shown[-1] if shown != indexes else None,
         }
 
     def _proof(self, index: int, size: int) -> list[str]:
@@ -223,8 +226,11 @@ class TinyLog:
         if path == "/api/info":
             return 200, json.dumps({"dialect": self.dialect.name, "origin": self.origin}).encode()
         if path.startswith("/api/actor/") and path.endswith("/keys"):
-            size = int(query.rpartition("tree-size=")[2])
-            page = self.page(unquote(path[len("/api/actor/"): -len("/keys")]), size)
+            asked = dict(parse_qsl(query))
+            after = int(asked.get("history-after", -1))
+            page = self.page(unquote(path[len("/api/actor/"): -len("/keys")]), int(asked["tree-size"]), after)
+            if page is not None and after >= 0:
+                del page["public-keys"]
             if page is not None:
                 return 200, json.dumps(page).encode()
         return 404, b'{"!pkd-context":"fedi-e2ee:v1/api/error","error":"not_found","code":"not_found"}'

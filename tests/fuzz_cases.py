@@ -178,6 +178,7 @@ def operator_targets() -> list[Target]:
         Target("BurnDown's body", activity.parse_burndown, dumped(plain), ("EncodingError", *rejected)),
         Target("revocation's body", activity.parse_revocation, dumped(revocation), ("EncodingError", *rejected)),
         Target("question", lambda data: federation.parse_question(data, LOG_ACTOR), dumped(message), ()),
+        Target("small talk", activity.is_small_talk, dumped(message), ()),
         Target("noise", federation.is_noise, dumped({"type": "Delete", "actor": BOB, "object": BOB}), ()),
         Target("submission", as_request(link.decode_submission), link.encode_submission(submission), internal),
         Target("receipt frame", as_json(link.decode_receipt), link.encode_receipt(link.Receipt(3, b"entry", ZERO_ROOT)), internal),

@@ -254,6 +254,15 @@ MUTATIONS: tuple[Mutation, ...] = tuple(
         "ktlog/wire/httpsig_response.py",
         ("TM-PQ-1", "tests/unit/test_wire_httpsig_response.py", "test_both_algorithms_are_wanted_unless_one_is_said_to_do",
          "    if not found or not found.keys() >= set(wanted):\n", "    if not found:\n"),
+        ("APP-FEAT-32", "tests/unit/test_wire_httpsig_response.py",
+         "test_an_answer_to_a_body_that_it_does_not_name_is_taken_by_nobody",
+         "        wanted.add(_REQUEST_DIGEST)\n", "        wanted.add((\"@status\",))\n"),
+    )
+    + _all(
+        "ktlog/web/signing.py",
+        ("APP-FEAT-32", "tests/unit/test_web_guarding.py", "test_an_answer_to_one_body_is_none_to_another",
+         "            exchange.method, exchange.url, exchange.request_digest, exchange.status,\n",
+         "            exchange.method, exchange.url, None, exchange.status,\n"),
     )
     + _all("ktlog/web/history.py", ("GET-SINCE-3", "tests/unit/test_web_reading.py", "test_a_root_that_the_log_never_had",
                                     "    if not size or size > view.size():", "    if size is None or size > view.size():"))

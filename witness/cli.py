@@ -121,7 +121,9 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, as_json: 
     names = sorted({key.name for key in keys})
     if origin is None and len(names) > 1:
         raise UsageError(
-            "ManyNames", f"the keys have different names ({', '.join(names)}), so say --origin"
+            "ManyNames", f"the keys are those of {len(names)} logs: {', '.join(names)}",
+            hint="Give the keys of one log at a time: run this command once for each name. (ORIGIN and ORIGIN/map are"
+                 " two logs.)",
         )
     origin = _check_origin(names[0] if origin is None else origin)
     store = _open(directory, beside_daemon=True)

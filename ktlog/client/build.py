@@ -262,8 +262,10 @@ def build_plain_envelope(actor_id: str, built: Built) -> str:
 class Receipt:
     """A log's answer that it took a message. Keep it.
 
-    The leaf signature in ``entry`` proves that the log signed this message as an entry. No signature
-    covers ``leaf_index`` and ``root``: they are what the log says, and prove nothing against it.
+    The leaf signature in ``entry`` proves that the log signed this message as an entry. ``leaf_index`` and ``root``
+    are in nothing but the answer, which the log signs as a whole as its answer to one request
+    (:mod:`ktlog.wire.httpsig_response`). Kept with those signatures (``ktlog submit --receipt``) they are a promise
+    that can be held against it; without them, only what it says.
     """
 
     leaf_index: int
@@ -280,7 +282,9 @@ def check_receipt(
 ) -> Receipt:
     """Check a log's answer to an accepted message: that it signed this message as an entry.
 
-    That the entry has this index, or comes under this root, is not checked: nothing signed says so yet.
+    That the log signed the answer as a whole is not checked here: :func:`ktlog.operator.instance.deliver` has done so
+    before. That the entry has this index, and is under this root, the log promises with that; whether it keeps the
+    promise, a lookup or an auditor sees once the entry is published.
 
     Args:
         receipt: the JSON object of the 202 answer.

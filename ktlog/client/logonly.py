@@ -10,13 +10,12 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from urllib.parse import quote
 
 from ktlog.client.answer import CAUSE, NOT_PROVEN, STATUS, TAKEN_NOT_PROVEN, Present
 from ktlog.client.carried import fetch_erasures, fetch_rows
 from ktlog.client.erasures import ErasureLog
 from ktlog.client.heads import Heads, Trusted
-from ktlog.client.page import ActorPage, parse_actor_page, parse_leaf_keys
+from ktlog.client.page import ActorPage, actor_page_path, parse_leaf_keys, read_all_pages
 from ktlog.client.replay import (
     History,
     Replayed,
@@ -38,7 +37,6 @@ from ktlog.pkd.state import Actor
 from ktlog.wire.fetch import Response
 
 MAX_LEAF_KEYS_BYTES = 4 << 20
-MAX_ANSWER_BYTES = 32 << 20
 MAX_HISTORIES = 16
 """Of other actors in one lookup: a chain of moves, or operators that burned the actor down."""
 
@@ -78,14 +76,9 @@ class LogOnly:
             Stale: ``ActorRolledBack``: it says so, and has shown one before.
         """
         if tree_size:  # nothing is in an empty tree, so there is nothing to ask
-            target = f"/api/actor/{quote(actor_id, safe='')}/keys?include-proofs=true&tree-size={tree_size}"
-            response = self._fetcher.get(log.url + target, max_bytes=MAX_ANSWER_BYTES)
-            if response.status == 200:
-                page = parse_actor_page(response.body, actor_id, tree_size)
-                if page.published:
-                    return page
-            elif not _is_not_found(response):
-                raise bad_status(response)
+            page = self._all_pages(log, actor_id, tree_size)
+            if page is not None and page.published:
+                return page
         erased_at = self._erasures_of(log).erased_at(actor_id) if tree_size else 0
         before = self._trust.actor(log.origin, actor_id)
         if before is not None:
@@ -94,12 +87,36 @@ class LogOnly:
         if erased_at:
             raise NotLogged(
                 "Erased", f"{log.origin} says that it erased {actor_id}, and shows nothing since",
-                hint="The log says so; it cannot prove it in this version.",
+                hint="The log says so; without its map and a policy with verifiers it cannot be proven.",
             )
         raise NotLogged(
             "NotLogged", f"{log.origin} shows no published message about {actor_id}",
-            hint="The log says so; it cannot prove it in this version.",
+            hint="The log says so; without its map and a policy with verifiers it cannot be proven.",
         )
+
+    def _all_pages(self, log: Log, actor_id: str, tree_size: int) -> ActorPage | None:
+        """What the log shows about an actor; None when it says that there is nothing.
+
+        Raises:
+            Stale: ``ErasedMeanwhile``: there was something a moment ago.
+        """
+        def read(after: int | None, max_bytes: int) -> bytes:
+            response = self._fetcher.get(log.url + actor_page_path(actor_id, tree_size, after), max_bytes=max_bytes)
+            if response.status == 200:
+                return response.body
+            if not _is_not_found(response):
+                raise bad_status(response)
+            if after is None:
+                raise NotLogged("NotLogged", f"{log.origin} has no answer about {actor_id}")
+            raise Stale(
+                "ErasedMeanwhile", f"the log showed a part of what it has about {actor_id}, then says it has nothing",
+                hint="It may have erased it just now. Trying again is safe.",
+            )
+
+        try:
+            return read_all_pages(read, actor_id, tree_size)
+        except NotLogged:
+            return None
 
     def _erasures_of(self, log: Log) -> ErasureLog:
         erasures = fetch_erasures(self._fetcher, log, self._erasures.get(log.origin, ()))

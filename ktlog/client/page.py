@@ -7,10 +7,11 @@ asking again is of no use.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import quote
 
 from ktlog.errors import EncodingError, Invalid
 from ktlog.pkd.canonical import parse_json
@@ -21,6 +22,10 @@ from ktlog.tlog.encoding import decode_base64url, parse_decimal
 
 KEYS_CONTEXT = "fedi-e2ee:v1/api/actor/get-keys"
 MAXIMUM_PROOF_HASHES = 63
+MAX_ANSWER_BYTES = 32 << 20
+"""Of all pages of the answer about one actor."""
+MAX_HISTORY_PAGES = 100
+"""Of 100 messages each, unless they are large."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,16 @@ class HistoryRow:
 
 @dataclass(frozen=True)
 class ActorPage:
-    """The answer about one actor at one tree size; rows in strictly ascending leaf index."""
+    """The answer about one actor at one tree size; rows in strictly ascending leaf index.
+
+    ``history_next`` is None when there are no more rows, and the last row's leaf index otherwise.
+    """
 
     actor_id: str
     tree_size: int
     keys: tuple[ListedKey, ...]
     rows: tuple[HistoryRow, ...]
+    history_next: int | None = None
 
     @property
     def published(self) -> tuple[HistoryRow, ...]:
@@ -63,8 +72,43 @@ class ActorPage:
         return tuple(row for row in self.rows if row.leaf_index >= self.tree_size)
 
 
-def parse_actor_page(body: bytes, actor_id: str, tree_size: int) -> ActorPage:
-    """Read the answer of ``/api/actor/<id>/keys?include-proofs=true&tree-size=N``.
+def actor_page_path(actor_id: str, tree_size: int, after: int | None = None) -> str:
+    """Where a log has the first page about an actor, or the one with what comes after a leaf index."""
+    path = f"/api/actor/{quote(actor_id, safe='')}/keys?include-proofs=true&tree-size={tree_size}"
+    return path if after is None else f"{path}&history-after={after}"
+
+
+def read_all_pages(
+    read: Callable[[int | None, int], bytes], actor_id: str, tree_size: int, max_bytes: int = MAX_ANSWER_BYTES
+) -> ActorPage:
+    """The answer about an actor with the rows of all its pages.
+
+    Args:
+        read: gives a body of at most so many bytes: the first page's (None), or that of the page after a leaf index.
+
+    Raises:
+        Invalid: as :func:`parse_actor_page`; ``HistoryTooLong``. And whatever *read* raises.
+    """
+    body = read(None, max_bytes)
+    answer = page = parse_actor_page(body, actor_id, tree_size)
+    rows, left = list(page.rows), max_bytes - len(body)
+    for _ in range(MAX_HISTORY_PAGES - 1):
+        if page.history_next is None or left <= 0:
+            break
+        body = read(page.history_next, left)
+        page = parse_actor_page(body, actor_id, tree_size, page.history_next)
+        rows += page.rows
+        left -= len(body)
+    if page.history_next is not None:
+        raise Invalid(
+            "HistoryTooLong", f"the log has more about {actor_id} than {MAX_HISTORY_PAGES} pages or {max_bytes} bytes",
+            hint="It may be honest. A log with a map proves its answers without the whole history.",
+        )
+    return replace(answer, rows=tuple(rows), history_next=None)
+
+
+def parse_actor_page(body: bytes, actor_id: str, tree_size: int, after: int | None = None) -> ActorPage:
+    """Read the answer of :func:`actor_page_path`. Only the first page lists keys.
 
     Raises:
         Invalid: ``WrongActor`` when it is about another actor; ``MalformedAnswer``.
@@ -79,7 +123,12 @@ def parse_actor_page(body: bytes, actor_id: str, tree_size: int) -> ActorPage:
     rows = tuple(_row(row, tree_size) for row in _objects(page, "history"))
     indexes = [row.leaf_index for row in rows]
     _expect(indexes == sorted(set(indexes)), "the history is not in the order of the log")
-    return ActorPage(actor_id, size, tuple(_listed(key) for key in _objects(page, "public-keys")), rows)
+    _expect(after is None or not indexes or indexes[0] > after, "a page of the history goes back")
+    _expect("history-next" in page, "history-next is not there, so the history may go on")
+    following = None if page["history-next"] is None else _integer(page, "history-next")
+    _expect(following is None or following in indexes[-1:], "history-next is not the last message of the page")
+    keys = tuple(_listed(key) for key in _objects(page, "public-keys")) if after is None else ()
+    return ActorPage(actor_id, size, keys, rows, following)
 
 
 def parse_leaf_keys(body: bytes) -> Mapping[bytes, bytes]:

@@ -5,8 +5,9 @@
     secret = new_secret()
     body = enroll(actor_id, key_id, key, secret, encapsulation_key, now=now)
 
-The instance then sends ``canonical(body)`` with an HTTP signature of the same actor. *key_id* is the id that
-the log gave the actor's key. Keep the secret away from the instance: it is there for the day when somebody
+The instance then sends ``canonical(body)`` with an HTTP signature of the same actor, and believes the answer, yes or
+no, when the log signed it as the answer to this body (:func:`ktlog.operator.instance.read_signed`). *key_id* is the
+id that the log gave the actor's key. Keep the secret away from the instance: it is there for the day when somebody
 else is in control of that machine.
 
 The passwords in a request are used up by it, and so are all older ones: the next is good in the next window

@@ -19,9 +19,10 @@ from ktlog.client.keyfile import load_http_key
 from ktlog.client.terms import Terms, fetch_terms
 from ktlog.commands.receipt import format_receipt
 from ktlog.durable import write_once
-from ktlog.errors import EncodingError, Unreachable, UsageError
-from ktlog.operator.instance import MAX_ANSWER_BYTES, deliver, read_answer
-from ktlog.pkd.canonical import canonical, parse_json
+from ktlog.errors import UsageError
+from ktlog.operator.direct import read_200
+from ktlog.operator.instance import LOG_ACTOR_PATH, MAX_ANSWER_BYTES, deliver, exchange_of, read_signed
+from ktlog.pkd.canonical import canonical
 from ktlog.wire.actor_id import canonical_actor_id
 from ktlog.wire.dial import load_dial
 from ktlog.wire.fetch import Fetcher
@@ -68,7 +69,8 @@ class Delivery:
         )
 
     def send_raw(self, content: str) -> None:
-        """Deliver a finished envelope. Its message is not known here, so the receipt cannot be checked."""
+        """Deliver a finished envelope. Its message is not known here, so the entry in the receipt cannot be checked;
+        that the log signed the receipt as its answer to these bytes is checked as everywhere."""
         answer = deliver(
             self.fetcher, self.log_url, self.actor_id, load_http_key(self.http_key), self.http_key_id, content,
             int(time.time()), os.urandom, self.keep,
@@ -79,27 +81,21 @@ class Delivery:
     def post(self, target: str, members: dict[str, Any], now: int) -> dict[str, Any]:
         """Send a JSON object to one of the log's own endpoints, with the actor's HTTP signature.
 
-        Returns the answer of status 200, whose signature is not checked: it promises nothing for later.
+        Returns the answer of status 200, which the log signed as its answer to this very request.
 
         Raises:
-            MessageRejected: the log refuses; its code and its words.
-            Unreachable: no valid answer. Whether the log has acted on the request is then not known.
+            MessageRejected: the log refuses, and signed that; its code and its words.
+            Unreachable: no valid answer, or one that the log did not sign. Whether the log has acted on the
+                request is then not known.
         """
         url, body = self.log_url + target, canonical(members)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         signed = sign_request("POST", url, headers, body, self.http_key_id, load_http_key(self.http_key), now)
         response = self.fetcher.post(url, body, signed, max_bytes=MAX_ANSWER_BYTES)
-        if response.status == 200:
-            try:
-                answer = parse_json(response.body)
-            except EncodingError:
-                answer = None
-            if isinstance(answer, dict) and answer.get("!pkd-context") == members["!pkd-context"]:
-                return answer
-            raise Unreachable("BadAnswer", f"{url} answers 200 with something else than its answer")
-        if response.status != 202:
-            read_answer(response)
-        raise Unreachable("BadStatus", f"{url} answers {response.status}")
+        return read_signed(
+            self.fetcher, self.log_url + LOG_ACTOR_PATH, exchange_of(url, signed, response), now,
+            lambda: read_200(response, members["!pkd-context"]),
+        )
 
     def report(self, answer: dict[str, Any], words: str) -> None:
         click.echo(json.dumps(answer) if self.as_json else words)

@@ -1,7 +1,8 @@
 """``ktlog receipt``: what a log signed when it took a message, kept in a file and checked without the network.
 
-A receipt file is one JSON object: the request's method and URL, the answer's status, the headers that were signed
-and the body's bytes in base64url. It holds no key: whose word it is, the one who checks it has to know.
+A receipt file is one JSON object: the request's method, URL and ``Content-Digest``, the answer's status, the headers
+that were signed and the body's bytes in base64url. It holds no key: whose word it is, the one who checks it has to
+know. Nor does it hold the request: who has kept that can show with the digest that it is the one answered.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ktlog.wire.actor_id import parse_https_url
 from ktlog.wire.httpsig_response import BOTH, Exchange, verify_response
 from ktlog.wire.media import parse_foreign_json
 
-RECEIPT_TYPE = "ktlog-receipt-v1"
+RECEIPT_TYPE = "ktlog-receipt-v2"
 MAXIMUM_BYTES = 1 << 18
 
 # Where a log takes messages: the status of an acceptance, and what its body says it is.
@@ -46,13 +47,15 @@ _FILE = click.Path(path_type=Path)
 class Acceptance:
     """What a log signed: that its entry *leaf_index* is *entry*, and *root* that of the tree which ends with it.
 
-    created: Unix seconds, when it said so. algorithms: of the signatures that were verified.
+    request_digest: ``Content-Digest`` of the request that it answered so. created: Unix seconds, when it said so.
+    algorithms: of the signatures that were verified.
     """
 
     log_actor: str
     leaf_index: int
     entry: bytes
     root: str
+    request_digest: str
     created: int
     algorithms: tuple[str, ...]
 
@@ -66,7 +69,8 @@ def format_receipt(exchange: Exchange) -> bytes:
     inputs = exchange.headers["signature-input"]
     kept = {name for name in exchange.headers if f'"{name}"' in inputs} | {"signature", "signature-input"}
     return json.dumps({
-        "type": RECEIPT_TYPE, "method": exchange.method, "url": exchange.url, "status": exchange.status,
+        "type": RECEIPT_TYPE, "method": exchange.method, "url": exchange.url,
+        "request-digest": exchange.request_digest, "status": exchange.status,
         "headers": {name: exchange.headers[name] for name in sorted(kept)},
         "body": encode_base64url(exchange.body),
     }, indent=2).encode("utf-8") + b"\n"
@@ -79,7 +83,9 @@ def parse_receipt(data: bytes) -> Exchange:
         EncodingError: ``BadReceiptFile``, and what strict JSON and base64url ask for.
     """
     members = parse_json(data)
-    wanted = {"type": str, "method": str, "url": str, "status": int, "headers": dict, "body": str}
+    wanted = {
+        "type": str, "method": str, "url": str, "request-digest": str, "status": int, "headers": dict, "body": str,
+    }
     if not isinstance(members, dict) or {name: type(value) for name, value in members.items()} != wanted:
         raise EncodingError("BadReceiptFile", f"a receipt file has the members {', '.join(wanted)}")
     headers = members["headers"]
@@ -88,7 +94,8 @@ def parse_receipt(data: bytes) -> Exchange:
     ):
         raise EncodingError("BadReceiptFile", f"not of the type {RECEIPT_TYPE}")
     return Exchange(
-        members["method"], members["url"], members["status"], headers, decode_base64url(members["body"])
+        members["method"], members["url"], members["status"], headers, decode_base64url(members["body"]),
+        members["request-digest"],
     )
 
 
@@ -125,7 +132,8 @@ def verify_receipt(
     except EncodingError as error:
         raise Invalid("BadReceipt", f"the log signed something, but no receipt: {error.message}") from None
     return Acceptance(
-        log_actor, answer["leaf-index"], entry, answer["merkle-root"], verified.created, verified.algorithms
+        log_actor, answer["leaf-index"], entry, answer["merkle-root"], exchange.request_digest or "",
+        verified.created, verified.algorithms,
     )
 
 
@@ -178,13 +186,13 @@ def verify(path: Path, key: str | None, actor_document: Path | None, as_json: bo
 def _report(found: Acceptance, as_json: bool) -> None:
     members: dict[str, Any] = {
         "log": found.log_actor, "leaf-index": found.leaf_index, "leaf-hash": encode_base64url(found.leaf_hash),
-        "tree-size": found.leaf_index + 1, "root": found.root, "time": found.created,
-        "algorithms": list(found.algorithms),
+        "tree-size": found.leaf_index + 1, "root": found.root, "request-digest": found.request_digest,
+        "time": found.created, "algorithms": list(found.algorithms),
     }
     if as_json:
         click.echo(json.dumps(members))
         return
     when = datetime.fromtimestamp(found.created, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     click.echo(f"signed by {found.log_actor} ({', '.join(found.algorithms)}), {when}")
-    for name in ("leaf-index", "leaf-hash", "tree-size", "root"):
+    for name in ("leaf-index", "leaf-hash", "tree-size", "root", "request-digest"):
         click.echo(f"{name}: {members[name]}")

@@ -22,8 +22,9 @@ def command() -> None:
     """Send a protocol message to a log, for an actor of your instance.
 
     The message is signed with the actor's own key (ktlog key), encrypted to the log, and delivered as
-    a direct message with the actor's HTTP signature. The log's signatures on the entry and on its receipt
-    are checked; the index and the root in it are what the log says.
+    a direct message with the actor's HTTP signature. The log's signatures on the entry, and on its whole answer to
+    this very request, are checked, on a refusal too. With index and root in it the log makes a promise, which
+    --receipt keeps; whether the log keeps it, a lookup tells.
     """
 
 

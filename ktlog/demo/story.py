@@ -185,7 +185,7 @@ class Story:
                 self.result.lookups_verified += 1
                 advance()
         self._teller.held("each answer: log signature, cosigner quorum, inclusion, commitments, message signatures")
-        self._teller.say("not proven yet: that an answer is complete. That needs the directory map, which comes next.")
+        self._teller.say("not proven yet: that an answer is complete. That needs a verifier of the map: it is next.")
 
     def _rotated(self) -> None:
         person = self._rotating

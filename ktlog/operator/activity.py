@@ -19,6 +19,7 @@ from ktlog.pkd.actions import PKD_CONTEXT, TOKEN_ACTION
 from ktlog.pkd.canonical import parse_json
 from ktlog.tlog.encoding import parse_decimal
 from ktlog.wire.actor_id import parse_actor_id
+from ktlog.wire.media import parse_foreign_json
 
 ENCRYPTED_CONTEXT = "fedi-e2ee:v1-encrypted-message"
 PLAINTEXT_CONTEXT = "fedi-e2ee:v1-plaintext-message"
@@ -64,6 +65,26 @@ def parse_activity(body: bytes, inbox_actor: str) -> Activity:
     _check_recipients(activity, inbox_actor)
     _check_recipients(note, inbox_actor)
     return Activity(actor, _text(note, "content"))
+
+
+def is_small_talk(body: bytes) -> bool:
+    """Whether *body* is a ``Create`` that no client of this protocol has made: to the public, or about something else.
+
+    Of such the Fediverse is full: whoever mentions the log's actor sends it one, which is no attempt at anything.
+    A content that begins like an envelope is one, however wrong it is.
+    """
+    try:
+        activity = parse_foreign_json(body)
+    except EncodingError:
+        return False
+    if not isinstance(activity, dict) or activity.get("type") != "Create":
+        return False
+    note = activity.get("object")
+    if not isinstance(note, dict):
+        return True
+    content = note.get("content")
+    is_envelope = isinstance(content, str) and content.lstrip().startswith("{") and "!pkd-context" in content
+    return not is_envelope or any(address in _PUBLIC for address in _addressees(activity) + _addressees(note))
 
 
 def open_envelope(content: str) -> Envelope:
@@ -146,12 +167,17 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _check_recipients(fields: Mapping[str, Any], inbox_actor: str) -> None:
-    """Every address named must be this log: a message that others also get is not a direct one."""
+def _addressees(fields: Mapping[str, Any]) -> list[Any]:
     named: list[Any] = []
     for member in ("to", "cc", "bto", "bcc", "audience"):
         value = fields.get(member, [])
         named += value if isinstance(value, list) else [value]
+    return named
+
+
+def _check_recipients(fields: Mapping[str, Any], inbox_actor: str) -> None:
+    """Every address named must be this log: a message that others also get is not a direct one."""
+    named = _addressees(fields)
     if any(address in _PUBLIC for address in named):
         raise MessageRejected("not_a_direct_message", "the message is addressed to the public")
     if inbox_actor not in named or any(address != inbox_actor for address in named):

@@ -19,13 +19,20 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from ktlog.errors import EncodingError, Invalid, MessageRejected
-from ktlog.operator.activity import Envelope, open_envelope, parse_activity, parse_burndown, parse_revocation
+from ktlog.errors import EncodingError, Invalid, MessageRejected, RateLimited
+from ktlog.operator.activity import (
+    Envelope,
+    is_small_talk,
+    open_envelope,
+    parse_activity,
+    parse_burndown,
+    parse_revocation,
+)
 from ktlog.operator.authenticate import Authenticator
 from ktlog.operator.directories import Directories
 from ktlog.operator.link import Submission
 from ktlog.operator.request import Request
-from ktlog.operator.sequencer import check_recent_root
+from ktlog.operator.sequencer import check_holdings, check_recent_root
 from ktlog.operator.views import view_for
 from ktlog.pkd.actions import TOKEN_ACTION
 from ktlog.pkd.attributes import check_commitment
@@ -40,6 +47,8 @@ from ktlog.pkd.messages import (
     CheckpointMessage,
     Message,
     MoveIdentity,
+    RevokeAuxData,
+    RevokeKey,
     RevokeKeyThirdParty,
     WireMessage,
     check_time,
@@ -54,9 +63,9 @@ from ktlog.store.contracts import LogStore, TotpUse
 from ktlog.wire.actor import RSA_SHA256
 from ktlog.wire.actor_id import actor_domain
 
-# What one actor may hold: every message of theirs is checked against each key, also by every replayer.
-KEYS_LIMIT = 64
-AUX_LIMIT = 256
+# Of one actor's messages: whoever asks for the actor's history reads all there ever were.
+MESSAGES_LIMIT = 100
+MESSAGES_SECONDS = 86_400
 # Of one line of a records page. Auditors bound a page by 256 times a little more.
 RECORD_LIMIT_BYTES = 290_000
 # Of a Checkpoint. PKD, "Checkpoint Validation Steps", 4.
@@ -102,11 +111,12 @@ class Admission:
 
     def admit(self, request: Request) -> Submission:
         """Check a direct message to the log's inbox, from its shape to its commitments."""
-        with _coded():
+        with _small_talk_is_free(request.body), _coded():
             activity = parse_activity(request.body, self._inbox_actor)
+            envelope = open_envelope(activity.content)
+        with _coded():
             self._check_knows(activity.actor)
             verified = self._authenticator.authenticate(request, activity.actor, at_inbox=True)
-            envelope = open_envelope(activity.content)
             if envelope.actor != activity.actor:
                 raise MessageRejected(
                     "actor_mismatch", "the envelope names another actor than the one that signed the request"
@@ -137,17 +147,19 @@ class Admission:
     def admit_revocation(self, request: Request) -> Submission:
         """Check the body of a POST to /api/revoke. It needs no HTTP signature; one that is there must hold.
 
-        ``bad_token``, ``bad_token_signature`` and ``unknown_token_key`` say that the token has no use here.
+        ``bad_token``, ``bad_token_signature`` and ``unknown_token_key`` say that the token has no use here. All
+        that is known of it here comes first: nobody's document is fetched for a token of no use.
 
         Source: PKD specification, "RevokeKeyThirdParty Validation Steps", "Protocol Message Parsing".
         """
         with _coded():
-            token = parse_revocation(request.body)
+            members = {"action": TOKEN_ACTION, "revocation-token": parse_revocation(request.body)}
+            submission = self._examine(parse_wire(self._dialect, canonical(members)), None)
             signer = _claimed_signer(request)
             if signer is not None:
+                self._check_knows(signer)
                 self._authenticator.authenticate(request, signer)
-            members = {"action": TOKEN_ACTION, "revocation-token": token}
-            return self._examine(parse_wire(self._dialect, canonical(members)), None)
+            return submission
 
     # What is checked behind each of them
 
@@ -246,12 +258,10 @@ class Admission:
             signer = find_signer(view, message, wire, use_key_id=True)
             # The key id is the sequencer's to derive; a trial needs none that could collide.
             change = apply(view, message, state.size, "", signer, created_time(message, state.greatest_time))
-        for actor in change.actors:
-            if len(actor.keys) > KEYS_LIMIT or len(actor.aux) > AUX_LIMIT:
-                raise MessageRejected(
-                    "too_many_keys",
-                    f"an actor may have {KEYS_LIMIT} keys and {AUX_LIMIT} auxiliary data here",
-                )
+        check_holdings(message, change)
+        if message.action not in _TAKING_AWAY:
+            for actor in change.actors:
+                check_pace(self._store, actor.actor_id, self._now())
         return True
 
     def _check_password(self, wire: WireMessage, message: Message) -> TotpUse | None:
@@ -284,6 +294,26 @@ class Admission:
             done.result()
 
 
+def check_pace(store: LogStore, actor_id: str, now: int) -> None:
+    """Refuse to let an actor's history grow by more than ``MESSAGES_LIMIT`` entries in ``MESSAGES_SECONDS``.
+
+    Of requests that are checked at the same time a few more may pass.
+
+    Raises:
+        RateLimited: ``too_many_messages``.
+    """
+    times = store.accepted_times(actor_id, MESSAGES_LIMIT)
+    if len(times) < MESSAGES_LIMIT:
+        return
+    wait = times[-1] + MESSAGES_SECONDS - now
+    # A clock that was set back must not lock anybody out until it is that late again.
+    if 0 < wait <= MESSAGES_SECONDS:
+        raise RateLimited(
+            f"this log takes {MESSAGES_LIMIT} messages about an actor in {MESSAGES_SECONDS // 3600} hours",
+            retry_after_ms=wait * 1000, limit=MESSAGES_LIMIT, reset=now + wait, code="too_many_messages",
+        )
+
+
 @contextmanager
 def _coded() -> Iterator[None]:
     """Let what the pure packages call a failure reach the sender under a stable code."""
@@ -291,6 +321,16 @@ def _coded() -> Iterator[None]:
         yield
     except (EncodingError, Invalid) as error:
         raise MessageRejected(_REFUSALS.get(error.name, "bad_request"), str(error)) from None
+
+
+@contextmanager
+def _small_talk_is_free(body: bytes) -> Iterator[None]:
+    """Count a refusal for nothing where nobody tried anything: whole servers mention the log's actor."""
+    try:
+        yield
+    except MessageRejected as error:
+        weight = 0 if is_small_talk(body) else error.weight
+        raise MessageRejected(error.code, error.message, weight=weight) from None
 
 
 def _claimed_signer(request: Request) -> str | None:
@@ -331,6 +371,9 @@ def _speaker(message: Message) -> str:
     return message.actor
 
 
+# Never too many: each needs a message before it that was counted, and whoever has to get rid of a thief's key
+# must not find that the thief used up the day's messages.
+_TAKING_AWAY = frozenset({RevokeKey.action, RevokeKeyThirdParty.action, RevokeAuxData.action, BurnDown.action})
 _PLAINTEXT_ACTIONS = (BurnDown.action, CheckpointMessage.action, TOKEN_ACTION)
 
 # What the pure packages call a failure, and the code under which a sender is told of it.

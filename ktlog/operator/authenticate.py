@@ -67,9 +67,10 @@ class Authenticator:
 
     def _verify(self, request: Request, actor_id: str, at_inbox: bool, *, refresh: bool) -> VerifiedRequest:
         compat = self._compat if at_inbox else self._compat - {RSA}
+        source = None if self._guard.is_exempt(request.source.ip) else request.source
         return verify_request(
             request.method, request.target_url, request.headers, request.body,
-            lambda key_id: self._actor_keys.find(key_id, actor_id, refresh=refresh, rsa=RSA in compat),
+            lambda key_id: self._actor_keys.find(key_id, actor_id, source=source, refresh=refresh, rsa=RSA in compat),
             self._now(), compat,
         )
 

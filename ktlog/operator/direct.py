@@ -12,11 +12,11 @@ from typing import Any
 
 from ktlog.errors import EncodingError, Unreachable
 from ktlog.operator.activity import REVOKE_CONTEXT
-from ktlog.operator.instance import LOG_ACTOR_PATH, MAX_ANSWER_BYTES, check_signed, read_answer
+from ktlog.operator.instance import LOG_ACTOR_PATH, MAX_ANSWER_BYTES, exchange_of, read_answer, read_signed
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
-from ktlog.wire.httpsig_response import Exchange
+from ktlog.wire.httpsig_response import Exchange, content_digest
 
 BURNDOWN_CONTEXT = "fedi-e2ee:v1/api/burndown"
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -37,9 +37,9 @@ def deliver_burndown(
         The parsed answer; of a log that gives receipts, with ``leaf-index``, ``merkle-leaf`` and so on.
 
     Raises:
-        MessageRejected: the log refuses it; its code and its words.
-        Unreachable: no valid answer. Whether the log accepted is not known; sending the same message again
-            is safe.
+        MessageRejected: the log refuses it, and signed that; its code and its words.
+        Unreachable: no valid answer, or one that the log did not sign. Whether the log accepted is not known;
+            sending the same message again is safe.
         EncodingError: ``BadUrl``.
 
     Spec: PKD "POST api/burndown".
@@ -47,10 +47,16 @@ def deliver_burndown(
     url, body = _endpoint(log_url, "/api/burndown"), envelope.encode("utf-8")
     signed = sign_request("POST", url, _JSON, body, http_key_id, http_private_key, now)
     response = fetcher.post(url, body, signed, max_bytes=MAX_ANSWER_BYTES)
-    answer = _read_200(response, BURNDOWN_CONTEXT)
-    if answer.get("status") is not True:
-        raise Unreachable("BadAnswer", f"{url} answers 200 and does not say that it took the BurnDown")
-    keep(_check_signed(fetcher, log_url, url, response, now))
+    exchange = exchange_of(url, signed, response)
+
+    def read() -> dict[str, Any]:
+        found = read_200(response, BURNDOWN_CONTEXT)
+        if found.get("status") is not True:
+            raise Unreachable("BadAnswer", f"{url} answers 200 and does not say that it took the BurnDown")
+        return found
+
+    answer = read_signed(fetcher, _endpoint(log_url, LOG_ACTOR_PATH), exchange, now, read, "BadReceipt")
+    keep(exchange)
     return answer
 
 
@@ -58,8 +64,8 @@ def deliver_token(fetcher: Fetcher, log_url: str, token: str, now: int) -> bool:
     """Send a revocation token to a log, for nobody in particular.
 
     Returns:
-        True: the log has revoked the token's key, now or before, and signed that answer. False: it has no
-        use for the token; nobody has the key there, or the token is none.
+        True: the log has revoked the token's key, now or before. False: it has no use for the token; nobody has
+        the key there, or the token is none. The log signed either, as its answer to this token.
 
     Raises:
         MessageRejected, Unreachable, EncodingError: as :func:`deliver_burndown`.
@@ -68,20 +74,26 @@ def deliver_token(fetcher: Fetcher, log_url: str, token: str, now: int) -> bool:
     """
     url = _endpoint(log_url, "/api/revoke")
     parameters = {"!pkd-context": REVOKE_CONTEXT, "current-time": str(now), "revocation-token": token}
-    response = fetcher.post(url, canonical(parameters), _JSON, max_bytes=MAX_ANSWER_BYTES)
-    if response.status == 204:
-        return False
-    _read_200(response, REVOKE_CONTEXT)
-    _check_signed(fetcher, log_url, url, response, now)
-    return True
+    body = canonical(parameters)
+    headers = {**_JSON, "Content-Digest": content_digest(body)}
+    response = fetcher.post(url, body, headers, max_bytes=MAX_ANSWER_BYTES)
+    exchange = exchange_of(url, headers, response)
+    return read_signed(
+        fetcher, _endpoint(log_url, LOG_ACTOR_PATH), exchange, now,
+        lambda: response.status != 204 and bool(read_200(response, REVOKE_CONTEXT)),
+    )
 
 
 def _endpoint(log_url: str, path: str) -> str:
     return log_url.rstrip("/") + path
 
 
-def _read_200(response: Response, context: str) -> dict[str, Any]:
-    """The answer with status 200, which must be of this form; whatever else came is raised."""
+def read_200(response: Response, context: str) -> dict[str, Any]:
+    """The answer with status 200, which must be of this form; whatever else came is raised.
+
+    Raises:
+        MessageRejected, Unreachable: as :func:`ktlog.operator.instance.read_answer`.
+    """
     if response.status == 200:
         try:
             answer = parse_json(response.body)
@@ -93,9 +105,3 @@ def _read_200(response: Response, context: str) -> dict[str, Any]:
     if response.status != 202:
         read_answer(response)
     raise Unreachable("BadStatus", f"{response.url} answers {response.status}")
-
-
-def _check_signed(fetcher: Fetcher, log_url: str, url: str, response: Response, now: int) -> Exchange:
-    exchange = Exchange("POST", url, response.status, response.headers, response.body)
-    check_signed(fetcher, _endpoint(log_url, LOG_ACTOR_PATH), exchange, now)
-    return exchange

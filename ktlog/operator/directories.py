@@ -9,6 +9,7 @@ Source: PKD specification, "Checkpoint Validation Steps", 2, 3 and 6.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ INFO_CONTEXT = "fedi-e2ee:v1/api/info"
 INFO_LIMIT_BYTES = 65_536
 # A directory that does not answer may hold up so many threads and no more.
 FETCH_SLOTS = 2
+
+log = logging.getLogger("ktlog.directories")
 
 
 class JsonFetcher(Protocol):
@@ -91,8 +94,10 @@ class Directories:
             info = self._fetcher.fetch_json(_info_url(message.from_directory), max_bytes=INFO_LIMIT_BYTES)
             current = decode_public_key(_member(info, "public-key"))
         except (Unreachable, EncodingError) as error:
+            # What a fetch found out, such as the address that a name leads to, is for the operator alone.
+            log.debug("a directory's key: %s", error)
             raise MessageRejected(
-                "directory_unreachable", f"{message.from_directory} does not say what its key is: {error}"
+                "directory_unreachable", f"{message.from_directory} does not say what its key is"
             ) from None
         finally:
             self._slots.release()

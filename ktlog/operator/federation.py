@@ -1,7 +1,8 @@
 """What the log overhears and says as an ActivityPub actor. Nothing here is fetched, kept or sent.
 
-Servers tell everyone whom they know that an account was deleted, also those who never heard of it: what is none of
-a log's business is recognised by its type alone, before a signature is looked at or a key is fetched.
+Servers tell everyone whom they know that an account was deleted, also those who never heard of it, and whoever was
+mentioned who likes or shares that: what is none of a log's business is recognised by its type alone, before a
+signature is looked at or a key is fetched.
 
 The result of a protocol message goes back to its sender as a direct message too. Only a protocol message
 is answered, and an answer is none: two programs that answer each other have nothing to go on about.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +26,24 @@ from ktlog.pkd.canonical import parse_json
 from ktlog.wire.actor_id import actor_domain, parse_https_url
 from ktlog.wire.media import parse_foreign_json
 
-NOISE = frozenset({"Delete", "Follow", "Undo"})
-"""Types of activities that are thanked for and dropped. Never ``Create``, which may be a message."""
-
 
 def is_noise(body: bytes) -> bool:
-    """Whether *body* is an activity of a type that means nothing to a log."""
+    """Whether *body* is an activity of a type that means nothing to a log: any but ``Create``, which may be a message.
+
+    A ``Create`` in another spelling (``create``, ``as:Create``) is none either: its sender should hear of it.
+    """
     try:
         activity = parse_foreign_json(body)
     except EncodingError:
         return False
-    kind = activity.get("type") if isinstance(activity, dict) else None
-    return isinstance(kind, str) and kind in NOISE
+    kinds = activity.get("type") if isinstance(activity, dict) else None
+    if not isinstance(kinds, list):
+        kinds = [kinds]
+    return bool(kinds) and all(isinstance(kind, str) and kind and not _is_create(kind) for kind in kinds)
+
+
+def _is_create(kind: str) -> bool:
+    return re.split("[#:/]", kind.strip())[-1].casefold() == "create"
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Guard:
         Raises:
             RateLimited: as MessageRejected, ``rate_limited``.
         """
-        if not self._is_exempt(source.ip):
+        if not self.is_exempt(source.ip):
             self._enter(address_name(source.ip), None if claimed_domain is None else domain_name(claimed_domain))
 
     def check_domain(self, source: Source) -> None:
@@ -125,7 +125,7 @@ class Guard:
         Raises:
             RateLimited
         """
-        if source.domain is not None and not self._is_exempt(source.ip):
+        if source.domain is not None and not self.is_exempt(source.ip):
             self._enter(domain_name(source.domain), None)
 
     def penalize(self, source: Source, weight: int = 1) -> Wait | None:
@@ -133,7 +133,7 @@ class Guard:
 
         Returns how long the source now has to wait; None for one that is exempt.
         """
-        if self._is_exempt(source.ip):
+        if self.is_exempt(source.ip):
             return None
         names = [address_name(source.ip)] + ([] if source.domain is None else [domain_name(source.domain)])
         now = self._now_ms()
@@ -216,7 +216,8 @@ class Guard:
                 " (SELECT name FROM bad_sources ORDER BY gone_ms LIMIT ?)", (SOURCES_LIMIT // 10,),
             )
 
-    def _is_exempt(self, ip: str) -> bool:
+    def is_exempt(self, ip: str) -> bool:
+        """Whether the operator has said that no limit counts for this address."""
         if not self._exempt:
             return False
         address = parse_address(ip)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ktlog.errors import EncodingError, Invalid, MessageRejected, Unreachable
 from ktlog.pkd.canonical import parse_json
@@ -32,6 +32,7 @@ ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
 MAX_ANSWER_BYTES = 65536
 
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
+_Found = TypeVar("_Found")
 
 
 def direct_message(log_actor: str, actor_id: str, content: str, random: Callable[[int], bytes]) -> dict[str, Any]:
@@ -75,12 +76,13 @@ def deliver(
 
     Returns:
         The parsed 202 answer: ``leaf-index``, ``tree-size``, ``merkle-leaf``, ``merkle-root``. The log signed it,
-        with both keys that its own actor document lists, as its answer to this very request.
+        with both keys that its own actor document lists, as its answer to this very request and its body.
 
     Raises:
-        MessageRejected: the log refuses the message; its code and its words.
-        Unreachable: no valid answer, or an acceptance that the log did not sign. Whether the log accepted is not
-            known; sending the same message again is safe, because a log takes no message twice.
+        MessageRejected: the log refuses the message, and signed that; its code and its words.
+        Unreachable: no valid answer; ``BadReceipt``, ``BadAnswer``: an acceptance or a refusal that the log did not
+            sign. Whether the log accepted is not known; sending the same message again is safe, because a log
+            takes no message twice.
         EncodingError: ``BadActorId``, ``BadUrl``.
     """
     log_actor = log_url.rstrip("/") + LOG_ACTOR_PATH
@@ -90,15 +92,43 @@ def deliver(
     headers = {"Content-Type": ACTIVITY_JSON, "Accept": "application/json"}
     signed = sign_request("POST", inbox, headers, body, http_key_id, http_private_key, now)
     response = fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES)
-    receipt = read_answer(response)
-    exchange = Exchange("POST", inbox, response.status, response.headers, response.body)
-    check_signed(fetcher, log_actor, exchange, now)
+    exchange = exchange_of(inbox, signed, response)
+    receipt = read_signed(fetcher, log_actor, exchange, now, lambda: read_answer(response), "BadReceipt")
     keep(exchange)
     return receipt
 
 
-def check_signed(fetcher: Fetcher, log_actor: str, exchange: Exchange, now: int) -> None:
-    """That the log stands by its receipt: only then can it be shown to others that it promised an entry."""
+def exchange_of(url: str, headers: Mapping[str, str], response: Response) -> Exchange:
+    """A POST to *url* with these headers, ``Content-Digest`` among them, and the answer to it."""
+    return Exchange("POST", url, response.status, response.headers, response.body, headers["Content-Digest"])
+
+
+def read_signed(
+    fetcher: Fetcher, log_actor: str, exchange: Exchange, now: int, read: Callable[[], _Found],
+    unsigned: str = "BadAnswer",
+) -> _Found:
+    """What *read* finds in a log's answer, or the refusal that it raises: only when the log signed the answer.
+
+    A refusal that somebody made up on the way would hide that the log took the message. What *read* calls
+    Unreachable (errors of proxies, a log that is busy) nobody believes, and needs no signature.
+
+    Args:
+        unsigned: the name of the Unreachable for an answer that is no refusal.
+
+    Raises:
+        MessageRejected, Unreachable: as *read*. Unreachable: ``BadAnswer``, or *unsigned*.
+    """
+    try:
+        found = read()
+    except MessageRejected as refusal:
+        _check_signed(fetcher, log_actor, exchange, now, "BadAnswer", f"{refusal.code}: {refusal.message}")
+        raise
+    _check_signed(fetcher, log_actor, exchange, now, unsigned, "which should mean yes")
+    return found
+
+
+def _check_signed(fetcher: Fetcher, log_actor: str, exchange: Exchange, now: int, name: str, said: str) -> None:
+    """That the log stands by its answer: only then can it be shown to others what it promised."""
     try:
         keys = {key.id: key for key in fetch_actor(fetcher, log_actor).assertion_method if key.controller == log_actor}
 
@@ -109,7 +139,10 @@ def check_signed(fetcher: Fetcher, log_actor: str, exchange: Exchange, now: int)
 
         verify_response(exchange, find, now)
     except (EncodingError, Invalid, Unreachable) as error:
-        raise Unreachable("BadReceipt", f"the log accepted, and did not sign its receipt: {error.message}") from None
+        raise Unreachable(
+            name, f"{exchange.url} answers {exchange.status}, {said}; that the log signed this cannot be shown: "
+            f"{error.message}"
+        ) from None
 
 
 def read_answer(response: Response) -> dict[str, Any]:

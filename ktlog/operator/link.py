@@ -133,7 +133,9 @@ def decode_receipt(answer: Any) -> Receipt:
     found = decode_ok(answer)
     try:
         duplicate = _is_yes(found["duplicate"])
-        return Receipt(parse_decimal(found["leaf-index"]), decode_base64(found["entry"]), found["root"], duplicate)
+        return Receipt(
+            parse_decimal(found["leaf-index"]), decode_base64(found["entry"]), _text(found["root"]), duplicate
+        )
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadAnswer", "the sequencer's answer is neither a receipt nor a refusal") from None
 
@@ -181,7 +183,7 @@ def encode_shred(actor_id: str, preview: bool) -> bytes:
 def decode_shred(request: Mapping[str, Any]) -> tuple[str, bool]:
     try:
         return _text(request["actor"]), _is_yes(request["preview"])
-    except KeyError:
+    except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadRequest", "not an erasure") from None
 
 
@@ -220,7 +222,8 @@ def decode_ok(answer: Any) -> Mapping[str, Any]:
     """
     try:
         if "error" in answer:
-            raise MessageRejected(_text(answer["error"]["code"]), _text(answer["error"]["message"]))
+            # What is refused only here was found good before, and lost a race: no guess, whatever its code.
+            raise MessageRejected(_text(answer["error"]["code"]), _text(answer["error"]["message"]), weight=1)
         found = answer["ok"]
     except (KeyError, TypeError):
         found = None

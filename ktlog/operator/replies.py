@@ -110,11 +110,12 @@ class Courier:
             status = None if age >= GIVE_UP_SECONDS else self._post(waiting)
         except KtlogError as error:
             if error.name != GONE:
-                pause = min(FIRST_PAUSE_SECONDS * 4 ** min(waiting.attempts, 8), LONGEST_PAUSE_SECONDS)
+                tried = max(waiting.attempts, waiting.failures)
+                pause = min(FIRST_PAUSE_SECONDS * 4 ** min(tried, 8), LONGEST_PAUSE_SECONDS)
                 self._queue.postpone(waiting.id, self._now() + pause)
                 return
             status = 410
-        self._queue.remove(waiting.id)
+        self._queue.remove(waiting.id, answered=status is not None)
         if status is None or status >= 300:
             log.warning("a reply was given up (%s)", "too old" if status is None else status)
 

@@ -2,6 +2,10 @@
 
 It may be lost: a sender has the result as the HTTP answer already, and at the status URL for ever. What was
 delivered, given up or erased is gone from the bytes of the file too: it names actors.
+
+Hosts are counted, and wait, by who owns their names (``site_of``): a stranger has as many as they like. One that fails
+is tried with one message at a time and after the others, however many wait for it; and when the queue is
+full, it is who has the most in it that loses some.
 """
 
 from __future__ import annotations
@@ -10,8 +14,13 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktlog.operator.scratch import ScratchFile
+from ktlog.wire.actor_id import site_of
+
+if TYPE_CHECKING:
+    import sqlite3
 
 QUEUE_LIMIT = 10_000
 HOST_LIMIT = 1_000
@@ -25,12 +34,18 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS replies_due ON replies (due)",
     "CREATE INDEX IF NOT EXISTS replies_recipient ON replies (recipient)",
     "CREATE INDEX IF NOT EXISTS replies_host ON replies (host)",
+    # Those whose last attempt failed, while anything waits for them.
+    "CREATE TABLE IF NOT EXISTS failing_hosts ("
+    " host TEXT PRIMARY KEY, failures INTEGER NOT NULL, due INTEGER NOT NULL) STRICT, WITHOUT ROWID",
 )
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A message to deliver. recipient: actor id. body: the activity's bytes. created: Unix seconds."""
+    """A message to deliver. recipient: actor id. body: the activity's bytes. created: Unix seconds.
+
+    host: who owns the recipient's. attempts: those for this message; failures: those in a row at that host.
+    """
 
     id: int
     recipient: str
@@ -38,6 +53,7 @@ class Waiting:
     body: bytes
     created: int
     attempts: int
+    failures: int
 
 
 class ReplyQueue:
@@ -53,16 +69,30 @@ class ReplyQueue:
         self._file.close()
 
     def put(self, recipient: str, host: str, body: bytes, now: int) -> bool:
-        """Queue *body* for *recipient*, an actor on *host*. False when the queue, or their part of it, is full."""
+        """Queue *body* for *recipient*, an actor on *host*. False when their part of the queue is full.
+
+        In a full queue it takes the place of a message to whom the most wait for.
+        """
+        host = site_of(host)
         with self._file.transaction() as connection:
             for condition, value, limit in (
-                ("recipient = ?", (recipient,), RECIPIENT_LIMIT), ("host = ?", (host,), HOST_LIMIT),
-                ("true", (), QUEUE_LIMIT),
+                ("recipient = ?", recipient, RECIPIENT_LIMIT), ("host = ?", host, HOST_LIMIT),
             ):
-                # S608: the conditions are the three above.
+                # S608: the conditions are the two above.
                 query = f"SELECT count(*) FROM replies WHERE {condition}"  # noqa: S608
-                if connection.execute(query, value).fetchone()[0] >= limit:
+                if (own := connection.execute(query, (value,)).fetchone()[0]) >= limit:
                     return False
+            if connection.execute("SELECT count(*) FROM replies").fetchone()[0] >= QUEUE_LIMIT:
+                fullest, most = connection.execute(
+                    "SELECT host, count(*) FROM replies GROUP BY host ORDER BY count(*) DESC LIMIT 1"
+                ).fetchone()
+                if own >= most:
+                    return False
+                connection.execute(
+                    "DELETE FROM replies WHERE id ="
+                    " (SELECT id FROM replies WHERE host = ? ORDER BY attempts DESC, id DESC LIMIT 1)", (fullest,),
+                )
+                _forget_hosts(connection)
             connection.execute(
                 "INSERT INTO replies (recipient, host, body, created, due) VALUES (?, ?, ?, ?, ?)",
                 (recipient, host, body, now, now),
@@ -70,31 +100,54 @@ class ReplyQueue:
             return True
 
     def next_due(self, now: int, but_hosts: Collection[str] = ()) -> Waiting | None:
-        """The message that has been due for the longest, at a host not in *but_hosts*."""
+        """The message to deliver next, at a host not in *but_hosts* (as ``Waiting.host`` says them).
+
+        First those at hosts that do not fail, then those that were not tried, then who has waited for the longest.
+        """
         with self._file.reading() as connection:
             row = connection.execute(
-                "SELECT id, recipient, host, body, created, attempts FROM replies"
-                " WHERE due <= ? AND host NOT IN (SELECT value FROM json_each(?)) ORDER BY due, id LIMIT 1",
+                "SELECT id, recipient, host, body, created, attempts, coalesce(failures, 0) AS failed FROM replies"
+                " LEFT JOIN failing_hosts USING (host)"
+                " WHERE replies.due <= ?1 AND coalesce(failing_hosts.due, 0) <= ?1"
+                " AND host NOT IN (SELECT value FROM json_each(?2))"
+                " ORDER BY failed > 0, attempts > 0, replies.due, id LIMIT 1",
                 (now, json.dumps(list(but_hosts))),
             ).fetchone()
         return None if row is None else Waiting(*row)
 
     def postpone(self, waiting_id: int, due: int) -> None:
-        """Count an attempt, and try again at *due*. Nothing happens when the message is gone."""
+        """Count an attempt, and try again at *due*, and nothing at its host before. Unless the message is gone."""
         with self._file.transaction() as connection:
             connection.execute(
                 "UPDATE replies SET due = ?, attempts = attempts + 1 WHERE id = ?", (due, waiting_id)
             )
+            connection.execute(
+                "INSERT INTO failing_hosts SELECT host, 1, ?1 FROM replies WHERE id = ?2"
+                " ON CONFLICT DO UPDATE SET failures = failures + 1, due = ?1", (due, waiting_id),
+            )
 
-    def remove(self, waiting_id: int) -> None:
+    def remove(self, waiting_id: int, *, answered: bool = False) -> None:
+        """Take a message out; *answered*: its host does not fail any more."""
         with self._file.transaction() as connection:
+            if answered:
+                connection.execute(
+                    "DELETE FROM failing_hosts WHERE host = (SELECT host FROM replies WHERE id = ?)", (waiting_id,)
+                )
             connection.execute("DELETE FROM replies WHERE id = ?", (waiting_id,))
+            _forget_hosts(connection)
 
     def forget(self, recipient: str) -> int:
         """Remove everything for *recipient*, from the bytes of the file too; gives how many it was."""
         with self._file.transaction() as connection:
-            return connection.execute("DELETE FROM replies WHERE recipient = ?", (recipient,)).rowcount
+            count = connection.execute("DELETE FROM replies WHERE recipient = ?", (recipient,)).rowcount
+            _forget_hosts(connection)
+            return count
 
     def __len__(self) -> int:
         with self._file.reading() as connection:
             return connection.execute("SELECT count(*) FROM replies").fetchone()[0]
+
+
+def _forget_hosts(connection: sqlite3.Connection) -> None:
+    """Nothing is kept of a host that nothing waits for."""
+    connection.execute("DELETE FROM failing_hosts WHERE host NOT IN (SELECT host FROM replies)")

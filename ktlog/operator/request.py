@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -12,10 +12,12 @@ class Source:
 
     ip: the client's address in text, past the proxies that are trusted. domain: the sender's server, and
     None until an HTTP signature was verified: what a request merely claims never stands here.
+    lookups: how many actor documents were waited for on its behalf.
     """
 
     ip: str
     domain: str | None = None
+    lookups: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ktlog.pkd.entry import make_entry
 from ktlog.pkd.identity import actor_domain
 from ktlog.pkd.keys import decode_root, derive_key_id, pkd_root
 from ktlog.pkd.keys import key_hash as hash_of
-from ktlog.pkd.messages import BurnDown, Message, message_from_plain
+from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Message, MoveIdentity, message_from_plain
 from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import (
     Actor,
@@ -39,6 +39,9 @@ from ktlog.store.instances import use_allowed
 from ktlog.tlog.tree import hash_leaf
 
 BATCH_LIMIT = 256
+# What one actor may hold: every message of theirs is checked against each key, also by every replayer.
+KEYS_LIMIT = 64
+AUX_LIMIT = 256
 
 # In commit order. A test kills the process at each and checks that nothing is lost or forked.
 HOOKS = (
@@ -185,6 +188,7 @@ class Sequencer:
         view = view_for(message, overlay.actor, overlay.token_revoked, overlay.holders)
         signer = find_signer(view, message, wire)
         change = apply(view, message, leaf_index, key_id, signer, created)
+        check_holdings(message, change)
 
         entry = make_entry(self._dialect, wire.preimage, self._leaf_key.private, self._leaf_key.public)
         reach("sequencer.leaf_signed")
@@ -217,6 +221,20 @@ class Sequencer:
             record = self._store.records(leaf_index, leaf_index + 1)[0]
         root = pkd_root(record.leaf_index + 1, record.root)
         return Receipt(record.leaf_index, record.entry, root, duplicate=True)
+
+
+def check_holdings(message: Message, change: Change) -> None:
+    """Refuse a message that would give an actor more than it may hold here. What takes away always passes.
+
+    Raises:
+        MessageRejected: ``too_many_keys``.
+    """
+    if not isinstance(message, AddKey | AddAuxData | MoveIdentity):
+        return
+    if any(len(actor.keys) > KEYS_LIMIT or len(actor.aux) > AUX_LIMIT for actor in change.actors):
+        raise MessageRejected(
+            "too_many_keys", f"an actor may have {KEYS_LIMIT} keys and {AUX_LIMIT} auxiliary data here"
+        )
 
 
 def check_recent_root(

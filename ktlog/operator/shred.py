@@ -7,8 +7,9 @@ every message as it was signed, so that the log verifies; an erasure record, und
 Nothing goes before it was public for the notice period: otherwise a log could enrol somebody, let nobody
 see it, and erase the trace.
 
-The order: the queue of replies, which may be lost; the transaction; the journal; the bytes that the store's
-files still have. A process that dies in between goes on with the next step when it starts (:func:`resume`).
+The order: the queue of replies, which may be lost; the transaction; what came into the queue meanwhile; the
+journal; the bytes that the store's files still have. A process that dies in between goes on with the journal
+when it starts (:func:`resume`).
 
 Spec: directory map §5; PKD "Message Attribute Shreddability".
 """
@@ -77,6 +78,7 @@ class Shredder:
             self._forget_replies(actor_id)
             self.store.erase(plan, expected)
             reach("shred.erased")
+            self._forget_replies(actor_id)  # again: until the transaction a worker could still write to them
             journal_erasures(self.journal, self.store, self.now)
             reach("shred.journaled")
             scrubbed = try_scrub(self.store)

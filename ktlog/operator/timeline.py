@@ -15,10 +15,12 @@ from ktlog.pkd.actions import (
     AddAuxData,
     AddKey,
     BurnDown,
+    Fireproof,
     MoveIdentity,
     RevokeAuxData,
     RevokeKey,
     RevokeKeyThirdParty,
+    UndoFireproof,
     aux_data_id,
 )
 from ktlog.pkd.actors import Aux, Key, Role
@@ -26,6 +28,12 @@ from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.keys import decode_public_key, derive_key_id
 from ktlog.pkd.messages import WireMessage, parse_wire
 from ktlog.store.contracts import LogStore, Record
+
+# What changes neither keys nor auxiliary data. Who toggles it without end makes nobody read these entries.
+IDLE = frozenset({Fireproof.action, UndoFireproof.action})
+# What takes nothing away: what was held before such an entry is what is held after it, less what it brought.
+ADDING = IDLE | {AddKey.action, AddAuxData.action}
+_ABOUT_AUX = frozenset({AddAuxData.action, RevokeAuxData.action})
 
 
 @dataclass(frozen=True)
@@ -83,23 +91,65 @@ class Timeline:
         self._store = store
         self._dialect = dialect
 
-    def ledger(self, actor_id: str, tree_size: int) -> Ledger:
+    def ledger(self, actor_id: str, tree_size: int, *, with_aux: bool = True) -> Ledger:
         """The ledger of *actor_id* after the first *tree_size* entries; empty if none of them touched it.
 
-        Each needed entry is read once, however often identities moved back and forth.
+        Each needed entry is read once, however often identities moved back and forth. Without *with_aux*
+        fewer are read, and the ledger has no auxiliary data.
 
         Raises:
             StoreError: ``CorruptHistory``, ``Withheld``, and those of the store.
         """
-        entries, steps = self._steps_behind(actor_id, tree_size)
+        entries, steps = self._steps_behind(actor_id, tree_size, IDLE if with_aux else IDLE | _ABOUT_AUX)
         ledgers: dict[str, Ledger] = {}
         # At one leaf a MOVED_IN comes before the MOVED_OUT that empties whom it takes from.
         for leaf_index, role, name in sorted(steps, key=lambda step: (step[0], -step[1])):
             self._step(entries[leaf_index], role, name, ledgers)
         return ledgers.get(actor_id, Ledger())
 
-    def _steps_behind(self, actor_id: str, tree_size: int) -> tuple[dict[int, _Entry], set[tuple[int, int, str]]]:
-        """The entries that the ledger rests on, and (leaf index, role, actor) of each step."""
+    def may_have_key(self, actor_id: str, tree_size: int, key_id: str) -> bool:
+        """Whether the actor has or had a key of this id; for a few ids True although it has not.
+
+        Reads no record: a stranger may ask for any number of ids that are none.
+        """
+        leaves = self._brought(actor_id, tree_size, AddKey.action)
+        return leaves is None or any(derive_key_id(self._store.origin, leaf) == key_id for leaf in leaves)
+
+    def may_have_aux(self, actor_id: str, tree_size: int, aux_id: str) -> bool:
+        """Whether the actor has or had auxiliary data of this id; sometimes True although it has not.
+
+        An id comes from the text, so the entries that added one are read, and no other.
+        """
+        leaves = self._brought(actor_id, tree_size, AddAuxData.action)
+        return leaves is None or any(self._may_add(leaf, aux_id) for leaf in leaves)
+
+    def _may_add(self, leaf_index: int, aux_id: str) -> bool:
+        entry = self._entry(leaf_index)
+        if entry.record.action != AddAuxData.action:
+            return False
+        # What was withheld may be anything.
+        return not {"aux-type", "aux-data"} <= entry.text.keys() or _aux_id(entry) == aux_id
+
+    def _brought(self, actor_id: str, tree_size: int, action: str) -> list[int] | None:
+        """The *action* entries of the actor, and all entries that moves carried here; None if that is not known."""
+        leaves: list[int] = []
+        for leaf_index, role, what in self._store.touches(actor_id):
+            if leaf_index >= tree_size:
+                break
+            if what == action:
+                leaves.append(leaf_index)
+            elif role == Role.MOVED_IN:
+                move = self._store.carried(leaf_index)
+                if move is None:
+                    return None
+                leaves += move.leaves
+        return leaves
+
+    def _steps_behind(
+        self, actor_id: str, tree_size: int, skipped: frozenset[str]
+    ) -> tuple[dict[int, _Entry], set[tuple[int, int, str]]]:
+        """The entries that the ledger rests on, but for *skipped* actions, and (leaf index, role, actor) of each step.
+        """
         entries: dict[int, _Entry] = {}
         steps: set[tuple[int, int, str]] = set()
         until: dict[str, int] = {}
@@ -110,8 +160,10 @@ class Timeline:
             if limit <= start:
                 continue
             until[name] = limit
-            for leaf_index, role in self._store.history(name):
-                if not start <= leaf_index < limit:
+            for leaf_index, role, action in self._store.touches(name, start - 1):
+                if leaf_index >= limit:
+                    break
+                if action in skipped:
                     continue
                 entry = entries[leaf_index] = entries.get(leaf_index) or self._entry(leaf_index)
                 steps.add((leaf_index, role, name))

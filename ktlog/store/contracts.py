@@ -52,9 +52,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ktlog.pkd.erasure import ErasurePlan, ErasureRecord, Mention
+from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention
 from ktlog.pkd.state import Actor, Change
 from ktlog.tlog.tree import Frontier
 
@@ -109,6 +109,14 @@ class Record:
     created: int
     accepted: int
     withheld: bool = False
+
+
+class Touch(NamedTuple):
+    """One entry of an actor's history, without its record."""
+
+    leaf_index: int
+    role: int
+    action: str
 
 
 @dataclass(frozen=True)
@@ -307,6 +315,18 @@ class LogStore(Protocol):
 
     def history(self, actor_id: str) -> tuple[tuple[int, int], ...]:
         """(leaf_index, role) of every entry that touched the actor, ascending."""
+
+    def history_span(self, actor_id: str) -> tuple[int, int] | None:
+        """Leaf index of the first and of the last of them; None without any. Costs the same for every length."""
+
+    def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
+        """The part of the history beyond entry *after*, at most *limit* entries of it, ascending."""
+
+    def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
+        """When the newest *limit* entries of the history were accepted, the newest entry first."""
+
+    def carried(self, leaf_index: int) -> CarriedMove | None:
+        """What the MoveIdentity at *leaf_index* carried; None of any other entry. Erasures do not change it."""
 
     def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
         """(leaf_index, actor_id, role) of whom the entries *start* up to *end* touched, ascending.

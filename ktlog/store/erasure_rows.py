@@ -63,12 +63,12 @@ def read_mentions(db: sqlite3.Connection, actor_id: str) -> tuple[Mention, ...]:
     for leaf_index in sorted(roles):
         (record,) = rows.read_records(db, leaf_index, leaf_index + 1)
         if names_actor(record.plain, actor_id):
-            move = _read_move(db, leaf_index)
+            move = read_move(db, leaf_index)
             mentions.append(Mention(leaf_index, record.action, roles[leaf_index], record.plain, move))
     return tuple(mentions)
 
 
-def _read_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove | None:
+def read_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove | None:
     row = db.execute(
         "SELECT fireproof, leaves FROM directory_moves WHERE leaf_index = ?", (leaf_index,)
     ).fetchone()

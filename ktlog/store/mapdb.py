@@ -198,8 +198,8 @@ class MapStore:
                 raise StoreError("WrongOrigin", f"{path}: is the map of {row[0]}, not of {origin}")
             if row[1] != config:
                 raise StoreError(
-                    "WrongConfig", f"{path}: the output log began with another configuration",
-                    hint="mmd, heartbeat and notice are chosen once, when the log is made.",
+                    "WrongConfig", f"{path}: the output log began with other settings: {_differences(row[1], config)}",
+                    hint="heartbeat_seconds and notice_seconds are for ever once the log was started: put them back.",
                 )
         except BaseException:
             connection.close()
@@ -355,6 +355,11 @@ class MapStore:
         with self._connections.writing() as connection:
             connection.execute("UPDATE housekeeping SET scrub_due = 0")
         return True
+
+
+def _differences(stored: bytes, wanted: bytes) -> str:
+    pairs = zip(stored.decode("ascii", "replace").split("\n"), wanted.decode("ascii").split("\n"), strict=False)
+    return "; ".join(f"{old!r}, now {new!r}" for old, new in pairs if old != new)
 
 
 def _read_state(connection: sqlite3.Connection) -> MapState:

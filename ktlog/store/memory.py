@@ -34,7 +34,7 @@ from ktlog.store.batch import (
     lost,
     salts_by_actor,
 )
-from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure, names_actor, without
 from ktlog.store.instances import check_cosignature, check_totp, totp_moved, use_allowed
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
@@ -256,6 +256,24 @@ class MemoryStore:
     def history(self, actor_id: str) -> tuple[tuple[int, int], ...]:
         with self._open() as contents:
             return tuple(sorted(contents.histories.get(actor_id, ())))
+
+    def history_span(self, actor_id: str) -> tuple[int, int] | None:
+        rows = self.history(actor_id)
+        return (rows[0][0], rows[-1][0]) if rows else None
+
+    def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
+        with self._open() as contents:
+            rows = [row for row in self.history(actor_id) if row[0] > after][:limit]
+            return tuple(Touch(at, role, contents.records[at].action) for at, role in rows)
+
+    def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
+        with self._open() as contents:
+            newest = self.history(actor_id)[::-1][:limit]
+            return tuple(contents.records[at].accepted for at, _role in newest)
+
+    def carried(self, leaf_index: int) -> CarriedMove | None:
+        with self._open() as contents:
+            return contents.moves.get(leaf_index)
 
     def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
         with self._open() as contents:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ktlog import durable, sqlitefile
 from ktlog.errors import StoreError
-from ktlog.pkd.erasure import ErasurePlan, ErasureRecord, Mention, map_index
+from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention, map_index
 from ktlog.pkd.state import Actor
-from ktlog.store import connections, erasure_rows, instance_rows, rows, schema
+from ktlog.store import connections, erasure_rows, history_rows, instance_rows, rows, schema
 from ktlog.store.batch import (
     check_batch,
     check_limit,
@@ -31,7 +31,7 @@ from ktlog.store.batch import (
     lost,
     salts_by_actor,
 )
-from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure
 from ktlog.store.instances import check_cosignature, check_totp, totp_moved
 
@@ -293,6 +293,28 @@ class SqliteStore:
             return ()
         with self._connections.reading() as db:
             return rows.read_history(db, actor_id)
+
+    def history_span(self, actor_id: str) -> tuple[int, int] | None:
+        if not is_text(actor_id):
+            return None
+        with self._connections.reading() as db:
+            return history_rows.read_span(db, actor_id)
+
+    def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
+        if not is_text(actor_id):
+            return ()
+        with self._connections.reading() as db:
+            return history_rows.read_touches(db, actor_id, after, limit)
+
+    def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
+        if not is_text(actor_id):
+            return ()
+        with self._connections.reading() as db:
+            return history_rows.read_accepted_times(db, actor_id, limit)
+
+    def carried(self, leaf_index: int) -> CarriedMove | None:
+        with self._connections.reading() as db:
+            return erasure_rows.read_move(db, leaf_index)
 
     def touched(self, start: int, end: int) -> tuple[tuple[int, str, int], ...]:
         with self._connections.reading() as db:

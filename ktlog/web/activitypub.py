@@ -18,7 +18,7 @@ from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
 from ktlog.web.context import Context
 from ktlog.web.errors import error_response
-from ktlog.web.guarding import current_request, guarded
+from ktlog.web.guarding import charge_repetition, current_request, guarded
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES
@@ -54,7 +54,7 @@ def take_message() -> Response:
     """Take a protocol message; 202 only when it has its leaf index, durably.
 
     A message that was accepted before gets its receipt again, marked ``already-processed``. A sender whose
-    HTTP signature was good is told the same once more in a direct message.
+    HTTP signature was good is told of a new one, or of a refusal, once more in a direct message.
     """
     ctx, asked = context(), current_request()
     try:
@@ -62,7 +62,7 @@ def take_message() -> Response:
         receipt = ctx.link.append(submission)
     except MessageRejected as refusal:
         answer = error_response(refusal.code, refusal.message)
-        if answer.status_code in (400, 403, 409):
+        if answer.status_code in (400, 403):
             _queue_reply(ctx, asked, answer)
         raise
     members: dict[str, object] = {
@@ -73,7 +73,8 @@ def take_message() -> Response:
         "status-url": status_url(ctx, submission),
     }
     if receipt.duplicate:
-        members["already-processed"] = True
+        charge_repetition(receipt)
+        return answer_json("inbox", members | {"already-processed": True}, 202)
     answer = answer_json("inbox", members, 202)
     _queue_reply(ctx, asked, answer)
     return answer
@@ -86,7 +87,10 @@ def status_url(ctx: Context, submission: Submission) -> str:
 
 
 def _queue_reply(ctx: Context, asked: Request, answer: Response) -> None:
-    """Let the courier tell the sender what *answer* says, if they signed their message and it gets an answer."""
+    """Let the courier tell the sender what *answer* says, if they signed their message and it gets an answer.
+
+    Nobody who was erased is written down again, not even as the recipient of a message.
+    """
     question = parse_question(asked.body, ctx.settings.actor_id)
     if question is None or asked.source.domain != actor_domain(question.actor):
         return
@@ -95,7 +99,11 @@ def _queue_reply(ctx: Context, asked: Request, answer: Response) -> None:
     activity = reply(ctx.settings.actor_id, question, answer.get_data(as_text=True), ctx.now(), os.urandom)
     body = json.dumps(activity, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     try:
+        if ctx.is_erased(question.actor):
+            return
         ctx.replies.put(question.actor, asked.source.domain, body, ctx.now())
+        if ctx.is_erased(question.actor):  # just now, and the erasure may have looked into the queue before this
+            ctx.replies.forget(question.actor)
     except StoreError as error:
         # The sender has the answer. That it is not told a second time must not cost it the first.
         log.warning("a reply was not queued: %s", error.name)

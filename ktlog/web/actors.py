@@ -16,10 +16,10 @@ from typing import TypeVar
 from flask import Blueprint, Response
 
 from ktlog.errors import EncodingError, MessageRejected
-from ktlog.operator.reader import HistoryRow, ItemAnswer
+from ktlog.operator.reader import History, HistoryRow, ItemAnswer, Tree
 from ktlog.pkd.actors import Aux, Key
 from ktlog.pkd.keys import encode_public_key, encode_root, pkd_root
-from ktlog.tlog.encoding import decode_base64url, encode_base64url
+from ktlog.tlog.encoding import decode_base64url, encode_base64url, parse_decimal
 from ktlog.web.api import answer_json, asked_tree, encode_proof, log_view, one_argument, path_segment
 from ktlog.web.files import preimage_text
 from ktlog.wire.actor_id import parse_actor_id
@@ -74,12 +74,15 @@ def actor(encoded: str) -> Response:
 
 @actors.get("/<encoded>/keys")
 def keys(encoded: str) -> Response:
-    """The actor's active keys. ``include-proofs=true`` adds every message that touched the actor, so that
-    a client can replay them."""
+    """The actor's active keys. ``include-proofs=true`` adds the messages that touched the actor, so that
+    a client can replay them: the first page of them, and with ``history-after`` a later one, without keys."""
     actor_id, tree = requested_actor(encoded), asked_tree()
-    wants = one_argument("include-proofs")
+    wants, after = one_argument("include-proofs"), one_argument("history-after")
     if wants not in (None, "true", "false"):
         raise EncodingError("BadQuery", "include-proofs must be true or false")
+    later_than = None if after is None else parse_decimal(after)
+    if wants == "true" and later_than is not None:
+        return _later_page(actor_id, tree, later_than)
     answer = known(
         log_view().reader.answer(actor_id, tree.size, tree.published_size, with_history=wants == "true")
     )
@@ -98,9 +101,19 @@ def keys(encoded: str) -> Response:
             for key in answer.held.keys
         ],
     }
-    if wants == "true":
-        members["history"] = [_history_row(row) for row in answer.history]
+    if answer.history is not None:
+        members |= _history_members(answer.history)
     return answer_json("actor/get-keys", members)
+
+
+def _later_page(actor_id: str, tree: Tree, after: int) -> Response:
+    """More of a history. The keys were on its first page; finding them again may cost as much as a replay."""
+    view = log_view()
+    page = known(view.reader.history(actor_id, tree, after))
+    root = pkd_root(tree.size, view.store.root_after(tree.size))
+    return answer_json("actor/get-keys", {
+        "actor-id": actor_id, "tree-size": tree.size, "merkle-root": root, **_history_members(page),
+    })
 
 
 @actors.get("/<encoded>/key/<encoded_id>")
@@ -166,6 +179,10 @@ def _item_members(answer: ItemAnswer) -> dict[str, object]:
         "revoke-leaf-index": None if end is None else end.leaf_index,
         "revoke-inclusion-proof": None if answer.end_proof is None else encode_proof(answer.end_proof),
     }
+
+
+def _history_members(page: History) -> dict[str, object]:
+    return {"history": [_history_row(row) for row in page.rows], "history-next": page.more_after}
 
 
 def _history_row(row: HistoryRow) -> dict[str, object]:

@@ -22,6 +22,7 @@ from ktlog.operator.mapreader import MapReader
 from ktlog.operator.replyqueue import ReplyQueue
 from ktlog.operator.sources import load_sources
 from ktlog.operator.totp import TotpDesk
+from ktlog.pkd.actors import Status
 from ktlog.pkd.dialects import DIALECTS, Dialect
 from ktlog.pkd.extensions import choose
 from ktlog.pkd.hpke import DecapsulationKey
@@ -71,7 +72,7 @@ class Context:
                     timeout=ACTOR_FETCH_SECONDS,
                     sign_get=get_signer(settings.fetch_key_id, self.fetch_key, self.now),
                 ),
-                self.now, max(1, settings.threads // 2), self.store.erasure_count, compat,
+                self.now, max(1, settings.threads // 2), self.store.erasure_count, compat, self.is_erased,
             ),
             self.guard, self.now, compat,
         )
@@ -96,6 +97,13 @@ class Context:
         )
         self.replies = ReplyQueue(settings.replies)
         self.replicas = Replicas(load_sources(settings), self.now)
+
+    def is_erased(self, actor_id: str) -> bool:
+        """Whether the actor was erased and did not enrol again: nothing is to name them."""
+        if self.store.erased(actor_id) is None:
+            return False
+        actor = self.store.actor(actor_id)
+        return actor is not None and actor.status == Status.ERASED
 
     def now(self) -> int:
         return int(time.time())

@@ -50,6 +50,7 @@ TABLE: dict[str, tuple[str, int]] = {
     "bad_cosignature": ("invalid_signature", 400),
     "unknown_witness": ("unauthorized", 403),
     "rate_limited": ("rate_limited", 429),
+    "too_many_messages": ("rate_limited", 429),
     "replayed_request": ("unauthorized", 401),
     "wrong_host": ("invalid_request", 421),
     "replica_stale": ("internal_error", 503),
@@ -66,6 +67,7 @@ def error_response(code: str, message: str) -> Response:
     pkd_code, status = TABLE.get(code, INVALID_REQUEST)
     response = jsonify({"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code})
     response.status_code = status
+    response.headers["Cache-Control"] = "no-store"  # some caches keep a 404 for minutes, and soon it is none
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["Accept-Signature"] = ACCEPT_SIGNATURE
     if status == HTTPStatus.SERVICE_UNAVAILABLE:

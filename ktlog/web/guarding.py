@@ -22,6 +22,7 @@ from werkzeug.exceptions import HTTPException
 
 from ktlog.errors import EncodingError, MessageRejected, RateLimited
 from ktlog.operator.guard import Network, Wait, parse_address
+from ktlog.operator.link import Receipt
 from ktlog.operator.request import Request, Source
 from ktlog.web.context import Context
 from ktlog.web.errors import TABLE
@@ -30,7 +31,7 @@ from ktlog.wire.httpd import header_lines, raw_target
 from ktlog.wire.httpsig import target_uri
 
 # A wrong one-time password by the right instance is a guess. PKD: "aggressive rate-limiting".
-PENALTY_WEIGHTS = {"bad_otp": 8, "otp_reused": 8}
+PENALTY_WEIGHTS = {"bad_otp": 8}
 
 _CLAIM = re.compile(r'keyid="https://([A-Za-z0-9.-]{1,253})[:/?#]')
 
@@ -87,13 +88,24 @@ def penalize_sender(weight: int = 1) -> None:
     g.ktlog_wait = _context().guard.penalize(current_request().source, weight)
 
 
+def charge_repetition(receipt: Receipt) -> None:
+    """Count a message that was in the log already against its address, if somebody's document was fetched for it.
+
+    It changes nothing and is refused for nothing, so that a stranger could send it for ever new actors, whose
+    documents cost us threads. Whom we knew, or needed not to, is asked for nothing.
+    """
+    source = current_request().source
+    if receipt.duplicate and source.lookups:
+        g.ktlog_wait = _context().guard.penalize(Source(source.ip))
+
+
 def penalty_weight(error: Exception) -> int:
     """How many refusals *error* counts for; none when it is not the sender's doing."""
     if isinstance(error, MessageRejected):
         status = TABLE.get(error.code, ("", HTTPStatus.BAD_REQUEST))[1]
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
             return 0
-        return PENALTY_WEIGHTS.get(error.code, 1)
+        return PENALTY_WEIGHTS.get(error.code, 1) if error.weight is None else error.weight
     if isinstance(error, HTTPException):
         return 1 if 400 <= (error.code or 500) < 500 else 0
     return 1

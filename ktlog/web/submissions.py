@@ -12,7 +12,7 @@ from ktlog.operator.link import Receipt
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
 from ktlog.web.context import Context
-from ktlog.web.guarding import current_request, guarded, penalize_sender
+from ktlog.web.guarding import charge_repetition, current_request, guarded, penalize_sender
 
 submissions = Blueprint("submissions", __name__, url_prefix="/api")
 
@@ -34,6 +34,7 @@ def burndown() -> Response:
     """
     ctx = context()
     receipt = ctx.link.append(ctx.admission.admit_burndown(current_request()))
+    charge_repetition(receipt)
     return answer_json("burndown", {"time": str(ctx.now()), "status": True, **receipt_members(receipt)})
 
 
@@ -46,7 +47,7 @@ def revoke() -> Response:
     """
     ctx = context()
     try:
-        ctx.link.append(ctx.admission.admit_revocation(current_request()))
+        charge_repetition(ctx.link.append(ctx.admission.admit_revocation(current_request())))
     except MessageRejected as refusal:
         if refusal.code not in USELESS_TOKEN:
             raise

@@ -65,6 +65,16 @@ def parse_host(text: str) -> str:
     return text
 
 
+def site_of(host: str) -> str:
+    """What one owner of names can make up no more of: the last two labels of *host*, ``example.org``.
+
+    It is three where the second-level label has at most three letters, as in ``example.co.uk``. A guess, without a
+    list of public suffixes: for limits that owners of many names share, and never for who may speak for whom.
+    """
+    labels = host.split(".")
+    return ".".join(labels[-3:] if len(labels) > 2 and len(labels[-2]) <= 3 else labels[-2:])
+
+
 def parse_https_url(text: str) -> HttpsUrl:
     """An absolute https URL without user name, fragment, dot segments or a port other than 443.
 

@@ -10,6 +10,7 @@ which HTTP signatures are over, with raw_target and header_lines.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -33,6 +34,33 @@ _LINES = "ktlog.header_lines"
 _FD = re.compile(r"fd://([0-9]+)")
 _LISTEN = re.compile(r"(?:([0-9.]+|localhost)|\[([0-9a-f:]+)\]):([0-9]+)")
 _request = threading.local()
+
+
+class RefusalCounter(logging.Filter):
+    """Keeps out of gunicorn's log what strangers wrote in requests: it quotes them, and an actor's id may be in them.
+
+    A request that gunicorn refuses itself is counted; a line with the count is logged at 1, 2, 4, 8 and so on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        if text.startswith("Error handling request"):
+            record.msg, record.args = "Error handling request", ()
+        if not text.startswith("Invalid request"):
+            return True
+        with self._lock:
+            self.count += 1
+            count = self.count
+        record.msg, record.args = f"malformed requests refused by this process so far, unread: {count}", ()
+        return count & (count - 1) == 0
+
+
+_refusals = RefusalCounter()
 
 
 def parse_listen(text: str) -> int | tuple[str, int]:
@@ -165,6 +193,7 @@ def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
                 # The code that tells the master not to try for ever.
                 raise SystemExit(Arbiter.WORKER_BOOT_ERROR) from None
 
+    logging.getLogger("gunicorn.error").addFilter(_refusals)
     # A stray variable of this name would change every path that apps see.
     os.environ.pop("SCRIPT_NAME", None)
     master = os.getpid()

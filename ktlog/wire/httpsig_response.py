@@ -4,6 +4,10 @@ An answer is signed with Ed25519 and with ML-DSA-44 over its status, its content
 the method and URI of the request it answers. So nobody can pass it off as the answer to another request: a signed
 "not found" for one actor says nothing about another.
 
+Requests with a body are told apart by their ``Content-Digest``, which is covered too, as it was sent. A server
+covers it only when it has read the body and the digest is right, or it would sign an answer to one body that names
+another. A verifier takes no answer to a POST without it.
+
 Spec: RFC 9421 §2.4 (``;req``) and §3; RFC 9530 §2; C2SP httpsig-pq v1.0.0; PKD v0.8 "JSON REST API".
 """
 
@@ -35,6 +39,8 @@ from ktlog.wire.httpsig import (
 BOTH = (ED25519, ML_DSA_44)
 
 _REQUEST_COMPONENTS = (("@method", "req"), ("@target-uri", "req"))
+_REQUEST_DIGEST = ("content-digest", "req")
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_SIGNATURES = 4
 _MAX_COMPONENTS = 16
 
@@ -44,7 +50,8 @@ class Exchange:
     """A request and the answer to it, as far as signatures are concerned.
 
     method, url: of the request, exactly as sent; url None when it had none that can be named. headers: of the
-    answer, names in lower case, repeated ones joined. body: the answer's bytes as received.
+    answer, names in lower case, repeated ones joined. body: the answer's bytes as received. request_digest: the
+    request's ``Content-Digest`` as sent, which is right for its body; None when it had none.
     """
 
     method: str
@@ -52,6 +59,7 @@ class Exchange:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    request_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ def sign_response(
     values.append(('"@method";req', exchange.method))
     if exchange.url is not None:
         values.append(('"@target-uri";req', exchange.url))
+    if exchange.request_digest is not None:
+        values.append(('"content-digest";req', exchange.request_digest.strip()))
     covered = " ".join(component for component, _ in values)
     base = "\n".join(f"{component}: {value}" for component, value in values)
     inputs, signatures = [], []
@@ -131,7 +141,7 @@ def verify_response(
     the answer.
 
     Args:
-        exchange: its url is there.
+        exchange: its url is there; of a POST also the request_digest, which the caller made of the body it sent.
         resolve_key: the trusted key for a key id; raises Invalid when it trusts none of this id.
         now: Unix seconds. max_age_seconds: how long ago it may have been signed; None for an answer that was kept.
 
@@ -162,6 +172,8 @@ def _verify(
     if inputs.keys() != signatures.keys() or not 1 <= len(inputs) <= _MAX_SIGNATURES:
         raise _bad("not a few signatures, each with its input")
     check_digest(exchange.headers["content-digest"], exchange.body)
+    if exchange.request_digest is not None:
+        parse_dictionary(exchange.request_digest, byte_sequences=True)
     found: dict[str, int] = {}
     for label, member in inputs.items():
         check_parameters(member, now, max_age_seconds)
@@ -169,7 +181,7 @@ def _verify(
             key = resolve_key(member[1]["keyid"])
         except Invalid:
             continue
-        _check_components(member, exchange.headers)
+        _check_components(member, exchange)
         algorithm = _verify_one(exchange, label, member, signatures[label], key)
         if algorithm in found:
             raise _bad("two signatures of one algorithm")
@@ -180,14 +192,16 @@ def _verify(
     return VerifiedResponse(min(found.values()), tuple(found))
 
 
-def _check_components(member: Any, headers: Mapping[str, str]) -> None:
+def _check_components(member: Any, exchange: Exchange) -> None:
     components = member[0]
     if not isinstance(components, list) or len(components) > _MAX_COMPONENTS:
         raise _bad("a Signature-Input is not a list of a few components")
     covered = {(name, *parameters) for name, parameters in components if isinstance(name, str)}
     wanted = {("@status",), ("content-digest",), *_REQUEST_COMPONENTS}
-    if "content-type" in headers:
+    if "content-type" in exchange.headers:
         wanted.add(("content-type",))
+    if exchange.request_digest is not None or exchange.method in _METHODS_WITH_BODY:
+        wanted.add(_REQUEST_DIGEST)
     if not covered >= wanted:
         lacking = ", ".join(sorted(";".join(one) for one in wanted - covered))
         raise _bad(f"the signature does not cover {lacking}")
@@ -201,7 +215,8 @@ def _verify_one(exchange: Exchange, label: str, member: Any, signature: Any, key
         raise _bad(f"a signature does not agree with its key, which is for {algorithm}")
     others = {name: value for name, value in exchange.headers.items() if name not in ("signature", "signature-input")}
     alone = others | {"Signature-Input": http_sf.ser({label: member}), "Signature": http_sf.ser({label: signature})}
-    answered = _Answered(exchange.status, alone, _Asked(exchange.method, exchange.url or "", {}))
+    sent = {} if exchange.request_digest is None else {"Content-Digest": exchange.request_digest}
+    answered = _Answered(exchange.status, alone, _Asked(exchange.method, exchange.url or "", sent))
     try:
         OneKeyVerifier(algorithm, public_key).verify(answered, max_age=None, body=exchange.body)
     except (HTTPMessageSignaturesException, EncodingError, ValueError, TypeError) as error:

@@ -410,3 +410,40 @@ def test_a_closed_store_says_so(store: LogStore) -> None:
         store.state()
     with pytest.raises(StoreError, match="ClosedStore"):
         store.claim_epoch()
+
+
+# --- parts of a history
+
+
+def test_a_history_in_parts(backend: Backend) -> None:
+    key = make_key("k")
+    drafts = [enrol(ALICE, key), enrol(BOB), Draft("no actor")]
+    drafts += [touch(make_actor(ALICE, [key], version=2 + number), f"{number}") for number in range(3)]
+    append(backend.store, *drafts)
+    for handle in (backend.store, backend.reader()):
+        actions = [record.action for record in handle.records(0, 6)]
+        expected = tuple((at, role, actions[at]) for at, role in handle.history(ALICE))
+        assert [row[0] for row in expected] == [0, 3, 4, 5]
+        assert handle.touches(ALICE) == handle.touches(ALICE, -1, 9) == expected
+        assert handle.touches(ALICE, 0) == handle.touches(ALICE, 2) == expected[1:]
+        assert handle.touches(ALICE, 0, 2) == expected[1:3]
+        assert handle.touches(ALICE, 5) == handle.touches(ALICE, 2**63 - 1) == handle.touches(ALICE, 2**70) == ()
+        assert handle.touches(ALICE, -(2**70), 1) == expected[:1]
+        assert (handle.history_span(ALICE), handle.history_span(BOB)) == ((0, 5), (1, 1))
+        accepted = [record.accepted for record in handle.records(0, 6)]
+        assert handle.accepted_times(ALICE, 9) == tuple(accepted[at] for at in (5, 4, 3, 0))
+        assert handle.accepted_times(ALICE, 2) == (accepted[5], accepted[4])
+        for nobody in (f"{ALICE}x", "\ud800"):
+            assert (handle.history_span(nobody), handle.touches(nobody), handle.accepted_times(nobody, 5)) == (None, (), ())
+
+
+def test_what_a_move_carried_is_known(backend: Backend) -> None:
+    key = make_key("the key")
+    append(backend.store, enrol(ALICE, key))
+    old, new = make_actor(ALICE, version=2, status=4, status_leaf=1), make_actor(BOB, [key], cause=6)
+    change = Change((old, new), (HistoryLeaf(ALICE, 2), HistoryLeaf(BOB, 3)), None, (BOB,))
+    append(backend.store, Draft("move", change, {"old-actor": ALICE, "new-actor": BOB}, salts={"new-actor": hash_of("s")}))
+    for handle in (backend.store, backend.reader()):
+        assert (handle.carried(1).move_leaf, handle.carried(1).leaves) == (1, (key.leaf_index,))
+        assert handle.carried(0) is handle.carried(7) is None
+        assert handle.touches(BOB)[0][:2] == (1, 3)

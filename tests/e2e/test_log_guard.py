@@ -14,7 +14,7 @@ import pytest
 from ktlog.client import build_envelope, seal
 from ktlog.errors import Invalid
 from ktlog.wire.actor import ED25519, ML_DSA_44, parse_actor
-from ktlog.wire.httpsig_response import Exchange, verify_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, verify_response
 from tests.running_log import INBOX_PATH, LOG_ACTOR, ORIGIN, Answer, RunningLog, actor
 
 BASE_MS = 600_000
@@ -52,11 +52,11 @@ def post(log: RunningLog, ip: str, headers: Mapping[str, str], body: bytes) -> A
     return log.request("POST", INBOX_PATH, {**headers, "X-Forwarded-For": ip}, body)
 
 
-def check_signed(log: RunningLog, answer: Answer, method: str, target: str) -> None:
+def check_signed(log: RunningLog, answer: Answer, method: str, target: str, digest: str | None = None) -> None:
     """The answer is signed with both keys that the log's own actor document lists, for this very request."""
     document = parse_actor(log.get("/users/pubkeydir").json(), LOG_ACTOR)
     keys = {key.id: key for key in document.assertion_method}
-    exchange = Exchange(method, f"https://{ORIGIN}{target}", answer.status, answer.headers, answer.body)
+    exchange = Exchange(method, f"https://{ORIGIN}{target}", answer.status, answer.headers, answer.body, digest)
     verified = verify_response(exchange, keys.__getitem__, int(time.time()))
     assert set(verified.algorithms) == {ED25519, ML_DSA_44}
 
@@ -73,17 +73,21 @@ def test_an_acceptance_is_signed_and_a_replay_of_it_is_refused_by_every_worker(l
     body, headers = enrolment(log, "a02")
     receipt = post(log, "192.0.2.1", headers, body)
     assert receipt.status == 202
-    check_signed(log, receipt, "POST", INBOX_PATH)
+    digest = headers["Content-Digest"]
+    check_signed(log, receipt, "POST", INBOX_PATH, digest)
+    for other in (content_digest(b"another message"), None):
+        with pytest.raises(Invalid):
+            check_signed(log, receipt, "POST", INBOX_PATH, other)
     bent = Answer(receipt.status, receipt.headers, receipt.body.replace(b'"leaf-index":0', b'"leaf-index":7'))
     assert bent.body != receipt.body
     with pytest.raises(Invalid):
-        check_signed(log, bent, "POST", INBOX_PATH)
+        check_signed(log, bent, "POST", INBOX_PATH, digest)
     before = log.snapshot()["state"]
     for number in range(8):
         again = post(log, f"198.51.100.{number}", headers, body)
         assert (again.status, again.json()["code"]) == (401, "replayed_request")
         assert "accept-signature" in again.headers
-        check_signed(log, again, "POST", INBOX_PATH)
+        check_signed(log, again, "POST", INBOX_PATH, digest)
     assert log.snapshot()["state"] == before
     # Signed anew it is the same message, which the log has already.
     renewed = post(log, "192.0.2.1", log.signed_headers(body, "a02", created=int(time.time()) + 1), body)
@@ -101,7 +105,8 @@ def test_one_bad_request_makes_its_sender_wait_at_every_worker(log):
         assert 1 <= int(answer.headers["retry-after"]) <= BASE_MS // 1000
         assert answer.headers["x-ratelimit-limit"] == "1"
         assert int(answer.headers["x-ratelimit-reset"]) > time.time()
-    check_signed(log, answers[0], "POST", INBOX_PATH)
+    with pytest.raises(Invalid, match="content-digest;req"):  # signed, but not as the answer to a body: it was not read
+        check_signed(log, answers[0], "POST", INBOX_PATH, headers["Content-Digest"])
     assert log.snapshot()["state"] == before
     assert log.request("GET", "/api/info", {"X-Forwarded-For": "192.0.2.33"}).status == 200
     # It was not the instance's doing: from elsewhere its request is taken.
@@ -121,7 +126,10 @@ def test_only_the_hosts_of_the_list_are_answered(log, host):
 
 def test_a_server_is_answerable_for_what_it_signed(log):
     """Last: after this, alpha.example has to wait."""
-    body = json.dumps(log.activity("no envelope")).encode()
+    mention = json.dumps(log.activity("<p>@pubkeydir hello</p>")).encode()
+    chatting = post(log, "192.0.2.77", log.signed_headers(mention), mention)
+    assert (chatting.status, "retry-after" in chatting.headers) == (400, False), "no attempt at a message"
+    body = json.dumps(log.activity(build_envelope(actor("a01"), log.sealed("{}")))).encode()
     refused = post(log, "192.0.2.77", log.signed_headers(body), body)
     assert refused.status == 400
     body, headers = enrolment(log, "a04")

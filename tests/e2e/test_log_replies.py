@@ -147,7 +147,7 @@ def test_an_answer_to_an_answer_gets_none(log, change):
 
 
 @pytest.mark.parametrize("path", [INBOX_PATH, "/inbox"])
-@pytest.mark.parametrize("kind", ["Delete", "Follow", "Undo"])
+@pytest.mark.parametrize("kind", ["Delete", "Follow", "Undo", "Like", "Announce"])
 def test_floods_end_here(log, kind, path):
     """202 without a look at the signature: the actor's server is never asked, and nothing changes."""
     asked = len(log._evil.requests)

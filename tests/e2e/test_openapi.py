@@ -80,6 +80,7 @@ def known_values(log) -> list[tuple[str, dict[str, str], dict[str, str]]]:
         ("/api/actor/{actor_id}", actor, {"tree-size": "3"}),
         ("/api/actor/{actor_id}/keys", actor, {}),
         ("/api/actor/{actor_id}/keys", actor, {"include-proofs": "true", "tree-size": "4"}),
+        ("/api/actor/{actor_id}/keys", actor, {"include-proofs": "true", "tree-size": "4", "history-after": "2"}),
         ("/api/actor/{actor_id}/key/{key_id}", actor | {"key_id": key_id(0)}, {}),
         ("/api/actor/{actor_id}/key/{key_id}", actor | {"key_id": key_id(2)}, {}),
         ("/api/actor/{actor_id}/auxiliary", actor, {}),

@@ -13,7 +13,7 @@ from ktlog.operator.guard import address_name, parse_networks
 from ktlog.web.guarding import claimed_domain, client_address
 from ktlog.wire.actor import ED25519, Multikey
 from ktlog.wire.httpsig import sign_request, verify_request
-from ktlog.wire.httpsig_response import Exchange, sign_response, verify_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response, verify_response
 
 NOW = 1_790_000_000
 URL = "https://keys.alpha.example/users/pubkeydir/inbox"
@@ -21,7 +21,7 @@ ACTOR = "https://alpha.example/users/alice"
 KEY_ID = f"{ACTOR}#main-key"
 ED = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 KEY = Multikey(KEY_ID, ACTOR, ED25519, ED.public_key().public_bytes_raw())
-ANSWER = Exchange("POST", URL, 202, {"content-type": "application/json"}, b"{}")
+ANSWER = Exchange("POST", URL, 202, {"content-type": "application/json"}, b"{}", content_digest(b"[]"))
 SIGNED = {name.lower(): value for name, value in sign_response(ANSWER, ((KEY_ID, ED),), NOW).items()}
 REQUEST = sign_request("POST", URL, {}, b"{}", KEY_ID, ED, NOW)
 NAMES = ("content-digest", "signature-input", "signature")

@@ -88,6 +88,36 @@ def test_an_answer_that_does_not_parse(body: bytes) -> None:
     assert names(run(world)) == {"MalformedAnswer"}
 
 
+def test_answers_in_pages_are_read_to_the_end() -> None:
+    world = honest_world().clone()
+    world.rows_a_page = 1
+    report = run(world)
+    assert report.ok and report.answers.checked == 4
+    rows = sum(len(rows) for rows in world.directory.histories.values())
+    assert sum(path.endswith("/keys") for path in world.requests) == rows > 4
+
+
+def test_a_lie_on_a_later_page() -> None:
+    def edit(answer: dict) -> None:
+        if "public-keys" not in answer and answer["actor-id"] == ALICE and answer["history-next"] is None:
+            answer["history"].pop()
+
+    world = honest_world().clone()
+    world.rows_a_page, world.edit_answer = 2, edit
+    report = run(world)
+    assert names(report) == {"AnswerContradictsLog"}
+    assert any("omits this message" in finding.what for finding in report.findings)
+
+
+def test_more_pages_than_are_read_are_no_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktlog.client.page.MAX_HISTORY_PAGES", 2)
+    world = honest_world().clone()
+    world.rows_a_page = 1
+    report = run(world)
+    assert report.ok and report.answers.checked < 4
+    assert any("pages that are read" in sentence and ALICE in sentence for sentence in report.not_checked)
+
+
 def test_a_sample_of_answers_says_what_it_left_out() -> None:
     world = honest_world().clone()
     report = run(world, answers=parse_selection("sample:1"))

@@ -41,7 +41,7 @@ def test_every_actor_has_a_key_that_is_proven_to_be_in_the_published_tree(filled
         reader = ActorReader(store, tiles.read, SPEC)
         for number in (0, 255, 256, ACTORS - 1):
             answer = reader.answer(actor_name(number), ACTORS, ACTORS, with_history=True)
-            (row,) = answer.history
+            (row,) = answer.history.rows
             assert set(answer.key_proofs) == {number}
             verify_inclusion(hash_leaf(row.record.entry), number, ACTORS, row.proof, checkpoint.root)
             wire = parse_wire(SPEC, row.record.preimage)  # a message in form, if nothing else

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key, make_policy
@@ -34,7 +35,7 @@ from ktlog.tlog.policy import format_policy
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import verify_request
-from ktlog.wire.httpsig_response import Exchange, sign_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
 from ktlog.wire.webfinger import ACTIVITY_JSON
 
 ALICE = actor("alice")
@@ -62,7 +63,7 @@ class Inbox(Network):
     def post(self, url, body, headers=None, **_):
         log = self.logs[ORIGIN]
         assert url == f"{log.url}/users/pubkeydir/inbox"
-        self.key_ids = []
+        self.key_ids, self.sent = [], body
 
         def resolve(key_id):
             self.key_ids.append(key_id)
@@ -77,7 +78,10 @@ class Inbox(Network):
         members = json.loads(open_message(log.hpke, envelope["encrypted-message"]))
         receipt = log.accept(Built(message, {k: v for k, v in members.items() if k != "padding"}, log.dialect, None))
         self.change(receipt)
-        answer = Exchange("POST", url, 202, {"content-type": "application/json"}, json.dumps(receipt).encode())
+        answer = Exchange(
+            "POST", url, 202, {"content-type": "application/json"}, json.dumps(receipt).encode(),
+            headers["Content-Digest"],
+        )
         made = sign_response(answer, [(name, private) for name, _, private in LOG_KEYS], int(time.time()))
         signed = {name.lower(): value for name, value in made.items()}
         return Response(202, {**answer.headers, **signed}, answer.body, url)
@@ -300,6 +304,18 @@ def test_a_finished_envelope(desk, capsys, tmp_path):
     assert (code, desk.network.key_ids) == (0, [f"{ALICE}#other"])
     assert "not checked" in out
     assert desk.submit(capsys, "raw", str(tmp_path / "none"))[0] == 2
+
+
+def test_what_the_log_answered_to_another_message_is_no_answer_to_a_finished_envelope(desk, capsys, tmp_path, monkeypatch):
+    built = enrol(ALICE, key(1), recent_root=desk.log.recent(), now=NOW)
+    (tmp_path / "envelope").write_text(build_envelope(ALICE, seal(built, desk.log.hpke.encapsulation_key)))
+    sign = sign_response
+    monkeypatch.setattr(
+        "test_client_commands.sign_response",
+        lambda answer, keys, now: sign(replace(answer, request_digest=content_digest(b"older")), keys, now),
+    )
+    code, out, err = desk.submit(capsys, "raw", str(tmp_path / "envelope"))
+    assert (code, out) == (3, "") and "BadReceipt" in err
 
 
 def test_a_false_receipt_is_not_success(desk, capsys):

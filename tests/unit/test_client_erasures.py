@@ -67,9 +67,9 @@ class ErasingLog(TinyLog):
         self.records.append(plan.record)
         return self
 
-    def page(self, actor_id: str, size: int):
+    def page(self, actor_id: str, size: int, after: int = -1):
         row = self.states[size].get(actor_id)
-        return None if row is None or row.status == Status.ERASED else super().page(actor_id, size)
+        return None if row is None or row.status == Status.ERASED else super().page(actor_id, size, after)
 
     def answer(self, path: str, query: str) -> tuple[int, bytes]:
         if path.startswith("/erasures"):

@@ -232,6 +232,30 @@ def test_the_log_is_asked_for_the_key_id(person, monkeypatch):
     assert stored(person) == load_secret(person.path("1.totp"))
 
 
+@pytest.mark.parametrize("status", [200, 403])
+def test_what_the_log_said_to_another_request_is_not_believed(person, monkeypatch, status):
+    """Whoever stands between keeps an old answer, and the log never hears of the new secret."""
+    secret = person.path("1.totp")
+    arguments = ("totp-enroll", *key_id(person), "--secret-file", secret)
+    kept = {}
+    real = person.network.post
+
+    def post(url, body, headers=None, **options):
+        kept["answer"] = real(url, body, headers, **options)
+        return kept["answer"]
+
+    monkeypatch.setattr(person.network, "post", post)
+    if status == 403:
+        assert person.run("totp-enroll", *key_id(person), "--secret-file", secret)[0] == 0
+        person.clock.now += 60
+    code, _, _ = person.run(*arguments)
+    assert (code, kept["answer"].status) == ((0, 200) if status == 200 else (5, 409))
+    monkeypatch.setattr(person.network, "post", lambda *_, **__: kept["answer"])
+    person.clock.now += 60
+    code, out, err = person.run(*arguments)
+    assert (code, out) == (3, "") and "BadAnswer" in err
+
+
 def test_answers_that_mean_nothing(person, monkeypatch):
     for status, body in ((200, b"{}"), (200, b"?"), (202, b"{}"), (500, b""), (404, b"<html>")):
         answer = type(person.network.get(f"https://{ORIGIN}/api/info"))(status, {}, body, "https://x.example/")

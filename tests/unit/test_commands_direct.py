@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -27,13 +28,17 @@ from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.keys import ZERO_ROOT
 from ktlog.pkd.messages import BurnDown, CheckpointMessage, Fireproof, open_message_attributes, parse_wire
 from ktlog.pkd.totp import totp_code, window_at
+from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.fetch import Fetcher, Response
+from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
 from tests.admission_world import HPKE, LOG_URL, PEER, PEER_ACTOR, Inbox, flipped, http_key, token_text
 from tests.operator_world import NOW, ORIGIN
-from tests.pkd_samples import ALICE, BOB, bytes_of, public, quick_argon2  # noqa: F401
+from tests.pkd_samples import ALICE, BOB, bytes_of, private, public, quick_argon2  # noqa: F401
 from tests.submission_site import Internet, Site, make_settings
 
 SECRET = b"\x0b" * 32
+LOG_ACTOR = f"{LOG_URL}/users/pubkeydir"
+LOG_KEYS = ((f"{LOG_ACTOR}#main-key", http_key(LOG_ACTOR)), (f"{LOG_ACTOR}#pq-key", private("http")))
 
 
 @pytest.fixture
@@ -122,6 +127,10 @@ def test_a_log_that_does_not_sign_its_answer_is_not_believed(desk, monkeypatch):
     monkeypatch.setattr(desk.internet, "post", unsigned)
     assert desk.burn()[0] == 3
     assert desk.revoke("--key", desk.path("c.key"))[0] == 3
+    # Neither is its word that it has no use for a token, nor its refusal.
+    assert desk.revoke("--token", token_text("stranger"))[0] == 3
+    code, _, err = desk.burn(target="https://elsewhere.example/users/erin")
+    assert (code, "BadAnswer" in err) == (3, True)
 
 
 # --- revoke-token
@@ -158,13 +167,23 @@ def test_revoke_token_with_what_is_none_asks_nobody(desk, monkeypatch, arguments
 
 
 class Says:
-    """A network where every POST gets one answer."""
+    """A network where every POST gets one answer, signed as the answer to *asked*, or to what was asked."""
 
-    def __init__(self, status: int, body: object) -> None:
+    def __init__(self, status: int, body: object, asked: bytes | None = None) -> None:
         self.answer = Response(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode(), "https://x")
+        self.asked = asked
+
+    def get(self, url, **_):
+        document = {"id": LOG_ACTOR, "inbox": f"{LOG_ACTOR}/inbox", "assertionMethod": [
+            actor_key(name, LOG_ACTOR, algorithm, key.public_key().public_bytes_raw())
+            for (name, key), algorithm in zip(LOG_KEYS, (ED25519, ML_DSA_44), strict=True)
+        ]}
+        return Response(200, {"content-type": "application/activity+json"}, json.dumps(document).encode(), url)
 
     def post(self, url, body, headers=None, *, max_bytes=None):
-        return self.answer
+        digest = headers["Content-Digest"] if self.asked is None else content_digest(self.asked)
+        made = sign_response(Exchange("POST", url, self.answer.status, {}, self.answer.body, digest), LOG_KEYS, NOW)
+        return replace(self.answer, headers={name.lower(): value for name, value in made.items()})
 
 
 @pytest.mark.parametrize(("status", "body", "error"), [
@@ -193,6 +212,36 @@ def test_answers_to_a_token(status, body, error):
 
 def test_a_token_of_no_use():
     assert deliver_token(Says(204, b""), LOG_URL, token_text("a"), NOW) is False
+
+
+REFUSED = {"!pkd-context": "fedi-e2ee:v1/api/error", "error": "invalid_request", "message": "no"}
+
+
+@pytest.mark.parametrize(("status", "body"), [
+    (204, b""), (200, {"!pkd-context": direct.REVOKE_CONTEXT, "time": str(NOW)}), (400, REFUSED),
+])
+def test_what_was_said_of_another_token_says_nothing_of_this_one(status, body):
+    with pytest.raises(Unreachable) as caught:
+        deliver_token(Says(status, body, asked=b"another token"), LOG_URL, token_text("a"), NOW)
+    assert caught.value.name == "BadAnswer"
+
+
+@pytest.mark.parametrize(("status", "body", "name"), [
+    (200, {"!pkd-context": direct.BURNDOWN_CONTEXT, "status": True}, "BadReceipt"), (403, REFUSED, "BadAnswer"),
+])
+def test_what_was_said_of_another_burn_down_says_nothing_of_this_one(status, body, name):
+    def send(*asked):
+        return deliver_burndown(
+            Says(status, body, *asked), LOG_URL, http_key(BOB), f"{BOB}#main-key", "{}", NOW, kept.append
+        )
+
+    kept = []
+    with pytest.raises(Unreachable) as caught:
+        send(b"another")
+    assert (caught.value.name, kept) == (name, [])
+    if status == 200:
+        assert send() == body
+        assert [exchange.request_digest for exchange in kept] == [content_digest(b"{}").split(", ")[0]]
 
 
 # --- building

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from client_log import ORIGIN
@@ -19,7 +20,7 @@ from ktlog.tlog.encoding import encode_base64url
 from ktlog.tlog.tree import hash_leaf
 from ktlog.wire.actor import ML_DSA_44, Multikey, actor_key
 from ktlog.wire.fetch import Fetcher
-from ktlog.wire.httpsig_response import Exchange, sign_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
 
 __all__ = ["desk"]
 NOW = 1_790_000_000
@@ -32,6 +33,7 @@ ACCEPTED = {
 }
 BURNED = ACCEPTED | {"!pkd-context": "fedi-e2ee:v1/api/burndown", "status": True, "time": str(NOW)}
 PRIVATE = [(name, private) for name, _, private in LOG_KEYS]
+SENT = content_digest(b"the message")
 PQ_TEXT = encode_public_key(LOG_KEYS[1][2].public_key().public_bytes_raw())
 OTHERS = [
     (PRIVATE[0][0], Ed25519PrivateKey.from_private_bytes(bytes(32))),
@@ -39,12 +41,12 @@ OTHERS = [
 ]
 
 
-def signed(body=ACCEPTED, keys=PRIVATE, method="POST", url=INBOX, status=202, created=NOW) -> Exchange:
+def signed(body=ACCEPTED, keys=PRIVATE, method="POST", url=INBOX, status=202, created=NOW, digest=SENT) -> Exchange:
     """A log's answer, signed."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    bare = Exchange(method, url, status, {"content-type": "application/json"}, data)
+    bare = Exchange(method, url, status, {"content-type": "application/json"}, data, digest)
     made = {name.lower(): value for name, value in sign_response(bare, keys, created).items()}
-    return Exchange(method, url, status, {**bare.headers, **made, "server": "x", "date": "today"}, data)
+    return replace(bare, headers={**bare.headers, **made, "server": "x", "date": "today"})
 
 
 def find(key_id):
@@ -66,6 +68,7 @@ def test_the_file_holds_what_was_signed_and_nothing_else():
     data = format_receipt(exchange)
     found = parse_receipt(data)
     assert (found.method, found.url, found.status, found.body) == ("POST", INBOX, 202, exchange.body)
+    assert found.request_digest == SENT
     assert set(found.headers) == {"content-type", "content-digest", "signature", "signature-input"}
     assert format_receipt(found) == data
     assert verify_receipt(found, find, NOW) == verify_receipt(exchange, find, NOW)
@@ -73,7 +76,8 @@ def test_the_file_holds_what_was_signed_and_nothing_else():
 
 @pytest.mark.parametrize("spoil", [
     lambda data: b"", lambda data: b"{}", lambda data: b"[]", lambda data: data[:-20], lambda data: data + b"{}",
-    lambda data: changed(data, type="ktlog-receipt-v2"), lambda data: changed(data, more=1),
+    lambda data: changed(data, type="ktlog-receipt-v1"), lambda data: changed(data, more=1),
+    lambda data: changed(data, **{"request-digest": None}), lambda data: data.replace(b'"request-digest"', b'"digest"'),
     lambda data: changed(data, status="202"), lambda data: changed(data, status=True), lambda data: changed(data, url=None),
     lambda data: changed(data, headers=[]), lambda data: changed(data, headers={"Signature": "x"}),
     lambda data: changed(data, headers={"signature": 5}), lambda data: changed(data, body="="),
@@ -120,11 +124,18 @@ def test_what_the_log_signed_and_is_no_acceptance(exchange):
 @pytest.mark.parametrize("change", [
     {"body": encode_base64url(json.dumps(ACCEPTED | {"leaf-index": 5, "tree-size": 6}).encode())},
     {"url": f"https://{ORIGIN}/inbox"}, {"url": INBOX.replace(ORIGIN, "keys.beta.example")},
-], ids=["body", "door", "log"])
+    {"request-digest": content_digest(b"another message")}, {"request-digest": SENT.split(", ")[0]}, {"request-digest": ""},
+], ids=["body", "door", "log", "request", "half", "none"])
 def test_nothing_of_it_can_be_changed(change):
     exchange = parse_receipt(changed(format_receipt(signed()), **change))
     with pytest.raises(Invalid) as caught:
         verify_receipt(exchange, find, NOW)
+    assert caught.value.name == "BadResponseSignature"
+
+
+def test_an_acceptance_that_names_no_message_is_none():
+    with pytest.raises(Invalid) as caught:
+        verify_receipt(signed(digest=None), find, NOW)
     assert caught.value.name == "BadResponseSignature"
 
 
@@ -179,6 +190,7 @@ def test_from_a_submission_to_a_verdict(desk, capsys, tmp_path, monkeypatch):
         assert (found["log"], found["leaf-index"], found["root"]) == (LOG_ACTOR, answer["leaf-index"], answer["merkle-root"])
         entry = base64.urlsafe_b64decode(answer["merkle-leaf"] + "==")
         assert found["leaf-hash"] == encode_base64url(hash_leaf(entry))
+        assert found["request-digest"] == content_digest(desk.network.sent).split(", ")[0]
         assert abs(found["time"] - time.time()) < 300
         assert len(found["algorithms"]) == (1 if "--key" in trust else 2)
     code, out, _ = desk.run(capsys, "receipt", "verify", str(receipt), "--key", PQ_TEXT)

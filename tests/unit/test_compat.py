@@ -31,6 +31,7 @@ from ktlog.operator.instance import direct_message
 from ktlog.operator.request import Request, Source
 from ktlog.pkd.messages import AddKey, BurnDown
 from ktlog.web.app import create_app
+from ktlog.web.guarding import penalty_weight
 from ktlog.wire.actor import (
     ED25519,
     ML_DSA_44,
@@ -288,6 +289,17 @@ def test_the_inbox_takes_rsa_when_it_is_switched_on(inbox):
     assert inbox.code(rsa_request(request.body)) == "replayed_request"
     assert inbox.code(rsa_request(message_for(inbox), key=OTHER_RSA)) == "unauthorized"
     assert inbox.code(rsa_request(message_for(inbox), actor=BOB)) == "unknown_http_key"
+
+
+@pytest.mark.parametrize("compat", [(), (RSA,)])
+def test_a_mention_signed_with_rsa_is_looked_at_no_further(inbox, compat):
+    """As stock servers sign whatever they send: nobody is fetched, and nothing counted."""
+    switch(inbox, *compat)
+    activity = json.loads(message_for(inbox))
+    activity["object"] |= {"content": "<p>@pubkeydir hello</p>", "tag": [{"x": 0.5}]}
+    with pytest.raises(MessageRejected) as caught:
+        inbox.admission.admit(rsa_request(json.dumps(activity).encode()))
+    assert (caught.value.code, penalty_weight(caught.value), inbox.instances.asked) == ("bad_json", 0, [])
 
 
 def test_the_other_doors_refuse_rsa_though_it_is_switched_on(inbox):

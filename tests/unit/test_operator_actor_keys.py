@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ktlog.errors import MessageRejected, Unreachable
+from ktlog.errors import Invalid, KtlogError, MessageRejected, Unreachable
 from ktlog.operator import actor_keys
 from ktlog.operator.actor_keys import (
     CACHE_SECONDS,
@@ -19,6 +20,7 @@ from ktlog.operator.actor_keys import (
     REFUSE_SECONDS,
     ActorKeys,
 )
+from ktlog.operator.request import Source
 from ktlog.wire.actor import ED25519, actor_key, encode_base58btc
 from ktlog.wire.fetch import Response
 from tests.operator_world import Clock
@@ -190,10 +192,13 @@ class Tarpit(Instance):
         for thread in self._threads:
             thread.join(20)
 
-    def ask(self, keys: ActorKeys, *actors: str) -> None:
+    def ask(self, keys: ActorKeys, *actors: str, ip: str | None = None) -> None:
         """Look every actor up in a thread of its own; returns when all of these wait."""
+        source = None if ip is None else Source(ip)
         for actor in actors:
-            thread = threading.Thread(target=lambda actor=actor: self.codes.append(code_of(keys, f"{actor}#k", actor)))
+            thread = threading.Thread(
+                target=lambda actor=actor: self.codes.append(code_of(keys, f"{actor}#k", actor, source=source))
+            )
             self._threads.append(thread)
             thread.start()
         self._entered.wait(20)
@@ -210,6 +215,77 @@ def test_one_server_does_not_get_every_slot(clock):
         tarpit.ask(keys, "https://slow.example/1", "https://slow.example/2", "https://slow.example/3")
         assert code_of(keys, "https://slow.example/4#k", "https://slow.example/4") == "overloaded"
         assert len(tarpit.asked) == 0  # nobody was answered yet, and the fourth was never asked for
+
+
+@pytest.mark.parametrize(("hosts", "other"), [
+    (["a.slow.example", "b.slow.example", "slow.example"], "c.d.slow.example"),
+    (["a.slow.co.uk", "b.slow.co.uk", "slow.co.uk"], "c.slow.co.uk"),
+])
+def test_nor_does_whoever_owns_many_names(clock, hosts, other):
+    with Tarpit(3) as tarpit:
+        keys = ActorKeys(tarpit, clock, 4)
+        tarpit.ask(keys, *[f"https://{host}/a" for host in hosts])
+        assert code_of(keys, f"https://{other}/a#k", f"https://{other}/a") == "overloaded"
+        tarpit._entered = threading.Barrier(2)
+        tarpit.ask(keys, "https://else.co.uk/a")
+    assert not keys._waiting
+
+
+@pytest.mark.parametrize(("ip", "same", "other"), [
+    ("192.0.2.1", "192.0.2.1", "192.0.2.2"), ("2001:db8:1:2::5", "2001:db8:1:2:ffff::1", "2001:db8:1:3::5"),
+    ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2"),
+])
+def test_one_address_has_one_lookup_at_a_time(clock, ip, same, other):
+    """However many servers it names, and also if it asks for the very actor that it waits for."""
+    with Tarpit(1) as tarpit:
+        keys = ActorKeys(tarpit, clock, 8)
+        tarpit.ask(keys, "https://a.example/1", ip=ip)
+        for actor in ("https://b.example/1", "https://a.example/1"):
+            source = Source(same)
+            assert code_of(keys, f"{actor}#k", actor, source=source) == "overloaded"
+            assert source.lookups == 0, "it cost nothing"
+        tarpit._entered = threading.Barrier(2)
+        tarpit.ask(keys, "https://b.example/1", ip=other)
+    assert not keys._waiting
+    tarpit._entered = threading.Barrier(1)
+    source = Source(ip)
+    assert code_of(keys, "https://c.example/1#k", "https://c.example/1", source=source) == "actor_unreachable"
+    assert source.lookups == 1
+
+
+def test_what_is_remembered_waits_for_nobody(clock, instance):
+    source = Source("192.0.2.1")
+    keys = ActorKeys(instance, clock)
+    for _ in range(3):
+        keys.find(KEY_ID, ALICE, source=source)
+    assert source.lookups == 1
+
+
+@pytest.mark.parametrize("error", [
+    Unreachable("BadAddress", "alpha.example is at 10.1.2.3"), KtlogError("BadActor", "10.1.2.3"),
+    Invalid("GoneActor", "10.1.2.3"),
+])
+def test_why_a_fetch_failed_is_not_told(keys, instance, caplog, error):
+    """It would tell where names lead in the log's own network."""
+    instance.error = error
+    for _ in range(2):  # the second is from memory
+        with pytest.raises(MessageRejected) as caught:
+            keys.find(KEY_ID, ALICE)
+        assert "10.1.2.3" not in str(caught.value) + caught.value.hint
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_kept_of_who_is_erased(instance, clock, fails):
+    keys = ActorKeys(instance, clock, erased=lambda actor: actor == ALICE)
+    instance.status = 404 if fails else 200
+    for _ in range(2):
+        if fails:
+            assert code_of(keys) == "actor_unreachable"
+        else:
+            assert keys.find(KEY_ID, ALICE).public_key == ONE
+    assert instance.asked == [ALICE] * 2
+    assert (keys._cache, keys._refused) == ({}, {})
 
 
 def test_a_server_is_asked_so_often_and_no_more(keys, instance, clock):

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from ktlog.client import build_envelope
-from ktlog.errors import StoreError
+from ktlog.errors import MessageRejected, StoreError
 from ktlog.operator import admission as admission_module
+from ktlog.operator import sequencer as sequencer_module
 from ktlog.operator.activity import PLAINTEXT_CONTEXT
 from ktlog.operator.actor_keys import REFRESH_SECONDS
 from ktlog.operator.instance import direct_message
 from ktlog.operator.link import Submission
-from ktlog.operator.request import Request
+from ktlog.operator.request import Request, Source
 from ktlog.pkd import attributes
 from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.hpke import DecapsulationKey, seal_message
@@ -27,12 +28,14 @@ from ktlog.pkd.messages import (
     CheckpointMessage,
     Fireproof,
     MoveIdentity,
+    RevokeAuxData,
     RevokeKey,
     RevokeKeyThirdParty,
     signed_bytes,
 )
 from ktlog.pkd.token import make_token, parse_token
 from ktlog.tlog.encoding import encode_base64url
+from ktlog.web.guarding import penalty_weight
 from tests.admission_world import INBOX, LOG_ACTOR, WINDOW, Inbox, http_key
 from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import ALICE, BOB, CAROL, build, private, public, quick_argon2  # noqa: F401
@@ -421,9 +424,64 @@ def test_a_log_of_one_instance_serves_its_own_actors_only(inbox):
 
 
 def test_an_actor_may_not_collect_keys_for_ever(inbox, monkeypatch):
-    monkeypatch.setattr(admission_module, "KEYS_LIMIT", 1)
     inbox.enrol()
+    waiting = [inbox.admit(AddAuxData(ALICE, "test", text, None, NOW)) for text in ("x", "y")]
+    waiting.append(inbox.admit(add(name="b")))
+    monkeypatch.setattr(sequencer_module, "KEYS_LIMIT", 1)
+    monkeypatch.setattr(sequencer_module, "AUX_LIMIT", 1)
     assert inbox.message_code(add(name="b")) == "too_many_keys"
+    # Admitted together, they are counted again where it counts.
+    first, *others = inbox.desk.batch(*waiting)
+    assert first.leaf_index == 1
+    assert [refusal.code for refusal in others] == ["too_many_keys"] * 2
+    # And whoever has more than that by now may always give it away.
+    monkeypatch.setattr(sequencer_module, "AUX_LIMIT", 0)
+    assert inbox.admit(RevokeAuxData(ALICE, "test", None, "x", NOW)).plain["aux-data"] == "x"
+    token = RevokeKeyThirdParty(parse_token(make_token(private("a"), public("a"))))
+    assert inbox.take(token, sender=BOB).leaf_index == 2
+
+
+# --- what is no attempt at anything
+
+
+def free(inbox: Inbox, content: object = "<p>@pubkeydir hello</p>", sender: str = ALICE, **changes: object) -> tuple[str, int]:
+    """The refusal of a Create that nobody signed, and what it counts for."""
+    activity = direct_message(LOG_ACTOR, sender, "", lambda size: bytes(size)) | changes
+    if "object" not in changes:
+        activity["object"] |= {"content": content}
+    request = Request("POST", INBOX, [], json.dumps(activity).encode(), Source("192.0.2.1"))
+    with pytest.raises(MessageRejected) as caught:
+        inbox.admission.admit(request)
+    assert inbox.instances.asked == []
+    return caught.value.code, penalty_weight(caught.value)
+
+
+PUBLIC = "https://www.w3.org/ns/activitystreams#Public"
+PKD = json.dumps({"!pkd-context": PLAINTEXT_CONTEXT, "actor": ALICE, "message": "{}"})
+
+
+@pytest.mark.parametrize(("content", "changes", "code"), [
+    ("<p>@pubkeydir hello</p>", {}, "html_content"), ("hello", {}, "bad_json"), ('{"a":"b"}', {}, "wrong_context"),
+    (f"<p>{PKD}</p>", {}, "html_content"), (None, {}, "bad_request"), (PKD, {"cc": [PUBLIC]}, "not_a_direct_message"),
+    (PKD, {"to": "as:Public"}, "not_a_direct_message"), ("x", {"published": 1.5}, "bad_json"),
+    ("", {"object": "https://alpha.example/notes/1"}, "bad_request"),
+    ("", {"object": {"type": "Question", "name": "?"}}, "not_a_direct_message"),
+])
+def test_a_mention_in_the_fediverse_counts_for_nothing(inbox, content, changes, code):
+    """It is refused, for it is no message; but a server whose people talk about the log is no attacker."""
+    assert free(inbox, content, **changes) == (code, 0)
+    inbox.admission._actor_domains = frozenset({"other.example"})
+    assert free(inbox, content, **changes) == (code, 0)
+
+
+@pytest.mark.parametrize(("content", "changes", "code"), [
+    (PKD.replace("plaintext", "other"), {}, "wrong_context"), (PKD[:-1], {}, "bad_json"),
+    (PKD.replace('"', "&quot;"), {}, "html_content"), (f"  {PKD[:-1]},\"x\":\"y\"}}", {}, "bad_request"),
+    (PKD, {"to": [BOB]}, "not_a_direct_message"), (PKD, {"published": 1.5}, "bad_json"), (PKD, {}, "unauthorized"),
+    ("x", {"type": "create"}, "not_a_direct_message"),
+])
+def test_a_message_that_is_wrong_counts(inbox, content, changes, code):
+    assert free(inbox, content, **changes) == (code, 1)
 
 
 def test_a_record_that_json_would_swell_is_refused(inbox, monkeypatch):

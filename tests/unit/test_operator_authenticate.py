@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from ktlog.errors import MessageRejected, RateLimited
 from ktlog.operator.actor_keys import REFRESH_SECONDS, ActorKeys
 from ktlog.operator.authenticate import Authenticator, signature_digest
-from ktlog.operator.guard import Guard
+from ktlog.operator.guard import Guard, parse_networks
 from ktlog.operator.request import Request, Source
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from ktlog.wire.fetch import Response
@@ -172,3 +172,12 @@ def test_a_server_that_must_wait_is_refused_once_it_is_known(world):
 def test_digests_tell_keys_and_signatures_apart():
     digests = [signature_digest(*pair) for pair in (("ab", b"c"), ("a", b"bc"), ("ab", b"d"), ("abc", b""))]
     assert len(set(digests)) == 4 and all(len(digest) == 32 for digest in digests)
+
+
+@pytest.mark.parametrize(("exempt", "lookups"), [((), 1), (parse_networks("192.0.2.0/24 198.51.100.0/24 2001:db8::/32"), 0)])
+def test_the_address_that_asks_is_known_to_the_look_up(world, exempt, lookups):
+    """That it waits, and that it has one at a time. Whoever the operator exempts from limits has none here either."""
+    world.guard._exempt = exempt
+    request = world.request()
+    world.authenticator.authenticate(request, ALICE)
+    assert request.source.lookups == lookups

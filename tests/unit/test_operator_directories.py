@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ktlog.errors import UsageError
+from ktlog.errors import EncodingError, MessageRejected, Unreachable, UsageError
 from ktlog.operator.directories import Directories, check_directories
+from ktlog.pkd.keys import ZERO_ROOT
+from ktlog.pkd.messages import CheckpointMessage
 from tests.admission_world import LOG_URL, PEER, Peers
 
 
@@ -31,3 +33,18 @@ def test_whose_hosts_are_known():
     assert found == {"keys.example.net", "example.org"}  # not its own
 
 
+
+
+def test_why_a_directory_could_not_be_asked_is_not_told():
+    """It would tell where its name leads in the log's own network."""
+    class Failing:
+        def fetch_json(self, url, content_types=(), *, max_bytes=None):
+            raise error
+
+    directories = Directories(Failing(), LOG_URL, frozenset({PEER}))
+    message = CheckpointMessage(PEER, ZERO_ROOT, b"", LOG_URL, ZERO_ROOT, 1)
+    for error in (Unreachable("BadAddress", f"{PEER} is at 10.1.2.3"), EncodingError("BadJson", "10.1.2.3")):
+        with pytest.raises(MessageRejected) as caught:
+            directories.check_key(message)
+        assert caught.value.code == "directory_unreachable"
+        assert "10.1.2.3" not in str(caught.value) + caught.value.hint

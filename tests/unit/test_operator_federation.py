@@ -8,7 +8,7 @@ import os
 import pytest
 
 from ktlog.operator.activity import ENCRYPTED_CONTEXT, PLAINTEXT_CONTEXT, parse_activity
-from ktlog.operator.federation import NOISE, Question, escape_html, is_noise, parse_question, reply
+from ktlog.operator.federation import Question, escape_html, is_noise, parse_question, reply
 from ktlog.operator.instance import direct_message
 
 LOG_ACTOR = "https://keys.example.com/users/pubkeydir"
@@ -29,7 +29,10 @@ def question(content: str = ENVELOPE, to: str = LOG_ACTOR, sender: str = ALICE, 
 # --- noise
 
 
-@pytest.mark.parametrize("kind", sorted(NOISE))
+@pytest.mark.parametrize("kind", [
+    "Delete", "Follow", "Undo", "Like", "Announce", "Update", "Accept", "Add", "EmojiReact", "https://example.org/ns#Wave",
+    ["Like"], ["Like", "EmojiReact"],
+])
 def test_what_servers_tell_everybody_is_noise(kind):
     body = {"@context": "https://www.w3.org/ns/activitystreams", "type": kind, "actor": ALICE, "object": ALICE}
     assert is_noise(json.dumps(body).encode())
@@ -37,10 +40,12 @@ def test_what_servers_tell_everybody_is_noise(kind):
 
 
 def test_a_create_is_never_noise():
-    assert "Create" not in NOISE
     assert not is_noise(question())
-    for kind in ("Create", "create", "", "delete", " Delete", "DELETE", "Deletes", None, 5, ["Delete"], {"type": "Delete"}):
-        assert not is_noise(json.dumps({"type": kind}).encode())
+    for kind in (
+        "Create", "create", " Create", "as:Create", "https://www.w3.org/ns/activitystreams#Create", ["Create"],
+        ["Like", "Create"], "", None, 5, [], ["Like", 5], ["Like", ""], {"type": "Delete"},
+    ):
+        assert not is_noise(json.dumps({"type": kind}).encode()), kind
 
 
 @pytest.mark.parametrize("body", [

@@ -14,7 +14,7 @@ from ktlog.operator.instance import deliver, direct_message
 from ktlog.wire.actor import actor_key
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import target_uri, verify_request
-from ktlog.wire.httpsig_response import Exchange, sign_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
 
 NOW = 1_790_000_000
 LOG = f"https://{HOST}"
@@ -65,7 +65,10 @@ def says(server, body, status=202, *, signed_by=LOG_KEYS, signed_as=None):
             ]
             document = {"id": LOG_ACTOR, "inbox": f"{LOG_ACTOR}/inbox", "assertionMethod": listed}
             return answer(json.dumps(document).encode(), content_type="application/activity+json")
-        asked = {"method": "POST", "url": f"{LOG_ACTOR}/inbox", "status": status, "body": data} | (signed_as or {})
+        asked = {
+            "method": "POST", "url": f"{LOG_ACTOR}/inbox", "status": status, "body": data,
+            "request_digest": request.header("content-digest"),
+        } | (signed_as or {})
         headers = sign_response(Exchange(headers={"content-type": "application/json"}, **asked), signed_by, NOW)
         return answer(data, status, "application/json", **headers)
 
@@ -189,6 +192,7 @@ OTHER_KEYS = (
     {"signed_by": (LOG_KEYS[0], OTHER_KEYS[1])}, {"signed_by": (("https://keys.beta.example/u#k", OTHER_KEYS[0][1]), LOG_KEYS[1])},
     {"signed_as": {"url": f"{LOG}/users/somebody/inbox"}}, {"signed_as": {"method": "PUT"}},
     {"signed_as": {"status": 200}}, {"signed_as": {"body": b"{}"}},
+    {"signed_as": {"request_digest": content_digest(b"another message")}}, {"signed_as": {"request_digest": None}},
 ])
 def test_an_acceptance_that_the_log_did_not_sign_is_none(server, changes):
     """Somebody between could have said anything; the log could deny it later."""
@@ -196,6 +200,31 @@ def test_an_acceptance_that_the_log_did_not_sign_is_none(server, changes):
     with pytest.raises(Unreachable) as caught:
         send(server)
     assert caught.value.name == "BadReceipt" and "sign" in caught.value.message
+
+
+@pytest.mark.parametrize("changes", [
+    {"signed_by": LOG_KEYS[:1]}, {"signed_by": OTHER_KEYS}, {"signed_as": {"url": f"{LOG}/inbox"}},
+    {"signed_as": {"body": json.dumps(RECEIPT).encode(), "status": 202}},
+    {"signed_as": {"request_digest": content_digest(b"another message")}}, {"signed_as": {"request_digest": None}},
+])
+def test_a_refusal_that_the_log_did_not_sign_is_none(server, changes):
+    """The log may have taken the message: what it said to another one, or a proxy says, does not tell."""
+    says(server, ERROR, 403, **changes)
+    with pytest.raises(Unreachable) as caught:
+        send(server)
+    assert caught.value.name == "BadAnswer"
+    assert "403" in caught.value.message and "key_exists" in caught.value.message and "sign" in caught.value.message
+
+
+def test_nothing_is_asked_about_an_answer_that_nobody_believes(server):
+    """Of a proxy, or of a log that is busy."""
+    for status, body in ((502, b"<html>"), (400, b"<html>"), (429, ERROR)):
+        says(server, body, status, signed_by=OTHER_KEYS)
+        before = len(server.requests)
+        with pytest.raises(Unreachable) as caught:
+            send(server)
+        assert caught.value.name == "BadStatus" and str(status) in caught.value.message
+        assert [request.method for request in server.requests[before:]] == ["POST"]
 
 
 def test_a_log_without_keys_signs_nothing(server):

@@ -19,9 +19,11 @@ from ktlog.operator.link import (
     SequencerLink,
     Submission,
     decode_receipt,
+    decode_shred,
     decode_submission,
     encode_receipt,
     encode_refusal,
+    encode_shred,
     encode_submission,
     receive_frame,
     send_frame,
@@ -147,6 +149,15 @@ def test_requests_of_another_shape(request_):
         decode_submission(request_)
 
 
+@pytest.mark.parametrize("request_", [
+    {}, [], "x", 5, None, {"actor": "x"}, {"actor": 5, "preview": "yes"}, {"actor": "x", "preview": []},
+])
+def test_requests_that_erase_nobody(request_):
+    assert decode_shred(parse_json(encode_shred("x", True))) == ("x", True)
+    with pytest.raises(EncodingError):
+        decode_shred(request_)
+
+
 @pytest.mark.parametrize("receipt", [RECEIPT, Receipt(0, b"", "r"), Receipt(2**63 - 1, bytes(5000), "r", False)])
 def test_a_receipt_there_and_back(receipt):
     assert decode_receipt(parse_json(encode_receipt(receipt))) == receipt
@@ -160,7 +171,7 @@ def test_a_refusal_there_and_back():
 
 @pytest.mark.parametrize("change", [
     {"leaf-index": "+7"}, {"leaf-index": "07"}, {"leaf-index": "1_0"}, {"leaf-index": "-1"}, {"leaf-index": 7},
-    {"entry": "x"}, {"entry": None}, {"duplicate": "maybe"}, {"duplicate": True}, {"duplicate": []},
+    {"root": None}, {"root": 5}, {"root": ["r"]}, {"entry": "x"}, {"entry": None}, {"duplicate": "maybe"}, {"duplicate": True}, {"duplicate": []},
 ])
 def test_answers_that_are_no_receipt(change):
     answer = parse_json(encode_receipt(RECEIPT))

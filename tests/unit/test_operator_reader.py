@@ -22,6 +22,7 @@ from ktlog.pkd.messages import (
     MoveIdentity,
     RevokeAuxData,
     RevokeKey,
+    UndoFireproof,
     aux_data_id,
     parse_wire,
 )
@@ -214,8 +215,8 @@ def test_every_proof_leads_to_the_root_of_the_tree_asked_about(answered, publish
         for leaf_index, proof in answer.key_proofs.items():
             leaf = answered.store.leaf_hashes(leaf_index, leaf_index + 1)[0]
             verify_inclusion(leaf, leaf_index, tree_size, proof, answer.root)
-        assert [(row.record.leaf_index, row.role) for row in answer.history] == [(0, 1), (302, 1), (303, 1)]
-        for row in answer.history:
+        assert [(row.record.leaf_index, row.role) for row in answer.history.rows] == [(0, 1), (302, 1), (303, 1)]
+        for row in answer.history.rows:
             if row.record.leaf_index >= tree_size:
                 assert row.proof is None
             else:
@@ -226,10 +227,10 @@ def test_every_proof_leads_to_the_root_of_the_tree_asked_about(answered, publish
 def test_what_is_pending_is_shown_and_changes_nothing(answered):
     answer = reader_of(answered, 302).answer(ALICE, 302, 302, with_history=True)
     assert [key.public_key for key in answer.held.keys] == [public("a")]
-    assert [row.proof is None for row in answer.history] == [False, True, True]
-    assert answer.history[2].record.action == "RevokeKey"
+    assert [row.proof is None for row in answer.history.rows] == [False, True, True]
+    assert answer.history.rows[2].record.action == "RevokeKey"
     bare = reader_of(answered, 302).answer(ALICE, 302, 302, with_history=False)
-    assert bare == replace(answer, history=())
+    assert bare == replace(answer, history=None)
 
 
 def test_who_was_not_there_yet(answered):
@@ -245,9 +246,9 @@ def test_an_actor_without_keys_is_an_answer(desk):
     desk.send(MoveIdentity(ALICE, CAROL, NOW))
     answer = reader_of(desk, 2).answer(ALICE, 2, 2, with_history=True)
     assert (answer.held.keys, answer.key_proofs) == ((), {})
-    assert [row.role for row in answer.history] == [1, 2]
+    assert [row.role for row in answer.history.rows] == [1, 2]
     moved = reader_of(desk, 2).answer(CAROL, 2, 2, with_history=True)
-    assert [row.role for row in moved.history] == [3]
+    assert [row.role for row in moved.history.rows] == [3]
     assert set(moved.key_proofs) == {0}  # the AddKey of the key it brought, from Alice's time
 
 
@@ -256,15 +257,127 @@ def test_the_answer_is_of_one_commit(desk):
     desk.send(add(ALICE, "a"))
     store = desk.store
     depth: list[int] = []
-    original = store.history
+    reader = reader_of(desk, 1)
+    for name in ("history_span", "touches", "actor", "records"):
+        original = getattr(store, name)
 
-    def history(actor_id):
-        depth.append(store._contents.snapshots)
-        return original(actor_id)
+        def watched(*arguments, original=original):
+            depth.append(store._contents.snapshots)
+            return original(*arguments)
 
-    store.history = history
-    assert reader_of(desk, 1).answer(ALICE, 1, 1, with_history=True) is not None
-    assert depth and all(level > 0 for level in depth)
+        setattr(store, name, watched)
+    assert reader.answer(ALICE, 1, 1, with_history=True) is not None
+    assert len(depth) >= 4 and all(level > 0 for level in depth)
+
+
+# --- pages of a history
+
+
+@pytest.fixture
+def toggled(desk):
+    """Alice, one key, and 250 entries about nothing."""
+    desk.send(add(ALICE, "a"))
+    for number in range(250):
+        desk.send((UndoFireproof if number % 2 else Fireproof)(ALICE, NOW + number))
+    return desk
+
+
+def pages_of(reader, actor, tree):
+    found = [reader.history(actor, tree)]
+    while found[-1].more_after is not None:
+        found.append(reader.history(actor, tree, found[-1].more_after))
+    return found
+
+
+def test_a_long_history_comes_in_pages(toggled):
+    reader, tree = reader_of(toggled, 220), Tree(220, 220)
+    pages = pages_of(reader, ALICE, tree)
+    assert reader.answer(ALICE, 220, 220, with_history=True).history == pages[0]
+    assert [len(page.rows) for page in pages] == [100, 100, 51]
+    assert [page.more_after for page in pages] == [99, 199, None]
+    rows = [row for page in pages for row in page.rows]
+    assert [row.record.leaf_index for row in rows] == list(range(251))
+    root = toggled.store.root_after(220)
+    for row in rows:
+        assert (row.proof is None) == (row.record.leaf_index >= 220)
+        if row.proof is not None:
+            verify_inclusion(hash_leaf(row.record.entry), row.record.leaf_index, 220, row.proof, root)
+    assert reader.history(ALICE, tree, 250).rows == reader.history(ALICE, tree, 2**63 - 1).rows == ()
+    assert reader.history(ALICE, tree, 250).more_after is None
+    assert reader.history(BOB, tree) is reader.history(ALICE, Tree(0, 220)) is None
+
+
+def test_a_page_that_ends_with_the_history_is_the_last(desk):
+    desk.send(add(ALICE, "a"))
+    for number in range(99):
+        desk.send((UndoFireproof if number % 2 else Fireproof)(ALICE, NOW + number))
+    assert [len(page.rows) for page in pages_of(reader_of(desk, 100), ALICE, Tree(100, 100))] == [100]
+
+
+def test_a_page_of_large_messages_has_fewer(desk, monkeypatch):
+    desk.send(add(ALICE, "a"))
+    for number in range(4):
+        desk.send(AddAuxData(ALICE, "test", f"{number}" * 40_000, None, NOW))
+    monkeypatch.setattr("ktlog.operator.reader.HISTORY_PAGE_BYTES", 60_000)
+    reader, tree = reader_of(desk, 5), Tree(5, 5)
+    assert [len(page.rows) for page in pages_of(reader, ALICE, tree)] == [2, 1, 1, 1]
+    monkeypatch.setattr("ktlog.operator.reader.HISTORY_PAGE_BYTES", 1)
+    assert [len(page.rows) for page in pages_of(reader, ALICE, tree)] == [1] * 5
+
+
+class Counting:
+    """The leaf indexes of the records that were read."""
+
+    def __init__(self, store) -> None:
+        self.read: list[int] = []
+        original = store.records
+
+        def records(start, end):
+            self.read += range(start, end)
+            return original(start, end)
+
+        store.records = records
+
+    def during(self, call):
+        self.read.clear()
+        result = call()
+        return result, self.read[:]
+
+
+def test_an_id_that_is_none_costs_no_record(toggled):
+    reader, counting = reader_of(toggled, 251), Counting(toggled.store)
+    for size in (251, 100):
+        for leaf_index in (1, 5, 300):
+            found = counting.during(lambda: reader.key(ALICE, derive_key_id(ORIGIN, leaf_index), Tree(size, 251)))
+            assert found == (None, [])
+        assert counting.during(lambda: reader.aux(ALICE, aux_data_id("test", "x"), Tree(size, 251))) == (None, [])
+
+
+def test_an_aux_id_that_is_none_costs_the_entries_that_added_one(desk):
+    desk.send(add(ALICE, "a"))
+    desk.send(AddAuxData(ALICE, "test", "text", None, NOW))
+    desk.send(RevokeAuxData(ALICE, "test", aux_data_id("test", "text"), None, NOW))
+    desk.send(MoveIdentity(ALICE, BOB, NOW))
+    counting, reader = Counting(desk.store), reader_of(desk, 4)
+    assert counting.during(lambda: reader.aux(ALICE, aux_data_id("test", "x"), Tree(4, 4))) == (None, [1])
+    # What moved to Bob is read, and is a key.
+    assert counting.during(lambda: reader.aux(BOB, aux_data_id("test", "x"), Tree(4, 4))) == (None, [0])
+
+
+def test_entries_that_take_nothing_away_make_nobody_read_the_past(toggled):
+    toggled.send(add(ALICE, "b"))
+    toggled.send(AddAuxData(ALICE, "test", "text", None, NOW))
+    check_past(toggled)
+    reader, counting = reader_of(toggled, 253), Counting(toggled.store)
+    held, read = counting.during(lambda: reader.held_at(ALICE, 60))
+    assert ([key.leaf_index for key in held.keys], held.aux, read) == ([0], (), [])
+    # A revocation does, but for what changes no key.
+    toggled.send(RevokeKey(ALICE, public("b"), NOW))
+    reader = reader_of(toggled, 254)
+    held, read = counting.during(lambda: reader.held_at(ALICE, 253))
+    assert ([key.leaf_index for key in held.keys], read) == ([0, 251], [0, 251, 252])
+    answer, read = counting.during(lambda: reader.key(ALICE, derive_key_id(ORIGIN, 251), Tree(254, 254)))
+    assert (answer.spell.end.leaf_index, read) == (253, [0, 251, 253])
 
 
 # --- one key, one piece of auxiliary data
@@ -394,7 +507,7 @@ def test_who_enrols_again_has_no_past(desk):
     desk.send(add(ALICE, "b", NOW + 1), "b")
     desk.send(add(ALICE, "c"), "b")
     check_past(desk)
-    assert [row.record.leaf_index for row in reader_of(desk, 3).answer(ALICE, 3, 3, with_history=True).history] == [1, 2]
+    assert [row.record.leaf_index for row in reader_of(desk, 3).answer(ALICE, 3, 3, with_history=True).history.rows] == [1, 2]
     assert key_of(desk, ALICE, 0) is None
     assert key_of(desk, ALICE, 1).spell.end is None
 
@@ -456,9 +569,18 @@ def test_a_history_that_names_an_entry_of_somebody_else(answered):
 
 
 def test_a_history_that_lost_an_entry(answered):
-    answered.store._contents.histories[ALICE] = [(302, 1), (303, 1)]
+    answered.send(add(ALICE, "d"), "c")
+    answered.send(RevokeKey(ALICE, public("c"), NOW), "d")
+    assert key_of(answered, ALICE, 302).spell.end.leaf_index == 305
+    answered.store._contents.histories[ALICE].remove((0, 1))
     with pytest.raises(StoreError, match="CorruptHistory"):
-        reader_of(answered, 304).key(ALICE, derive_key_id(ORIGIN, 0), Tree(304, 304))
+        key_of(answered, ALICE, 302)
+
+
+def test_a_history_of_nobody(answered):
+    answered.store._contents.histories[CAROL] = [(1, 1)]
+    with pytest.raises(StoreError, match="CorruptHistory"):
+        reader_of(answered, 302).held_at(CAROL, 302)
 
 
 @pytest.mark.parametrize(("damage", "name"), [

@@ -179,6 +179,22 @@ def test_what_is_too_old_is_dropped_without_a_request(courier, queue, fediverse,
     assert (len(queue), fediverse.asked, fediverse.posts) == (0, [], [])
 
 
+def test_a_server_that_is_down_is_tried_once_a_pause_however_much_waits_for_it(courier, queue, fediverse, clock):
+    fediverse.error = Unreachable("Timeout", "slow")
+    for number in range(20):
+        queue.put(f"https://{number}.evil.example/a", f"{number}.evil.example", BODY, clock.now)
+    attempts = []
+    for _ in range(3 * FIRST_PAUSE_SECONDS):
+        while courier.deliver_one():
+            attempts.append(clock.now)
+        clock.now += 2
+    assert [later - attempts[0] for later in attempts] == [0, FIRST_PAUSE_SECONDS, 5 * FIRST_PAUSE_SECONDS]
+    fediverse.error = None
+    put(queue, clock)
+    assert courier.deliver_one()
+    assert fediverse.posts[-1][0] == f"{ALICE}/inbox"
+
+
 def test_one_server_holds_one_thread(queue, clock):
     """While one delivery to a host lasts, the next takes another host, or waits."""
     entered, release = threading.Event(), threading.Event()

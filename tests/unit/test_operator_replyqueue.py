@@ -40,12 +40,54 @@ def test_what_is_due_comes_in_its_order(queue):
     assert queue.next_due(200, [HOST]).body == b"2"
     assert queue.next_due(200, [HOST, OTHER]) is None
     queue.postpone(first.id, 150)
-    assert queue.next_due(140).body == b"1"
+    assert queue.next_due(140).body == b"2"
     queue.remove(queue.next_due(140).id)
-    queue.remove(queue.next_due(140).id)
-    assert queue.next_due(149) is None
+    assert queue.next_due(149) is None, "the other one is for the same host"
+    assert (queue.next_due(150).body, queue.next_due(150).attempts) == (b"1", 0)
+    queue.remove(queue.next_due(150).id)
     assert (queue.next_due(150).body, queue.next_due(150).attempts) == (b"0", 1)
     assert len(queue) == 1
+
+
+def test_a_host_that_fails_comes_last_and_one_message_at_a_time(queue):
+    for number in range(3):
+        queue.put(f"https://{number}.evil.example/x", f"{number}.evil.example", b"%d" % number, 100)
+    first = queue.next_due(100)
+    assert (first.host, first.failures) == ("evil.example", 0)
+    queue.postpone(first.id, 130)
+    assert queue.next_due(129) is None, "whatever name of theirs it is for"
+    queue.put(ALICE, HOST, b"newer", 130)
+    assert queue.next_due(130).body == b"newer"
+    queue.postpone(queue.next_due(130).id, 130)
+    second = queue.next_due(130)
+    assert (second.body, second.attempts, second.failures) == (b"1", 0, 1), "one that was never tried comes first"
+    queue.postpone(second.id, 200)
+    assert queue.next_due(200, [HOST]).failures == 2
+    queue.remove(queue.next_due(200, [HOST]).id, answered=True)
+    assert queue.next_due(200, [HOST]).failures == 0
+
+
+def test_nothing_is_kept_of_a_host_for_which_nothing_waits(queue, path):
+    for end in (lambda one: queue.remove(one.id), lambda one: queue.forget(one.recipient)):
+        queue.put(ALICE, HOST, b"x", 1)
+        queue.postpone(queue.next_due(1).id, 1)
+        end(queue.next_due(1))
+        assert b"alpha" not in path.read_bytes()
+
+
+def test_a_full_queue_takes_from_who_has_the_most(queue, monkeypatch):
+    monkeypatch.setattr(replyqueue, "QUEUE_LIMIT", 4)
+    for number in range(4):
+        assert queue.put(f"https://{number}.evil.example/x", f"{number}.evil.example", b"%d" % number, 1)
+    assert not queue.put("https://5.evil.example/x", "5.evil.example", b"5", 1)
+    assert queue.put(ALICE, HOST, b"alice", 1)
+    assert queue.put("https://beta.example/b", OTHER, b"bob", 1)
+    assert len(queue) == 4
+    bodies = []
+    while (waiting := queue.next_due(1)) is not None:
+        bodies.append(waiting.body)
+        queue.remove(waiting.id)
+    assert bodies == [b"0", b"1", b"alice", b"bob"]
 
 
 def test_an_id_is_never_used_twice(queue):
@@ -64,7 +106,8 @@ def test_it_is_bounded(queue, monkeypatch):
         monkeypatch.setattr(replyqueue, name, limit)
     assert [queue.put(ALICE, HOST, b"", 1) for _ in range(3)] == [True, True, False]
     assert [queue.put(BOB, HOST, b"", 1) for _ in range(2)] == [True, False]
-    assert [queue.put(f"https://beta.example/{n}", OTHER, b"", 1) for n in range(2)] == [True, False]
+    assert [queue.put(f"https://beta.example/{n}", OTHER, b"", 1) for n in range(3)] == [True, True, False]
+    assert len(queue) == 4
     queue.forget(ALICE)
     assert queue.put(BOB, HOST, b"", 1)
 

@@ -137,6 +137,15 @@ def test_waiting_replies_go_too(site: Site) -> None:
     assert b"alice" not in site.settings.replies.read_bytes()
 
 
+def test_a_reply_that_was_queued_while_the_actor_was_erased_goes_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = ReplyQueue(site.settings.replies)
+    monkeypatch.setattr(shred, "reach", lambda hook: hook == "shred.erased" and queue.put(ALICE, "example.com", b"x", 1))
+    site.shred()
+    assert len(queue) == 0
+    queue.close()
+    assert b"alice" not in site.settings.replies.read_bytes()
+
+
 # The journal
 
 

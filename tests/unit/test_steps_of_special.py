@@ -323,6 +323,20 @@ def test_revoke_third_party_needs_no_http_signature_and_one_that_is_there_must_h
     assert good.source.domain == "elsewhere.example"
 
 
+def test_revoke_third_party_fetches_nothing_for_a_token_of_no_use(inbox):
+    """Nor for a signer whose server this log does not serve."""
+    for token in ("x", flipped(token_text("a"), 5), flipped(token_text("a"), 4000), token_text("z")):
+        code = inbox.revoke_code(inbox.revoke_request(revocation(token), ERIN))
+        assert code in ("bad_token", "bad_token_signature", "unknown_token_key")
+    good = inbox.revoke_request(revocation(token_text("a")), ERIN)
+    inbox.admission._actor_domains = frozenset({"example.com"})
+    assert inbox.revoke_code(good) == "domain_not_served"
+    assert inbox.instances.asked == []
+    inbox.admission._actor_domains = frozenset()
+    inbox.sequence(inbox.admission.admit_revocation(good))
+    assert inbox.instances.asked == [ERIN]
+
+
 def test_revoke_third_party_by_the_inbox_from_anybody(inbox):
     inbox.take(revoke_by_token("a"), sender=CAROL)
     assert [key.public_key for key in inbox.desk.store.actor(ALICE).keys] == [public("b")]

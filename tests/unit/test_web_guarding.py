@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,17 +15,21 @@ from ktlog.errors import EncodingError, Invalid, MessageRejected, RateLimited, S
 from ktlog.operator.create import create_log
 from ktlog.operator.guard import parse_networks
 from ktlog.operator.keys import load_seed
+from ktlog.operator.link import decode_receipt, encode_refusal
+from ktlog.operator.request import Request, Source
+from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.web.app import create_app
 from ktlog.web.guarding import claimed_domain, client_address, current_request, guarded, penalize_sender, penalty_weight
-from ktlog.web.signing import REUSE_LIMIT, REUSE_SECONDS, AnswerSigner
+from ktlog.web.signing import REUSE_LIMIT, REUSE_SECONDS, AnswerSigner, right_digest
 from ktlog.wire.actor import ED25519, ML_DSA_44, Multikey
-from ktlog.wire.httpsig_response import Exchange, verify_response
+from ktlog.wire.httpsig_response import Exchange, content_digest, verify_response
 
 ORIGIN = "keys.alpha.example"
 ALIAS = "directory.alpha.example"
 IP = "192.0.2.7"
 LOG_ACTOR = f"https://{ORIGIN}/users/pubkeydir"
+EMPTY = content_digest(b"")
 CLAIM = 'sig1=("@method");created=1;keyid="https://alpha.example/users/alice#main-key"'
 
 
@@ -98,11 +103,27 @@ def public_keys(settings):
     }
 
 
-def check_signed(site, response, method, target, host=ORIGIN):
+def check_signed(site, response, method, target, host=ORIGIN, digest=None):
     keys = public_keys(site.settings)
     headers = {name.lower(): value for name, value in response.headers.items()}
-    exchange = Exchange(method, f"https://{host}{target}", response.status_code, headers, response.data)
+    exchange = Exchange(method, f"https://{host}{target}", response.status_code, headers, response.data, digest)
     assert set(verify_response(exchange, keys.__getitem__, int(time.time())).algorithms) == {ED25519, ML_DSA_44}
+
+
+# -- what a refusal counts for
+
+
+def test_a_refusal_may_say_itself_what_it_counts_for():
+    assert penalty_weight(MessageRejected("html_content", weight=0)) == 0
+    assert penalty_weight(MessageRejected("overloaded", weight=1)) == 0
+    assert (penalty_weight(MessageRejected("otp_reused")), penalty_weight(MessageRejected("bad_otp"))) == (1, 8)
+
+
+def test_two_right_passwords_of_one_window_are_no_guess():
+    """Both were found good; the sequencer takes one. Its refusal counts as any."""
+    with pytest.raises(MessageRejected) as caught:
+        decode_receipt(parse_json(encode_refusal("otp_reused", "no")))
+    assert (caught.value.code, penalty_weight(caught.value)) == ("otp_reused", 1)
 
 
 # -- hosts
@@ -122,9 +143,9 @@ def test_other_hosts_are_refused(site, host):
 
 def test_every_host_of_the_list_is_answered_as_itself(site):
     for host in (ORIGIN, ALIAS):
-        response = site.post("/take", host=host)
+        response = site.post("/take", host=host, headers={"Content-Digest": EMPTY})
         assert response.status_code == 200
-        check_signed(site, response, "POST", "/take", host)
+        check_signed(site, response, "POST", "/take", host, EMPTY)
     assert [request.target_url for request in site.seen] == [f"https://{ORIGIN}/take", f"https://{ALIAS}/take"]
 
 
@@ -155,9 +176,10 @@ def test_settings_that_cannot_be_kept_are_refused_at_the_start(made, tmp_path, v
     ("GET", "/livez", 200), ("HEAD", "/api/info", 200), ("OPTIONS", "/api/info", 200),
 ])
 def test_every_answer_is_signed(site, method, target, status):
-    response = site.ask(method, target)
+    digest = EMPTY if method == "POST" else None
+    response = site.ask(method, target, headers={"Content-Digest": digest} if digest else ())
     assert response.status_code == status
-    check_signed(site, response, method, target)
+    check_signed(site, response, method, target, digest=digest)
     if status == 204:
         assert "Content-Type" not in response.headers and response.data == b""
 
@@ -166,11 +188,64 @@ def test_a_wrong_method_is_told_the_right_ones(site):
     assert site.ask("DELETE", "/api/info").headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_even_the_answer_to_who_must_wait_is_signed(site):
+def test_even_the_answer_to_who_must_wait_is_signed(site, monkeypatch):
+    """And does not say that it answers this body, which was not read."""
     site.post("/refuse/bad_request")
-    response = site.post("/take")
+    response = site.post("/take", headers={"Content-Digest": content_digest(b"body")}, data=b"body")
     assert response.status_code == 429
-    check_signed(site, response, "POST", "/take")
+    unread(site, response, "/take", content_digest(b"body"), monkeypatch)
+
+
+def unread(site, response, target, digest, monkeypatch):
+    """The answer is signed, and nobody takes it as the answer to what was posted."""
+    for named in (digest, None):
+        with pytest.raises(Invalid, match="content-digest;req|does not parse"):
+            check_signed(site, response, "POST", target, digest=named)
+    with monkeypatch.context() as patch:
+        patch.setattr("ktlog.wire.httpsig_response._METHODS_WITH_BODY", frozenset())
+        check_signed(site, response, "POST", target)
+
+
+@pytest.mark.parametrize(("target", "status"), [("/take", 200), ("/quiet", 204), ("/refuse/actor_is_fireproof", 403)])
+def test_an_answer_to_one_body_is_none_to_another(site, target, status):
+    one, other = content_digest(b"one"), content_digest(b"other")
+    response = site.post(target, headers={"Content-Digest": one}, data=b"one")
+    assert response.status_code == status
+    check_signed(site, response, "POST", target, digest=one)
+    for digest in (other, None):
+        with pytest.raises(Invalid):
+            check_signed(site, response, "POST", target, digest=digest)
+    # Nor is a signature that was made a moment ago sent with the answer to another.
+    response = site.post(target, ip="10.0.0.1", headers={"Content-Digest": other}, data=b"other")
+    check_signed(site, response, "POST", target, digest=other)
+
+
+@pytest.mark.parametrize("digest", [
+    content_digest(b"other"), "", "sha-256", "md5=:AAAA:", "\xe9", content_digest(b"one") + ", md5=:AAAA:",
+    content_digest(b"one").split(", ")[0] + ", " + content_digest(b"other").split(", ")[1],
+])
+def test_a_digest_that_the_sender_made_up_is_not_signed(site, monkeypatch, digest):
+    """Or anybody got the answer to a body of theirs signed as that to somebody else's."""
+    response = site.post("/take", headers={"Content-Digest": digest}, data=b"one")
+    assert response.status_code == 200
+    unread(site, response, "/take", digest, monkeypatch)
+
+
+def test_of_two_digests_none_is_signed():
+    headers = [("Content-Digest", content_digest(b"one"))] * 2
+    asked = Request("POST", f"https://{ORIGIN}/take", headers, b"one", Source("192.0.2.1"))
+    assert right_digest(asked) is None
+    assert right_digest(replace(asked, headers=headers[:1])) == content_digest(b"one")
+    assert right_digest(None) is None
+
+
+def test_errors_are_not_kept_by_caches(site):
+    for method, target in (
+        ("GET", "/nowhere"), ("DELETE", "/api/info"), ("GET", "/broken"), ("GET", "/tile/0/x"), ("POST", "/refuse/bad_request"),
+    ):
+        response = site.ask(method, target)
+        assert response.status_code >= 400
+        assert response.headers["Cache-Control"] == "no-store", target
 
 
 def test_a_signed_404_for_one_actor_is_none_for_another(site):
@@ -199,6 +274,7 @@ def test_signatures_are_made_again_only_when_something_changed():
         Exchange("GET", f"https://{ORIGIN}/b", 200, first.headers, b"body"), Exchange("GET", first.url, 404, first.headers, b"body"),
         Exchange("GET", first.url, 200, {}, b"body"), Exchange("GET", first.url, 200, first.headers, b"bodY"),
         Exchange("HEAD", first.url, 200, first.headers, b"body"), Exchange("GET", None, 200, first.headers, b"body"),
+        replace(first, request_digest=content_digest(b"one")), replace(first, request_digest=content_digest(b"two")),
     ):
         before = len(made)
         signer.headers(other)
@@ -276,11 +352,13 @@ def test_a_server_that_must_wait_is_known_by_its_claim_too(site):
 
 
 def test_a_wrong_one_time_password_weighs_more(site):
-    assert int(site.post("/refuse/bad_otp").headers["Retry-After"]) > 60 * 2**5
+    once, other = (int(site.post(f"/refuse/{code}", ip=ip).headers["Retry-After"])
+                   for code, ip in (("bad_otp", "198.51.100.7"), ("unauthorized", "198.51.100.8")))
+    assert once >= 2**6 * other > 0
 
 
 def test_weights():
-    assert penalty_weight(MessageRejected("bad_otp")) == penalty_weight(MessageRejected("otp_reused")) == 8
+    assert (penalty_weight(MessageRejected("bad_otp")), penalty_weight(MessageRejected("otp_reused"))) == (8, 1)
     assert penalty_weight(MessageRejected("bad_signature")) == penalty_weight(EncodingError("BadJson")) == 1
     assert penalty_weight(RequestEntityTooLarge()) == penalty_weight(MethodNotAllowed()) == 1
     assert penalty_weight(MessageRejected("overloaded")) == 0

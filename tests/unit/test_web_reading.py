@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from ktlog.operator.reader import HISTORY_PAGE_ROWS
 from ktlog.operator.shred import plan_for
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.dialects import SPEC
@@ -112,6 +113,28 @@ def test_keys_with_what_a_replayer_needs(api):
     assert "history" not in api.actor(ALICE, "/keys?include-proofs=false")
 
 
+def test_a_history_is_read_page_by_page(api, monkeypatch):
+    whole = api.actor(ALICE, "/keys?include-proofs=true&tree-size=7")
+    assert (len(whole["history"]), whole["history-next"]) == (6, None)
+    monkeypatch.setattr("ktlog.operator.reader.HISTORY_PAGE_ROWS", 4)
+    page = api.actor(ALICE, "/keys?include-proofs=true&tree-size=7")
+    assert page == whole | {"history": whole["history"][:4], "history-next": 4}
+    later = api.actor(ALICE, "/keys?include-proofs=true&tree-size=7&history-after=4")
+    # The keys were on the first page.
+    assert later == {name: whole[name] for name in ("!pkd-context", "actor-id", "tree-size", "merkle-root")} | {
+        "history": whole["history"][4:], "history-next": None,
+    }
+    assert api.actor(ALICE, f"/keys?include-proofs=true&history-after={2**63 - 1}")["history"] == []
+    # Whoever asks for no history gets the keys, and whoever is not known is not.
+    assert api.actor(ALICE, "/keys?tree-size=7&history-after=4") == api.actor(ALICE, "/keys?tree-size=7")
+    api.actor(NOBODY, "/keys?include-proofs=true&history-after=4", 404)
+    api.actor(DAVE, "/keys?include-proofs=true&history-after=4&tree-size=9", 404)
+
+
+def test_a_page_of_a_history_has_at_most_a_hundred_rows():
+    assert HISTORY_PAGE_ROWS == 100
+
+
 def test_an_older_tree(api):
     found = api.actor(ALICE, "/keys?tree-size=5")
     assert [key["leaf-index"] for key in found["public-keys"]] == [0, 2]
@@ -181,6 +204,10 @@ def test_who_is_not_here(api, rest):
     f"/api/actor/{quote(ALICE, safe='')}/keys?tree-size=+5", f"/api/actor/{quote(ALICE, safe='')}/keys?tree-size=1_0",
     f"/api/actor/{quote(ALICE, safe='')}?tree-size=05", f"/api/actor/{quote(ALICE, safe='')}?tree-size=5&tree-size=6",
     f"/api/actor/{quote(ALICE, safe='')}/keys?include-proofs=yes",
+    f"/api/actor/{quote(ALICE, safe='')}/keys?include-proofs=true&history-after=-1",
+    f"/api/actor/{quote(ALICE, safe='')}/keys?include-proofs=true&history-after=01",
+    f"/api/actor/{quote(ALICE, safe='')}/keys?include-proofs=true&history-after={2**64}",
+    f"/api/actor/{quote(ALICE, safe='')}/keys?include-proofs=true&history-after=1&history-after=2",
 ])
 def test_what_is_malformed(api, target):
     assert api.refusal(target) == (400, "invalid_request", "bad_request")

@@ -147,6 +147,22 @@ def test_a_valid_token_is_answered_with_a_time_and_nothing_else(site):
     assert site.desk.size == 3
 
 
+def test_a_token_that_is_known_costs_who_makes_us_fetch_for_it(make):
+    """It revokes nothing and is no mistake; sent by ever new actors, it would be look-ups for nothing."""
+    site = make(rate_limit_base_ms=60_000)
+    body = revocation(token_text("a"))
+    new = [f"https://evil.example/users/{number}" for number in range(3)]
+    first = site.post(site.inbox.revoke_request(body, new[0]))
+    assert (first.status_code, "Retry-After" in first.headers) == (200, False), "it was of use"
+    for _ in range(3):
+        assert "Retry-After" not in site.revoke(body).headers, "unsigned, nobody is fetched"
+    again = site.post(site.inbox.revoke_request(body, new[1]))
+    assert (again.status_code, again.headers["Retry-After"]) == (200, "60")
+    assert site.post(site.inbox.revoke_request(body, new[2])).status_code == 429
+    assert site.post(site.inbox.revoke_request(body, new[2]), address="198.51.100.7").status_code == 200
+    assert site.desk.size == 3
+
+
 @pytest.mark.parametrize("token", ["x", flipped(token_text("a"), 5), flipped(token_text("a"), 4000), token_text("b")])
 def test_a_token_of_no_use_is_answered_with_nothing_adds_no_leaf_and_counts(site, token):
     """No token, not a token of this version, not signed by its key, of a key that nobody has."""

@@ -8,7 +8,16 @@ from ktlog.wire.actor_id import (
     parse_handle,
     parse_host,
     parse_https_url,
+    site_of,
 )
+
+
+@pytest.mark.parametrize(("host", "site"), [
+    ("alpha.example", "alpha.example"), ("a.b.alpha.example", "alpha.example"), ("x.alpha.co.uk", "alpha.co.uk"),
+    ("alpha.co.uk", "alpha.co.uk"), ("co.uk", "co.uk"), ("a.b.org.au", "b.org.au"), ("a.info.au", "info.au"),
+])
+def test_who_owns_many_names(host, site):
+    assert site_of(host) == site
 
 
 @pytest.mark.parametrize("text", [

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from ktlog.errors import MessageRejected, UsageError
-from ktlog.wire.httpd import format_address, header_lines, open_listener, parse_listen, raw_target
+from ktlog.wire.httpd import RefusalCounter, format_address, header_lines, open_listener, parse_listen, raw_target
 
 APP = """
 import json, os, sys, time
@@ -288,3 +289,39 @@ def test_a_stray_script_name_in_the_environment(monkeypatch):
     monkeypatch.setitem(os.environ, "SCRIPT_NAME", "/stray")
     with serving() as server:
         assert server.facts(request())["script"] == ""
+
+
+def test_what_strangers_wrote_in_malformed_requests_is_not_logged():
+    """Their text may name an actor. Of five the first, the second and the fourth leave a line."""
+    secret = "https%3A%2F%2Falpha.example%2Fusers%2Falice"
+    with serving(", workers=1") as server:
+        assert server.facts(request("/"))["target"] == "/"
+        for line in (
+            f"GET /api/actor/{secret}", f"get /{secret} HTTP/1.1", f"GET /{secret} HTTP/7.7",
+            f"GET / HTTP/1.1\r\n{secret}", f"GET / HTTP/1.1\r\nHost: h.example\r\nX {secret}: 1",
+        ):
+            assert b" 400 " in server.ask(f"{line}\r\n\r\n".encode()).partition(b"\r\n")[0]
+        server.process.send_signal(signal.SIGTERM)
+        code, _, err = server.finish()
+    assert code == 0
+    assert "alice" not in err and "Invalid request" not in err and "127.0.0.1" not in err, err
+    counts = [line.rpartition(" ")[2] for line in err.splitlines() if "malformed requests" in line]
+    assert counts == ["1", "2", "4"]
+
+
+def test_refusals_are_counted_and_other_records_pass():
+    counter = RefusalCounter()
+    logger = logging.Logger("gunicorn.test")
+    logger.addFilter(counter)
+    said = []
+    logger.addHandler(handler := logging.Handler())
+    handler.emit = lambda record: said.append(record.getMessage())
+    for number in range(100):
+        logger.warning(f"Invalid request from ip=192.0.2.1: Invalid header {number} %s alice")
+    assert counter.count == 100
+    assert [text.rpartition(" ")[2] for text in said] == ["1", "2", "4", "8", "16", "32", "64"]
+    assert not any("alice" in text or "192.0.2" in text for text in said)
+    said.clear()
+    logger.error("Error handling request %s %s", "GET", "/api/actor/alice")
+    logger.warning("Worker (%s) exited", 7)
+    assert said == ["Error handling request", "Worker (7) exited"]

@@ -25,6 +25,9 @@ TRUSTED = {
 }
 ANSWER = Exchange("GET", URL, 404, {"content-type": "application/json"}, b'{"error":"not_found"}')
 
+SHORT = content_digest(b"sent").split(", ")[0]
+POSTED = Exchange("POST", f"{LOG}/inbox", 204, {}, b"", content_digest(b"one body"))
+
 
 def signed(exchange=ANSWER, keys=KEYS, created=NOW):
     headers = {name.lower(): value for name, value in sign_response(exchange, keys, created).items()}
@@ -52,7 +55,9 @@ def with_header(exchange, name, value):
     ANSWER,
     replace(ANSWER, status=200, body=b""),
     replace(ANSWER, status=204, headers={}, body=b""),
-    replace(ANSWER, method="POST", url=f"{LOG}/inbox", status=202),
+    replace(ANSWER, method="POST", url=f"{LOG}/inbox", status=202, request_digest=content_digest(b"sent")),
+    replace(ANSWER, method="POST", url=f"{LOG}/inbox", status=204, headers={}, body=b"", request_digest=f" {SHORT} "),
+    replace(ANSWER, request_digest=SHORT),
 ])
 def test_what_is_signed_holds(exchange):
     verified = verify_response(signed(exchange), trusted, NOW + 5)
@@ -74,6 +79,42 @@ def test_the_signature_base_is_that_of_the_rfc():
     assert headers["Content-Digest"] == digest == content_digest(ANSWER.body)
     assert headers["Signature-Input"] == f"sig1={parameters}"
     assert base64.b64decode(headers["Signature"][6:-1]) == ED.sign(base.encode())
+
+
+def test_the_signature_base_names_the_body_that_was_sent():
+    headers = sign_response(POSTED, ((ED_ID, ED),), NOW)
+    covered = '("@status" "content-digest" "@method";req "@target-uri";req "content-digest";req)'
+    parameters = f'{covered};created={NOW};keyid="{ED_ID}";alg="ed25519"'
+    base = (
+        f'"@status": 204\n"content-digest": {content_digest(b"")}\n"@method";req: POST\n'
+        f'"@target-uri";req: {LOG}/inbox\n"content-digest";req: {content_digest(b"one body")}\n'
+        f'"@signature-params": {parameters}'
+    )
+    assert headers["Signature-Input"] == f"sig1={parameters}"
+    assert base64.b64decode(headers["Signature"][6:-1]) == ED.sign(base.encode())
+
+
+def test_a_signed_answer_to_one_post_is_none_to_another():
+    verify_response(signed(POSTED), trusted, NOW)
+    for digest in (content_digest(b"another body"), SHORT, content_digest(b"one body").split(", ")[0], "", "sha-256", "\xe9"):
+        refused(replace(signed(POSTED), request_digest=digest))
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+def test_an_answer_to_a_body_that_it_does_not_name_is_taken_by_nobody(method):
+    bare = signed(replace(POSTED, method=method, request_digest=None))
+    for digest in (None, POSTED.request_digest):
+        assert "content-digest;req" in refused(replace(bare, request_digest=digest))
+    # Whoever knows the digest of what they sent takes no answer without it, whatever the method.
+    assert "content-digest;req" in refused(replace(signed(), request_digest=SHORT))
+    # An answer that names a body answers no request without one.
+    refused(replace(signed(replace(ANSWER, request_digest=SHORT)), request_digest=None))
+    # Nor do the parameters of another component make it that one.
+    for other in ('"content-digest";req;key="sha-256"', '"content-digest";req;sf'):
+        exchange = signed(replace(POSTED, method=method))
+        refused(with_header(
+            exchange, "signature-input", exchange.headers["signature-input"].replace('"content-digest";req', other)
+        ))
 
 
 @pytest.mark.parametrize("changes", [
