@@ -89,6 +89,7 @@ def _check_processes(report):
     assert [pid for pid in pids if is_alive(pid)] == []
 
 
+@pytest.mark.slow
 def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
     with demo("--actors", "4") as run:
         run.wait_for_words("Everything stays up")
@@ -128,6 +129,7 @@ def _shell(line: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_progress(tmp_path):
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
