@@ -192,7 +192,7 @@ class Saboteur:
             )
 
     def flip_stored_leaf_hash(self, leaf_index: int) -> None:
-        """Proofs are made from the stored leaf hashes, so those of its neighbours no longer hold."""
+        """An entry that does not hash to what is stored for it: damage that no reader sees."""
         with self.database() as database:
             (found,) = database.execute(
                 "SELECT leaf_hash FROM entries WHERE leaf_index = ?", (leaf_index,)
