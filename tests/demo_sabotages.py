@@ -377,7 +377,7 @@ def stored_preimage_is_changed(saboteur):
     Forger(saboteur).change_preimage(1)
 
 
-@sabotage("audited", "keys.alpha.example: BadLeafSignature:")
+@sabotage("audited", "BadLeafSignature:")
 def audited_leaf_signature_is_flipped(saboteur):
     Forger(saboteur).break_leaf_signature(3)
 
