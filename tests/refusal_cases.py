@@ -306,6 +306,16 @@ def oversized_in_chunks(log: RunningLog) -> Answer:
     return log.send(head.encode() + chunks + b"0\r\n\r\n")
 
 
+def chunks_case(name: str, body: bytes) -> None:
+    head = f"POST {INBOX_PATH} HTTP/1.1\r\nHost: {ORIGIN}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    CASES.append(Case(name, 400, INVALID, "bad_request", lambda log: log.send(head.encode() + body)))
+
+
+chunks_case("a chunk of no size", b"zz\r\nhello\r\n0\r\n\r\n")
+chunks_case("a chunk that does not end", b"5\r\nhello!!0\r\n\r\n")
+chunks_case("a trailer without a name", b"5\r\nhello\r\n0\r\n : x\r\n\r\n")
+
+
 # --- the HTTP signature
 
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from ktlog.durable import file_errors
 from ktlog.errors import StoreError
-from ktlog.sqlitefile import database_errors, open_database
+from ktlog.sqlitefile import database_errors, open_database, transaction
 
 if TYPE_CHECKING:
     import sqlite3
 
 BUSY_MS = 1_000
+_DAMAGED = ("Corrupt", "DatabaseError")  # the latter also where tables are not there, or not ours
 
 
 class ScratchFile:
@@ -56,22 +57,15 @@ class ScratchFile:
                 with database_errors(self._path):
                     yield self._connection
             except StoreError as error:
-                if error.name == "Corrupt":
+                if error.name in _DAMAGED:
                     self._close()
                 raise
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The connection, in a transaction that ends with the context, for better or worse."""
-        with self.reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                if connection.in_transaction:  # some errors of SQLite have ended it
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+        with self.reading() as connection, transaction(connection):
+            yield connection
 
     def _open(self) -> sqlite3.Connection:
         """Open the file, or begin a new one in place of one that is damaged. One process at a time."""
@@ -79,7 +73,7 @@ class ScratchFile:
             try:
                 return self._prepare()
             except StoreError as error:
-                if error.name != "Corrupt":
+                if error.name not in _DAMAGED:
                     raise
             for path in (self._path, Path(f"{self._path}-journal")):
                 with file_errors(path), suppress(FileNotFoundError):
@@ -95,10 +89,12 @@ class ScratchFile:
                 for (finding,) in connection.execute("PRAGMA quick_check(1)"):
                     if finding != "ok":
                         raise StoreError("Corrupt", f"{self._path}: {finding}")
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in self._schema:
-                    connection.execute(statement)
-                connection.execute("COMMIT")
+                with transaction(connection):
+                    for statement in self._schema:
+                        connection.execute(statement)
+                found = connection.execute("SELECT sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'")
+                if {sql for (sql,) in found} != {sql.replace(" IF NOT EXISTS", "", 1) for sql in self._schema}:
+                    raise StoreError("Corrupt", f"{self._path}: has other tables, of another version perhaps")
         except BaseException:
             connection.close()
             raise

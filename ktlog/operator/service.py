@@ -72,6 +72,11 @@ NOTE_SECONDS = 60.0
 PUBLISH_SECONDS = 10.0
 """How long an erasure waits, and every message with it, until all entries are published."""
 
+PASSING = frozenset({"CannotOpen", "DiskFull", "InputOutput", "ReadOnly"})
+"""Errors of the store at the start that somebody may mend while the supervisor tries again."""
+
+TRY_AGAIN = 75  # EX_TEMPFAIL
+
 SCRUB_SECONDS = 60.0
 """After which pause erased bytes that a reader kept from being overwritten are tried again."""
 
@@ -155,6 +160,7 @@ class Service:
             settings=settings, store=reader, signers=load_map_signers(settings.keys, settings.origin), policy=policy,
             fetcher=fetcher, now=self._now,
         )
+        self._needed: tuple[Path, ...] = (settings.database,)
         self._noted_size = 0
         self._note_next = self._scrub_next = time.monotonic()
         self._publisher = Publisher(
@@ -214,6 +220,7 @@ class Service:
         path.chmod(0o600)
         listener.listen(128)
         write_atomic(self._settings.socket_record, str(path).encode() + b"\n", mode=0o600)
+        self._needed += (path, self._settings.socket_record)
         return listener
 
     def _accept(self, listener: socket.socket) -> None:
@@ -354,6 +361,10 @@ class Service:
 
     def _keep_house(self) -> None:
         """Note what is public by now, and go on with a scrub that a reader kept from its end."""
+        for path in self._needed:
+            if not path.exists():
+                # What is written to a removed store is lost, and without the others nobody reaches this process.
+                raise StoreError("FileLost", f"{path} was removed while the log was running")
         size, now = self._publisher.published_size, time.monotonic()
         if size > self._noted_size and now >= self._note_next:
             self._store.note_published(size, self._now())
@@ -376,7 +387,7 @@ def main(arguments: list[str]) -> int:
             service.run()
     except KtlogError as error:
         print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
-        return error.exit_code
+        return TRY_AGAIN if error.name in PASSING else error.exit_code
     except Exception:
         log.exception("the sequencer stops")
         return 1

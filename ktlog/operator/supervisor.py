@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from ktlog.config import Settings
 from ktlog.durable import FileLock, write_atomic
+from ktlog.errors import StoreError
 
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 0.1
@@ -132,4 +133,7 @@ def _supervise(settings: Settings) -> int:
 
 def _record(settings: Settings, children: Sequence[_Child]) -> None:
     pids = {"supervisor": os.getpid()} | {c.name: c.process.pid for c in children if c.process}
-    write_atomic(settings.directory / "pids.json", json.dumps(pids).encode() + b"\n")
+    try:
+        write_atomic(settings.directory / "pids.json", json.dumps(pids).encode() + b"\n")
+    except StoreError as error:  # a full disk, perhaps: no reason to take down what can still answer
+        print(f"ktlog: {error.diagnostics()}", file=sys.stderr, flush=True)

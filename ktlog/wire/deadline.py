@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, with an end to every request.
+"""gunicorn's threaded worker, with an end to every request and none of its own when descriptors run out.
 
 gunicorn bounds how long it waits for the first byte of a request and for the next request of a kept
 connection, but not how long a request may take once it has begun. A few senders that stop in the middle of a header
@@ -8,6 +8,7 @@ or a body would hold every thread for ever. Here each gets a total time, and the
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 REQUEST_SECONDS = 30.0
+DEAF_SECONDS = 0.1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class DeadlineWorker(ThreadWorker):
@@ -25,6 +28,20 @@ class DeadlineWorker(ThreadWorker):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._deadlines: dict[TConn, float] = {}
+        self._deaf = False
+
+    def accept(self, *listener: Any) -> None:
+        """Take a connection. Without means to it waits a moment; gunicorn's own worker would end, requests and all."""
+        try:
+            super().accept(*listener)
+            self._deaf = False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            if not self._deaf:
+                self.log.error("no connection taken for now: %s", error.strerror)
+            self._deaf = True
+            time.sleep(DEAF_SECONDS)
 
     def handle(self, conn: TConn) -> Any:
         """Runs in a thread of the pool: one request, from its first byte to the answer's last."""

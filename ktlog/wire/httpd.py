@@ -10,9 +10,11 @@ which HTTP signatures are over, with raw_target and header_lines.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
+import resource
 import socket
 import sys
 import threading
@@ -29,6 +31,7 @@ KEEPALIVE_SECONDS = 20
 REQUEST_TIMEOUT_SECONDS = 60
 GRACEFUL_SECONDS = 10
 BACKLOG = 1024
+CONNECTIONS = 1000
 
 _LINES = "ktlog.header_lines"
 _FD = re.compile(r"fd://([0-9]+)")
@@ -152,6 +155,7 @@ def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
     return {
         "workers": workers,
         "threads": threads,
+        "worker_connections": connections_limit(threads),
         "worker_class": "ktlog.wire.deadline.DeadlineWorker",
         "proc_name": name,
         "keepalive": KEEPALIVE_SECONDS,
@@ -173,6 +177,12 @@ def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
         "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
         "pre_request": _remember_lines,
     }
+
+
+def connections_limit(threads: int) -> int:
+    """How many connections a worker holds: at most half of its descriptors. The rest is for what requests need."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return CONNECTIONS if descriptors < 0 else max(threads, min(CONNECTIONS, descriptors // 2))
 
 
 def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
@@ -214,9 +224,35 @@ def _remember_lines(_worker: Any, request: Any) -> None:
     _request.lines = tuple(request.headers)
 
 
+class _Body(io.RawIOBase):
+    """A request's body, in which chunks that break HTTP's rules look like a sender that went away.
+
+    That is what frameworks expect of a body. gunicorn's own error would look like one of the app's, whose traceback
+    in the log quotes what the stranger sent.
+    """
+
+    def __init__(self, body: Any, refused: type[Exception]) -> None:
+        super().__init__()
+        self._body, self._refused = body, refused
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._body.read(len(buffer))
+        except self._refused:
+            raise ConnectionAbortedError("the body's chunks are malformed") from None
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def _with_lines(app: WsgiApp) -> WsgiApp:
+    from gunicorn.http.errors import ParseException  # late, as above
+
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ[_LINES] = getattr(_request, "lines", None)
+        environ["wsgi.input"] = _Body(environ["wsgi.input"], ParseException)
         connection = environ.get("gunicorn.socket")
         if connection is not None:
             # gunicorn sets it on the listener, too late for connections that waited there while we started.

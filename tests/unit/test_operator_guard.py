@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing, suppress
 
 import pytest
 
@@ -298,6 +299,25 @@ def test_damage_under_a_running_worker_is_survived(guard, tmp_path):
     assert waits(guard) == 100
 
 
+def _other_tables(path):
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE bad_sources (name, count, decayed_ms, last_ms, gone_ms, more)")
+    other.close()
+
+
+@pytest.mark.parametrize("change", [lambda path: os.truncate(path, 0), _other_tables])
+def test_tables_that_are_not_there_or_not_ours_are_survived_too(guard, tmp_path, clock, change):
+    """What a crash leaves of a file that waits for no disk, or an older version."""
+    guard.penalize(Source(ALICE_IP))
+    change(tmp_path / "guard.db")
+    with suppress(StoreError):
+        guard.penalize(Source(ALICE_IP))
+    guard.penalize(Source(ALICE_IP))
+    with closing(Guard(tmp_path / "guard.db", 100, 3600, (), clock)) as other:
+        assert waits(other) > 0, "both count in the new file"
+
+
 def test_a_file_that_is_removed_under_a_running_worker(guard, tmp_path, clock):
     guard.penalize(Source(ALICE_IP))
     (tmp_path / "guard.db").unlink()
@@ -317,5 +337,3 @@ def test_an_error_of_sqlite_is_coded(guard):
     guard._file._connection.execute("DROP TABLE bad_sources")
     with pytest.raises(StoreError):
         guard.penalize(Source(ALICE_IP))
-    with pytest.raises(StoreError):
-        guard.check(Source(ALICE_IP), None)

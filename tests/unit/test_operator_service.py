@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -212,6 +213,22 @@ def test_a_failed_commit_ends_the_process_without_an_answer(service, monkeypatch
     assert service._store.state().size == 0
 
 
+@pytest.mark.parametrize("what", ["database", "socket", "record"])
+def test_it_ends_when_a_file_that_it_needs_is_removed(running, monkeypatch, what):
+    """The next one makes socket and record anew, else the log would be deaf for ever; and it refuses a lost store."""
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        running.stop()
+    monkeypatch.setattr(os, "_exit", end)
+    settings = running._settings
+    socket_file = Path(settings.socket_record.read_text().strip())
+    {"database": settings.database, "socket": socket_file, "record": settings.socket_record}[what].unlink()
+    assert running._stop.wait(20)
+    assert ended == [70]
+
+
 def test_told_to_stop_it_finishes_what_it_was_given(service):
     waiting = [service_module._Waiting(submission(add(name, "a"))) for name in (ALICE, BOB)]
     for one in waiting:
@@ -286,6 +303,17 @@ def test_exit_codes_tell_the_supervisor_that_trying_again_is_no_use(settings, ca
     assert main(["--dir", str(settings.directory)]) == code
     assert code in HOPELESS
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["DiskFull", "InputOutput", "CannotOpen", "ReadOnly"])
+def test_what_may_pass_is_tried_again(settings, monkeypatch, capsys, name):
+    def fail(self: SqliteStore) -> int:
+        raise StoreError(name, "the disk")
+    monkeypatch.setattr(SqliteStore, "claim_epoch", fail)
+    code = main(["--dir", str(settings.directory)])
+    assert code
+    assert code not in HOPELESS
+    assert name in capsys.readouterr().err
 
 
 def test_a_second_sequencer_does_not_start(settings, capsys):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ktlog.config import Settings
+from ktlog.errors import StoreError
 from ktlog.operator import supervisor
 from ktlog.operator.supervisor import HOPELESS, LONGEST_PAUSE_SECONDS, _Child
 
@@ -30,6 +32,14 @@ def test_one_that_runs_is_left_alone():
     finally:
         made.stop()
     assert made.process.poll() is not None
+
+
+def test_a_full_disk_does_not_take_it_along(tmp_path, monkeypatch, capsys):
+    def full(path: object, data: bytes) -> None:
+        raise StoreError("DiskFull", str(path))
+    monkeypatch.setattr(supervisor, "write_atomic", full)
+    supervisor._record(Settings(tmp_path, "keys.example.com", "spec"), [])
+    assert "DiskFull" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", HOPELESS)

@@ -21,6 +21,7 @@ from ktlog.tlog.encoding import decode_base64url
 from ktlog.tlog.tree import EMPTY_ROOT, hash_leaf, verify_inclusion
 from ktlog.web import history as history_module
 from ktlog.web.app import create_app
+from ktlog.wire.fetch import Fetcher
 from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import (
     ALICE,
@@ -103,6 +104,16 @@ def test_keys(api):
     assert listed["public-key"] == encode_public_key(public("c"))
     check_proof(api, 2, listed["tree-size"], listed["inclusion-proof"], listed["merkle-root"])
     assert api.actor(CAROL, "/keys")["public-keys"] == []
+
+
+def test_a_read_asks_nobody_else(api, monkeypatch):
+    """An instance that is gone takes no answer about its actors along."""
+    asked: list[object] = []
+    for name in ("get", "post"):
+        monkeypatch.setattr(Fetcher, name, lambda *asking, **_: asked.append(asking))
+    for tail in ("", "/keys", "/keys?include-proofs=true", "/auxiliary"):
+        assert api.actor(ALICE, tail)["actor-id"] == ALICE
+    assert asked == []
 
 
 def test_keys_with_what_a_replayer_needs(api):

@@ -1,15 +1,21 @@
-"""A request that never ends does not hold a thread for ever: neither in its header nor in its body."""
+"""A request that never ends does not hold a thread for ever, and too many connections do not end the worker."""
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+
+from ktlog.wire import httpd
+from ktlog.wire.deadline import DeadlineWorker
 
 SERVER = """
 import sys
@@ -60,3 +66,26 @@ def test_senders_that_stop_in_the_middle_lose_their_threads(port: int, beginning
     finally:
         for connection in stuck:
             connection.close()
+
+
+def test_without_descriptors_a_worker_takes_no_connection_and_lives() -> None:
+    worker = DeadlineWorker.__new__(DeadlineWorker)
+    worker._deaf, said = False, []
+    worker.log = SimpleNamespace(error=lambda text, why: said.append(why))
+
+    def fail(code: int) -> SimpleNamespace:
+        def accept() -> None:
+            raise OSError(code, os.strerror(code))
+        return SimpleNamespace(accept=accept)
+
+    for _ in range(3):
+        worker.accept(fail(errno.EMFILE))
+    assert said == [os.strerror(errno.EMFILE)], "once, and not ten times a second"
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        worker.accept(fail(errno.EBADF))
+
+
+@pytest.mark.parametrize(("descriptors", "connections"), [(1024, 512), (64, 32), (10, 8), (1 << 20, 1000), (-1, 1000)])
+def test_connections_leave_descriptors_for_what_requests_need(monkeypatch, descriptors, connections) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (descriptors, -1))
+    assert httpd.connections_limit(8) == connections
