@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ktlog.errors import MessageRejected
 from ktlog.pkd.actors import Actor
 from ktlog.pkd.dialects import SPEC, Dialect
 from ktlog.pkd.entry import make_entry
 from ktlog.pkd.erasure import (
     NAMING,
-    CarriedMove,
     ErasureRecord,
     Mention,
-    carried_by,
     encode_erasure_record,
     parse_erasure_record,
     plan_erasure,
@@ -44,11 +43,12 @@ class ErasingLog:
     def __init__(self, dialect: Dialect = SPEC) -> None:
         self.dialect = dialect
         self.live = Directory(ORIGIN)
+        self.followers = [self.live]
+        """Who is told of every erasure when it happens."""
         self.entries: list[bytes] = []
         self.preimages: list[bytes] = []
         self.plains: list[dict[str, str | None]] = []
         self.actions: list[str] = []
-        self.moved: dict[int, CarriedMove] = {}
         self.records: list[ErasureRecord] = []
 
     def send(self, message: Message, signer: str = "a") -> Change:
@@ -62,42 +62,47 @@ class ErasingLog:
         self.preimages.append(wire.preimage)
         self.plains.append({} if isinstance(message, RevokeKeyThirdParty) else dict(plain_attributes(wire, message)))
         self.actions.append(wire.action)
-        if (moved := carried_by(leaf_index, change)) is not None:
-            self.moved[leaf_index] = moved
         return change
 
     def mentions(self, actor_id: str) -> list[Mention]:
         return [
-            Mention(index, self.actions[index], None, dict(plain), self.moved.get(index))
+            Mention(index, self.actions[index], None, dict(plain), self.live.moves.get(index))
             for index, plain in enumerate(self.plains)
             if actor_id in {plain.get(name) for name in NAMING}
         ]
 
     def erase(self, actor_id: str) -> ErasureRecord:
-        actor = self.live.actors[actor_id]
-        plan = plan_erasure(
-            ORIGIN, self.live.size, actor, self.mentions(actor_id), self.records, self.plains.__getitem__
-        )
+        actor, mentions = self.live.actors[actor_id], self.mentions(actor_id)
+        plan = plan_erasure(ORIGIN, self.live.size, actor, mentions, self.records, self.plains.__getitem__)
+        # What is published has to survive its own encoding.
+        record = parse_erasure_record(encode_erasure_record(plan.record))
+        for follower in self.followers:
+            follower.erase(record, mentions, self.plains.__getitem__)
         for index, names in plan.withhold.items():
             for name in names:
                 assert self.plains[index][name] is not None, "an attribute is withheld once"
                 self.plains[index][name] = None
-        # What is published has to survive its own encoding.
-        record = parse_erasure_record(encode_erasure_record(plan.record))
         self.records.append(record)
-        self.live.erase(record)
         return record
 
-    def replayed(self, records: list[ErasureRecord] | None = None) -> Directory:
-        """A fresh replay of what is published now."""
+    def replayed(
+        self, records: list[ErasureRecord] | None = None, *, voids: list[int] | None = None
+    ) -> Directory:
+        """A fresh replay of what is published now. voids: takes the entries that break a rule; None raises."""
         directory = Directory(ORIGIN, self.records if records is None else records)
         for index, (preimage, plain) in enumerate(zip(self.preimages, self.plains, strict=True)):
             wire, message = message_from_plain(self.dialect, preimage, plain, commitments=False)
             directory.note_withheld(index, sum(text is None for text in plain.values()))
-            if message is None:
-                directory.replay_fragment(wire, read_fragment(wire, plain), self.entries[index])
-            else:
-                directory.replay(wire, message, self.entries[index])
+            try:
+                if message is None:
+                    directory.replay_fragment(wire, read_fragment(wire, plain), self.entries[index])
+                else:
+                    directory.replay(wire, message, self.entries[index])
+            except MessageRejected:
+                if voids is None:
+                    raise
+                voids.append(index)
+                directory.append_void(index, self.entries[index])
         return directory
 
     def readable(self) -> set[str]:
@@ -119,6 +124,8 @@ def check_same(replayed: Directory, live: Directory) -> None:
     for name, row in replayed.actors.items():
         assert row.revoked <= live.actors[name].revoked
     assert {name: rows for name, rows in replayed.histories.items() if rows} == live.histories
+    # Some of these were to actors erased since, which a late joiner cannot know.
+    assert replayed.moves.items() <= live.moves.items()
     assert (replayed.roots, replayed.seen, replayed.greatest_time) == (live.roots, live.seen, live.greatest_time)
     assert replayed.tombstones == live.tombstones
     assert replayed.token_revoked == live.token_revoked

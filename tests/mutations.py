@@ -52,7 +52,10 @@ MUTATIONS: tuple[Mutation, ...] = tuple(
         ("REVOKE-2", STATE, "test_revoke_key_refusals",
          "    if signer == message.public_key:\n        raise reject(\"self_revocation\")\n", ""),
         ("REVOKE-5", STATE, "test_add_key_refusals",
-         "(old is not None and hashed in old.revoked) or _is_token_revoked(view, hashed)", "_is_token_revoked(view, hashed)"),
+         "(actor is not None and hashed in actor.revoked) or _is_token_revoked(view, hashed)", "_is_token_revoked(view, hashed)"),
+        ("REVOKE-5", STATE, "test_a_revoked_key_does_not_come_back_with_a_move",
+         "    if any(_cannot_return(view, target, key_hash(key.public_key)) for key in old.keys):\n"
+         "        raise reject(\"key_revoked\")\n", ""),
         ("MOVE-1", STATE, "test_move_refusals",
          "    old, target = _enrolled(view, message.old_actor), _row(view, message.new_actor)\n    _signed_by(old, signer)\n",
          "    old, target = _enrolled(view, message.old_actor), _row(view, message.new_actor)\n"),

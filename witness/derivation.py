@@ -70,14 +70,12 @@ class Derivation:
         dialect: the log's, which its map's configuration states; None takes each entry's own.
         commitments: check every Argon2id commitment. Whoever does not believes the publisher about the plaintext.
         records: for who comes late: every erasure so far, in the erasure log's order.
-        histories: by MoveIdentity, size and root of the history that an erased actor left with. No record tells.
         keys: where active keys are kept, by hash, 1312 bytes each; in memory unless the caller knows better.
     """
 
     def __init__(
         self, origin: str, *, dialect: Dialect | None = None, commitments: bool = True,
-        records: Sequence[ErasureRecord] = (), histories: Mapping[int, tuple[int, bytes]] | None = None,
-        keys: MutableMapping[bytes, bytes] | None = None,
+        records: Sequence[ErasureRecord] = (), keys: MutableMapping[bytes, bytes] | None = None,
     ) -> None:
         self.origin = origin
         self.violations: list[Violation] = []
@@ -86,7 +84,7 @@ class Derivation:
         self._dialect, self._commitments = dialect, commitments
         self._foretold = tuple(records)
         self._gone = {record.index: record.input_size for record in self._foretold}
-        self._ledger = Ledger(origin, self._foretold, dict(histories or {}), {} if keys is None else keys)
+        self._ledger = Ledger(origin, self._foretold, {} if keys is None else keys)
         self._withheld: dict[int, int] = {}
         self._tree = Frontier()
         self._roots: dict[bytes, int] = {}
@@ -105,11 +103,7 @@ class Derivation:
         return self._tree.root()
 
     def map_leaves(self) -> list[PrefixLeaf]:
-        """Every leaf of the map, sorted.
-
-        Raises:
-            Invalid: ``HistoryWithheld``, see :meth:`witness.maptree.Strand.value`.
-        """
+        """Every leaf of the map, sorted."""
         return [strand.leaf(self.origin) for _, strand in sorted(self._ledger.strands.items())]
 
     def map_root(self) -> bytes:

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ktlog.errors import Invalid
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, bit, hash_parent
 from ktlog.keymap.value import commit_value, derive_opening, tombstone
+from ktlog.pkd.erasure import CarriedMove
 from ktlog.tlog.encoding import decode_base64url
 from ktlog.tlog.tree import Frontier, hash_leaf
 
@@ -51,15 +51,15 @@ class Datum(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Added:
     leaf_index: int
-    key: Key
+    item: Key | Datum
 
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """By RevokeKey."""
+    """By the actor: a key, by its hash, or data, by their id."""
 
     leaf_index: int
-    key_hash: bytes
+    item: bytes | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +76,19 @@ class Left:
 
     leaf_index: int
     target: tuple[bytes, int] | None
-    fireproof: bool
-    carried: tuple[int, ...]
+    carried: CarriedMove
 
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """Moved in. before: size and root of the old actor's history until then; None when nobody can tell."""
+    """Moved in. before: size and root of the old actor's history until then."""
 
     leaf_index: int
     keys: tuple[Key, ...]
     data: tuple[Datum, ...]
     fireproof: bool
     barred: frozenset[bytes]
-    before: tuple[int, bytes] | None
+    before: tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +104,7 @@ class Guarded:
     on: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    leaf_index: int
-    datum: Datum
-
-
-@dataclass(frozen=True, slots=True)
-class Detached:
-    leaf_index: int
-    aux_id: str
-
-
-Event = Added | Withdrawn | Disclosed | Left | Came | BurnedDown | Guarded | Attached | Detached
+Event = Added | Withdrawn | Disclosed | Left | Came | BurnedDown | Guarded
 
 
 class Strand:
@@ -125,7 +112,7 @@ class Strand:
 
     __slots__ = (
         "_born", "_leaf", "_past", "barred", "buried", "cause", "data", "events", "fireproof", "generation_leaf",
-        "history", "history_known", "index", "keys", "name", "salt", "status", "status_leaf",
+        "history", "index", "keys", "name", "salt", "status", "status_leaf",
     )
 
     def __init__(self, index: bytes) -> None:
@@ -147,7 +134,6 @@ class Strand:
         self.cause = self.generation_leaf = self.status_leaf = 0
         self.status = ERASED
         self.history = Frontier()
-        self.history_known = True
         self._born = 0
         self._leaf: PrefixLeaf | None = None
 
@@ -186,13 +172,17 @@ class Strand:
 
     def _fold(self, event: Event) -> None:
         match event:
-            case Added(_, key):
+            case Added(_, Key() as key):
                 if not self.keys:
                     self._begin(event.leaf_index, self._why_anew())
                 self.keys[key.key_hash] = key
-            case Withdrawn(_, key_hash):
+            case Added(_, datum):
+                self.data[datum.aux_id] = datum
+            case Withdrawn(_, bytes() as key_hash):
                 del self.keys[key_hash]
                 self.barred |= {key_hash}
+            case Withdrawn(_, aux_id):
+                del self.data[aux_id]
             case Disclosed(_, key_hash):
                 del self.keys[key_hash]
                 if not self.keys:
@@ -210,10 +200,6 @@ class Strand:
                 self._end(event.leaf_index, BURNED)
             case Guarded(_, on):
                 self.fireproof = on
-            case Attached(_, datum):
-                self.data[datum.aux_id] = datum
-            case Detached(_, aux_id):
-                del self.data[aux_id]
 
     def _why_anew(self) -> int:
         if self.events:
@@ -233,9 +219,6 @@ class Strand:
         match event:
             case Left():
                 leaf = struct.pack(">BQ", 2, event.leaf_index)
-            case Came(before=None):
-                self.history_known = False
-                return
             case Came(before=(size, root)):
                 leaf = struct.pack(">BQQ32s", 3, event.leaf_index, size, root)
             case _:
@@ -245,15 +228,7 @@ class Strand:
     # -- the map
 
     def value(self) -> bytes:
-        """The encoded value.
-
-        Raises:
-            Invalid: ``HistoryWithheld`` when the history goes back to an erased actor's that nobody told.
-
-        Spec: directory map §2.
-        """
-        if not self.history_known:
-            raise Invalid("HistoryWithheld", "nobody said what history an erased actor moved in with")
+        """The encoded value. Spec: directory map §2."""
         name = self.name.encode("ascii")
         keys, data = sorted(self.keys.values()), sorted(self.data.values())
         return b"".join((

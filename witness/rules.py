@@ -20,11 +20,9 @@ from ktlog.pkd.messages import WireMessage
 from ktlog.pkd.pae import pae
 from witness.maptree import (
     Added,
-    Attached,
     BurnedDown,
     Came,
     Datum,
-    Detached,
     Disclosed,
     Event,
     Guarded,
@@ -80,17 +78,15 @@ class Ledger:
 
     Args:
         records: every erasure, for who comes late.
-        histories: by MoveIdentity, size and root of the history that an actor erased since left with.
         keys: raw keys by hash; those that somebody has stay in it.
     """
 
     def __init__(
-        self, origin: str, records: Sequence[ErasureRecord], histories: Mapping[int, tuple[int, bytes]],
-        keys: MutableMapping[bytes, bytes],
+        self, origin: str, records: Sequence[ErasureRecord], keys: MutableMapping[bytes, bytes]
     ) -> None:
         self.strands: dict[bytes, Strand] = {}
         self._last_erasure = max((record.input_size for record in records), default=0)
-        self._origin, self._histories = origin, histories
+        self._origin = origin
         self._carried = {move.move_leaf: move for record in records for move in record.carried}
         self._holders: dict[bytes, set[bytes]] = {}
         self._raw = keys
@@ -125,18 +121,16 @@ class Ledger:
         if said.key is None:
             return Effects(unseen_key=True)
         key = Key(at, said.wire.time or 0, key_hash(said.key))
-        if key.key_hash in self._dead:
-            raise RuleBroken("BadTransition", "a token revoked the key")
+        strand = Strand(b"") if name is None else self._strand(name)
+        self._check_not_barred(strand, (key,))
         if name is None:
             return Effects(hide=[(key, said.key)])
-        index = self.index(name)
-        strand = self.strands.get(index) or Strand(index)
-        if key.key_hash in strand.keys or key.key_hash in strand.barred:
-            raise RuleBroken("BadTransition", "the key is active, or its actor revoked it")
+        if key.key_hash in strand.keys:
+            raise RuleBroken("BadTransition", "the key is active")
         if len(strand.keys) >= MAX_HELD:
             raise RuleBroken("BadTransition", "the actor has as many keys as there can be")
         self._check_signed(said, [self._raw[one] for one in strand.keys] or [said.key])
-        return Effects([(index, Added(at, key))], raw=said.key)
+        return Effects([(strand.index, Added(at, key))], raw=said.key)
 
     def _revoke_key(self, said: Said) -> Effects:
         if said.names["actor"] is None or said.key is None:
@@ -171,18 +165,15 @@ class Ledger:
         old = self._active(old_name)
         self._check_signed(said, [self._raw[one] for one in old.keys])
         keys, data = tuple(sorted(old.keys.values())), tuple(sorted(old.data.values()))
-        carried = tuple(sorted(item.leaf_index for item in (*keys, *data)))
+        leaves = tuple(sorted(item.leaf_index for item in (*keys, *data)))
+        carried = CarriedMove(at, old.fireproof, leaves, old.history.size, old.history.root())
         if new_name is None:
             hide: list[tuple[Key | Datum, bytes]] = [(key, self._raw[key.key_hash]) for key in keys]
             hide += [(datum, b"") for datum in data]
-            return Effects(
-                [(old.index, Left(at, None, old.fireproof, carried))], hide=hide, taken="a move to somebody erased"
-            )
-        new = self._keyless(new_name)
-        before = (old.history.size, old.history.root()) if old.history_known else None
-        came = Came(at, keys, data, old.fireproof, old.barred, before)
-        left = Left(at, (new.index, new.erasures), old.fireproof, carried)
-        return Effects([(old.index, left), (new.index, came)])
+            return Effects([(old.index, Left(at, None, carried))], hide=hide, taken="a move to somebody erased")
+        new = self._open_to(new_name, keys)
+        came = Came(at, keys, data, old.fireproof, old.barred, carried.before)
+        return Effects([(old.index, Left(at, (new.index, new.erasures), carried)), (new.index, came)])
 
     def _move_from_nowhere(self, said: Said, new_name: str) -> Effects:
         """From an actor erased since: what its record says was carried, out of what is known to be hidden."""
@@ -196,11 +187,8 @@ class Ledger:
         if not keys or len({key.key_hash for key in keys}) < len(keys) or self._dead & {k.key_hash for k in keys}:
             raise Invalid("BadErasure", f"the keys that entry {said.leaf_index} carried were no actor's")
         self._check_signed(said, [raw for item, raw in items if isinstance(item, Key)])
-        new = self._keyless(new_name)
-        came = Came(
-            said.leaf_index, keys, _only(Datum, items), move.fireproof, frozenset(),
-            self._histories.get(said.leaf_index),
-        )
+        new = self._open_to(new_name, keys)
+        came = Came(said.leaf_index, keys, _only(Datum, items), move.fireproof, frozenset(), move.before)
         return Effects([(new.index, came)], unhide=move.leaves, taken="a move from somebody erased")
 
     def _burn_down(self, said: Said) -> Effects:
@@ -239,7 +227,7 @@ class Ledger:
         if datum.aux_id in strand.data or len(strand.data) >= MAX_HELD:
             raise RuleBroken("BadTransition", "the actor has these data, or as many as there can be")
         self._check_signed(said, [self._raw[one] for one in strand.keys])
-        return Effects([(strand.index, Attached(said.leaf_index, datum))])
+        return Effects([(strand.index, Added(said.leaf_index, datum))])
 
     def _detach(self, said: Said) -> Effects:
         if (name := said.names["actor"]) is None or said.datum is None:
@@ -248,7 +236,7 @@ class Ledger:
         if aux_id not in strand.data or strand.data[aux_id].aux_type != aux_type:
             raise RuleBroken("BadTransition", "the actor does not have these data")
         self._check_signed(said, [self._raw[one] for one in strand.keys])
-        return Effects([(strand.index, Detached(said.leaf_index, aux_id))])
+        return Effects([(strand.index, Withdrawn(said.leaf_index, aux_id))])
 
     def _commit_to_another(self, said: Said) -> Effects:
         """A Checkpoint touches no index; the directory that sent it signed with the key that it names."""
@@ -267,18 +255,27 @@ class Ledger:
         """Where an actor lies in the map. Spec: directory map §1."""
         return sha256(pae(["ktlog/v1/index", self._origin, actor_id])).digest()
 
+    def _strand(self, actor_id: str) -> Strand:
+        index = self.index(actor_id)
+        return self.strands.get(index) or Strand(index)
+
     def _active(self, actor_id: str) -> Strand:
-        strand = self.strands.get(self.index(actor_id))
-        if strand is None or not strand.keys:
+        strand = self._strand(actor_id)
+        if not strand.keys:
             raise RuleBroken("BadTransition", "the actor has no key")
         return strand
 
-    def _keyless(self, actor_id: str) -> Strand:
-        index = self.index(actor_id)
-        strand = self.strands.get(index) or Strand(index)
+    def _open_to(self, actor_id: str, keys: Sequence[Key]) -> Strand:
+        """The actor to whom a move brings *keys*."""
+        strand = self._strand(actor_id)
         if strand.keys:
             raise RuleBroken("BadTransition", "the new actor has keys")
+        self._check_not_barred(strand, keys)
         return strand
+
+    def _check_not_barred(self, strand: Strand, keys: Sequence[Key]) -> None:
+        if any(key.key_hash in strand.barred or key.key_hash in self._dead for key in keys):
+            raise RuleBroken("BadTransition", "the actor, or a token, revoked the key for ever (key_revoked)")
 
     def _check_signed(self, said: Said, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -299,8 +296,8 @@ class Ledger:
                 self._raw[item.key_hash] = raw
         given_up: set[bytes] = set()
         for index, event in effects.events:
-            if isinstance(event, Added):
-                self._raw[event.key.key_hash] = effects.raw
+            if isinstance(event, Added) and isinstance(event.item, Key):
+                self._raw[event.item.key_hash] = effects.raw
             strand = self.strands.setdefault(index, Strand(index))
             if index in effects.salted:
                 strand.enter(*effects.salted[index])
@@ -324,9 +321,12 @@ class Ledger:
         """
         strand = self.strands.get(record.index)
         if strand is not None and strand.has_value:
-            known = (strand.version + 1, strand.generation, self._carried_away(strand))
-            if (record.version, record.generation, record.carried) != known:
-                raise Invalid("BadErasure", f"erasure {number} is not about what this actor did")
+            known = {
+                "version": strand.version + 1, "generation": strand.generation, "carried": self._carried_away(strand),
+            }
+            wrong = [name for name, value in known.items() if getattr(record, name) != value]
+            if wrong:
+                raise Invalid("BadErasure", f"erasure {number} is not what this actor did: its {' and '.join(wrong)}")
         elif not foretold:
             raise Invalid("BadErasure", f"erasure {number} is of an index without a value")
         else:
@@ -342,7 +342,7 @@ class Ledger:
     def _carried_away(self, strand: Strand) -> tuple[CarriedMove, ...]:
         """What each move from here carried, to whoever was not erased since."""
         return tuple(
-            CarriedMove(event.leaf_index, event.fireproof, event.carried) for event in strand.events
+            event.carried for event in strand.events
             if isinstance(event, Left) and event.target is not None
             and self.strands[event.target[0]].erasures == event.target[1]
         )

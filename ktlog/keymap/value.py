@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from ktlog.errors import MessageRejected
-from ktlog.keymap.codec import Reader, s8, s16, s32, u8, u16, u32, u64
 from ktlog.pkd.actors import Actor, Cause, Role, Status
 from ktlog.pkd.identity import check_actor_id
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.pae import pae
+from ktlog.tlog.binary import Reader, s8, s16, s32, u8, u16, u32, u64
 from ktlog.tlog.encoding import decode_base64url, encode_base64url
 from ktlog.tlog.tree import EMPTY_ROOT
 
 OPENING_BYTES = 16
 ML_DSA_44 = 1
 """The one algorithm of keys so far."""
-ACTOR_ID_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def value_of(actor: Actor, history_size: int, history_root: bytes) -> Value:
     """The value of an actor that is not erased.
 
     Args:
-        history_size, history_root: of the tree of :func:`history_leaf` since the actor's last erasure.
+        history_size, history_root: of the tree of :mod:`ktlog.pkd.history` since the actor's last erasure.
     """
     return Value(
         actor.actor_id, actor.version, actor.generation, actor.erasures, actor.cause, actor.generation_leaf,
@@ -181,21 +180,8 @@ def _rising(numbers: list[int]) -> bool:
 # -- history
 
 
-def history_leaf(role: int, leaf_index: int, moved_from: tuple[int, bytes] | None = None) -> bytes:
-    """A leaf of an actor's history tree.
-
-    Args:
-        role: :class:`ktlog.pkd.actors.Role`. leaf_index: of the entry, in the input log.
-        moved_from: for MOVED_IN the old actor's (history size, history root) before the move.
-    """
-    if (role == Role.MOVED_IN) != (moved_from is not None):
-        raise AssertionError("a history that moved in, and no other, carries the one before")
-    tail = b"" if moved_from is None else u64(moved_from[0]) + moved_from[1]
-    return u8(role) + u64(leaf_index) + tail
-
-
 def parse_history_leaf(data: bytes) -> tuple[int, int, tuple[int, bytes] | None]:
-    """Inverse of :func:`history_leaf`. Raises EncodingError(``BadHistoryLeaf``)."""
+    """Inverse of :func:`ktlog.pkd.history.history_leaf`. Raises EncodingError(``BadHistoryLeaf``)."""
     read = Reader(data, "BadHistoryLeaf")
     role, leaf_index = read.u8(), read.u64()
     if role not in list(Role):

@@ -7,7 +7,7 @@ Spec: directory map §1, §2, §5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ktlog.errors import EncodingError, StoreError
@@ -15,15 +15,15 @@ from ktlog.keymap.value import (
     commit_value,
     derive_opening,
     encode_value,
-    history_leaf,
     tombstone,
     value_of,
 )
 from ktlog.pkd.actors import Role, Status
 from ktlog.pkd.erasure import ErasureRecord, encode_erasure_record, map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.store.contracts import LogStore
 from ktlog.store.mapdb import Dead, Live, MapState, MapStore
-from ktlog.tlog.tree import EMPTY_ROOT, Frontier, hash_leaf
+from ktlog.tlog.tree import Frontier, hash_leaf
 
 ERASURES_AT_A_TIME = 1024
 
@@ -102,11 +102,24 @@ class Mapper:
         for actor_id, index in indexes.items():
             before = None if actor_id in afresh else self._map.live(index)
             trees[actor_id] = Frontier() if before is None else _frontier(before.history)
-        news = grow_histories(touches, trees)
+        news: dict[str, list[bytes]] = {actor_id: [] for actor_id in trees}
+        for leaf_index, actor_id, role in touches:
+            news[actor_id].append(self._history_leaf(leaf_index, role))
         return [
-            self._value(actor_id, index, trees[actor_id], tuple(news[actor_id]), actor_id in afresh)
+            self._value(
+                actor_id, index, trees[actor_id].extend(map(hash_leaf, news[actor_id])), tuple(news[actor_id]),
+                actor_id in afresh,
+            )
             for actor_id, index in indexes.items()
         ]
+
+    def _history_leaf(self, leaf_index: int, role: int) -> bytes:
+        if role != Role.MOVED_IN:
+            return history_leaf(role, leaf_index)
+        move = self._store.carried(leaf_index)
+        if move is None:
+            raise StoreError("Corrupt", f"what entry {leaf_index} moved is not stored")
+        return history_leaf(role, leaf_index, move.before)
 
     def _value(self, actor_id: str, index: bytes, tree: Frontier, news: tuple[bytes, ...], afresh: bool) -> Live:
         actor, salt = self._store.actor(actor_id), self._store.salt(actor_id)
@@ -116,29 +129,6 @@ class Mapper:
         opening = derive_opening(salt, actor.version)
         commitment = commit_value(index, actor.version, value, opening)
         return Live(index, commitment, value, opening, tree.encode(), news, afresh)
-
-
-def grow_histories(touches: Sequence[Touch], trees: dict[str, Frontier]) -> Mapping[str, list[bytes]]:
-    """Append to *trees*, by actor id, what *touches* (ascending by leaf) add; returns the leaves of each.
-
-    A leaf of somebody who moved in holds where the old name's history stood before the move. If that name was
-    erased before its move was mapped, which happens to logs older than their map only, it holds an empty tree's.
-    """
-    news: dict[str, list[bytes]] = {actor_id: [] for actor_id in trees}
-    at = 0
-    while at < len(touches):
-        end = at
-        while end < len(touches) and touches[end][0] == touches[at][0]:
-            end += 1
-        entry = touches[at:end]
-        left = next((trees[actor_id] for _, actor_id, role in entry if role == Role.MOVED_OUT), None)
-        before = (0, EMPTY_ROOT) if left is None else (left.size, left.root())
-        for leaf_index, actor_id, role in entry:
-            leaf = history_leaf(role, leaf_index, before if role == Role.MOVED_IN else None)
-            news[actor_id].append(leaf)
-            trees[actor_id] = trees[actor_id].append(hash_leaf(leaf))
-        at = end
-    return news
 
 
 def _frontier(encoded: bytes) -> Frontier:

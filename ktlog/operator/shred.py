@@ -65,7 +65,7 @@ class Shredder:
 
         Raises:
             MessageRejected: ``nothing_to_erase``; ``notice_period``, with the time when it may be;
-                ``erasure_too_large``. Nothing was changed.
+                ``erasure_too_large``; ``journal_unusable``. Nothing was changed.
             StoreError: the process must end; whether it was erased, the store tells.
         """
         number = self.store.erasure_count()
@@ -75,6 +75,7 @@ class Shredder:
         tokens = self._tokens(actor_id)
         scrubbed = False
         if not preview:
+            self._check_journal()
             self._forget_replies(actor_id)
             self.store.erase(plan, expected)
             reach("shred.erased")
@@ -125,6 +126,13 @@ class Shredder:
     def _tokens(self, actor_id: str) -> tuple[int, ...]:
         leaves = [leaf for leaf, _role in self.store.history(actor_id)]
         return tuple(leaf for leaf in leaves if self.store.records(leaf, leaf + 1)[0].action == TOKEN_ACTION)
+
+    def _check_journal(self) -> None:
+        """Refuse before anything is erased what could not be journaled after it, when the log would have to end."""
+        try:
+            journal_erasures(self.journal, self.store, self.now)
+        except StoreError as error:
+            raise MessageRejected("journal_unusable", error.message) from None
 
     def _forget_replies(self, actor_id: str) -> None:
         """Take the actor's undelivered replies out of their queue. They may be lost, so that this may fail."""

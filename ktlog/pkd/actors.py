@@ -136,6 +136,7 @@ def check_invariants(actor: Actor) -> None:
     rules = {
         "keys are in leaf order": _ascending([key.leaf_index for key in actor.keys]),
         "keys are distinct": len(set(key_hashes)) == len(key_hashes) <= MAX_HELD,
+        "no key came back after it was revoked": not actor.revoked & set(key_hashes),
         "aux data are in leaf order": _ascending([aux.leaf_index for aux in actor.aux]),
         "aux data are distinct": len(set(aux_ids)) == len(aux_ids) <= MAX_HELD,
         "active means having keys": (actor.status == Status.ACTIVE) == bool(actor.keys),

@@ -7,7 +7,8 @@ that actor's own messages are signed with it. Pure.
 
 The record says of each such move what it carried, by the move's own leaf index: the same two
 actors can move to and fro, so that a list of keys for each target would not say what was carried
-when. It says too whether Fireproof was carried, which nobody could know otherwise. (Both differ
+when. It says too whether Fireproof was carried, and what the erased actor's history was before the
+move, which the new actor's history commits to: nobody could know either otherwise. (All three differ
 from the draft; docs/decisions/0005-what-an-erasure-record-says.md.)
 
 Spec: directory map §1 (labels) and §5.
@@ -21,16 +22,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ktlog.errors import EncodingError, UsageError
-from ktlog.pkd.actions import AddAuxData, AddKey, MoveIdentity
+from ktlog.pkd.actions import AddAuxData, AddKey
 from ktlog.pkd.actors import Actor, Cause, Change, Role, Status
+from ktlog.pkd.history import Before
 from ktlog.pkd.pae import pae
+from ktlog.tlog.binary import Reader
 
 INDEX_LABEL = "ktlog/v1/index"
 RECORD_VERSION = 1
 MAX_RECORD_BYTES = 65535
 """A record is served like an entry, in a bundle, whose length prefix has 16 bits."""
 
-INDEX_BYTES = 32
+INDEX_BYTES = HISTORY_ROOT_BYTES = 32
 NAMING = frozenset({"actor", "old-actor", "new-actor", "operator"})
 """The attributes that hold an actor id."""
 OWNED: Mapping[str, str] = MappingProxyType({
@@ -50,6 +53,15 @@ class CarriedMove:
     fireproof: bool
     leaves: tuple[int, ...]
     """Leaf indexes of the AddKey and AddAuxData entries carried, ascending; all below move_leaf."""
+    history_size: int
+    """Of the old actor's history before the move, since its last erasure; at least 1."""
+    history_root: bytes
+    """32 bytes."""
+
+    @property
+    def before(self) -> Before:
+        """What the MOVED_IN leaf of the new actor's history says of the old one's."""
+        return self.history_size, self.history_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ class Mention:
     """The actor's role in the entry; None for the operator of a BurnDown, whom it does not touch."""
     plain: Mapping[str, str | None]
     moved: CarriedMove | None = None
-    """For every MoveIdentity what it carried, from :func:`carried_by` when it was logged."""
+    """For every MoveIdentity that had effect what it carried, from :func:`carried_by` when it was logged."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +123,36 @@ def erased_actor(actor_id: str, version: int, generation: int, erasures: int) ->
     )
 
 
-def carried_by(leaf_index: int, change: Change) -> CarriedMove | None:
-    """What entry *leaf_index*, whose change this is, carried; None when it is no MoveIdentity."""
-    names = [leaf.actor_id for leaf in change.history if leaf.role == Role.MOVED_IN]
+def carried_by(
+    leaf_index: int, change: Change, history_of: Callable[[str | None], Before]
+) -> CarriedMove | None:
+    """What entry *leaf_index*, whose change this is, carried; None when it moved nobody in.
+
+    Args:
+        history_of: an actor's history as it was before this entry; None for an old actor whose name is withheld.
+    """
+    names = {leaf.role: leaf.actor_id for leaf in change.history}
     for actor in change.actors:
-        if actor.actor_id in names:
+        if actor.actor_id == names.get(Role.MOVED_IN):
             leaves = [item.leaf_index for item in (*actor.keys, *actor.aux)]
-            return CarriedMove(leaf_index, actor.fireproof, tuple(sorted(leaves)))
+            before = history_of(names.get(Role.MOVED_OUT))
+            return CarriedMove(leaf_index, actor.fireproof, tuple(sorted(leaves)), *before)
     return None
+
+
+def moves_away(actor_id: str, mentions: Iterable[Mention]) -> tuple[CarriedMove, ...]:
+    """What each move from the actor to a name that is still readable carried, by move_leaf.
+
+    A MoveIdentity without effect, which a log may hold and no rule allows, carried nothing.
+    """
+    return tuple(sorted(
+        (
+            mention.moved for mention in mentions
+            if mention.moved is not None and mention.plain.get("old-actor") == actor_id
+            and mention.plain.get("new-actor") is not None
+        ),
+        key=lambda move: move.move_leaf,
+    ))
 
 
 # The encoding
@@ -128,7 +162,7 @@ def encode_erasure_record(record: ErasureRecord) -> bytes:
     """The record's bytes: the leaf of the erasure log, before hashing. Big-endian.
 
     ``u8 1 | u64 input_size | 32 index | u32 version | u32 generation | u32 newly_withheld |
-    u16 n, n x (u64 move_leaf | u8 fireproof | u16 k, k x u64 leaf_index)``
+    u16 n, n x (u64 move_leaf | u8 fireproof | u64 history_size | 32 history_root | u16 k, k x u64 leaf_index)``
 
     Raises:
         EncodingError: ``BadErasureRecord`` for a number out of range, a wrong order, or a record
@@ -142,7 +176,7 @@ def encode_erasure_record(record: ErasureRecord) -> bytes:
     ]
     for move in record.carried:
         out += [move.move_leaf.to_bytes(8, "big"), move.fireproof.to_bytes(1, "big"),
-                len(move.leaves).to_bytes(2, "big")]
+                move.history_size.to_bytes(8, "big"), move.history_root, len(move.leaves).to_bytes(2, "big")]
         out += [leaf.to_bytes(8, "big") for leaf in move.leaves]
     data = b"".join(out)
     if len(data) > MAX_RECORD_BYTES:
@@ -158,45 +192,24 @@ def parse_erasure_record(data: bytes) -> ErasureRecord:
     """
     if len(data) > MAX_RECORD_BYTES:
         raise _bad(f"it has more than {MAX_RECORD_BYTES} bytes")
-    reader = _Reader(data)
+    reader = Reader(data, "BadErasureRecord")
     if reader.number(1) != RECORD_VERSION:
         raise _bad("it is of a version not known here")
     input_size, index = reader.number(8), reader.take(INDEX_BYTES)
     version, generation, newly_withheld = (reader.number(4) for _ in range(3))
     carried = tuple(_parse_move(reader) for _ in range(reader.number(2)))
-    reader.finish()
+    reader.end()
     record = ErasureRecord(input_size, index, version, generation, newly_withheld, carried)
     _check(record)
     return record
 
 
-def _parse_move(reader: _Reader) -> CarriedMove:
+def _parse_move(reader: Reader) -> CarriedMove:
     move_leaf, flag = reader.number(8), reader.number(1)
     if flag > 1:
         raise _bad("Fireproof is neither 0 nor 1")
-    return CarriedMove(move_leaf, flag == 1, tuple(reader.number(8) for _ in range(reader.number(2))))
-
-
-class _Reader:
-    """Takes a record's bytes from the left."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        piece = self._data[self._at : self._at + count]
-        if len(piece) != count:
-            raise _bad("it is cut off")
-        self._at += count
-        return piece
-
-    def number(self, count: int) -> int:
-        return int.from_bytes(self.take(count), "big")
-
-    def finish(self) -> None:
-        if self._at != len(self._data):
-            raise _bad("there are bytes after its end")
+    before = reader.number(8), reader.take(HISTORY_ROOT_BYTES)
+    return CarriedMove(move_leaf, flag == 1, tuple(reader.number(8) for _ in range(reader.number(2))), *before)
 
 
 def _bad(what: str) -> EncodingError:
@@ -220,13 +233,21 @@ def _check(record: ErasureRecord) -> None:
         if not 1 <= len(move.leaves) <= _MAX_U16:
             raise _bad("a move carries one key or more, and no more than 65535 keys and data")
         _check_ascending(move.leaves, move.move_leaf)
+        if not 1 <= move.history_size <= move.move_leaf or len(move.history_root) != HISTORY_ROOT_BYTES:
+            raise _bad("a history is of entries before the move, and its root has 32 bytes")
+    # Each leaf of the history is a version, the move is one too, and the erasure another.
+    _check_ascending(
+        [move.history_size for move in record.carried], record.version - 1, "its histories do not grow, or too far"
+    )
 
 
-def _check_ascending(numbers: Sequence[int], limit: int) -> None:
+def _check_ascending(
+    numbers: Sequence[int], limit: int, fault: str = "its leaf indexes are not ascending, or beyond what it is about"
+) -> None:
     previous = -1
     for number in (*numbers, limit):
         if number <= previous:
-            raise _bad("its leaf indexes are not ascending, or beyond what it is about")
+            raise _bad(fault)
         previous = number
 
 
@@ -258,10 +279,7 @@ def plan_erasure(
     }
     released = {m.leaf_index for m in mentions if m.plain.get("new-actor") == actor.actor_id}
     freed = {leaf for number in released & moves.keys() for leaf in moves[number].leaves}
-    carried = tuple(
-        _moved(mention) for mention in sorted(mentions, key=lambda one: one.leaf_index)
-        if mention.plain.get("old-actor") == actor.actor_id and mention.plain.get("new-actor") is not None
-    )
+    carried = moves_away(actor.actor_id, mentions)
     kept = {leaf for number in moves.keys() - released for leaf in moves[number].leaves}
     kept |= {leaf for move in carried for leaf in move.leaves}
     withhold = {mention.leaf_index: _withheld_of(mention, actor.actor_id, kept) for mention in mentions}
@@ -284,12 +302,6 @@ def plan_erasure(
             hint="Erase the actors that it moved to first; then nothing is carried.",
         ) from None
     return ErasurePlan(record, MappingProxyType(withhold), erased)
-
-
-def _moved(mention: Mention) -> CarriedMove:
-    if mention.action != MoveIdentity.action or mention.moved is None:
-        raise AssertionError(f"what entry {mention.leaf_index} moved is not known")
-    return mention.moved
 
 
 def _withheld_of(mention: Mention, actor_id: str, kept: set[int]) -> frozenset[str]:

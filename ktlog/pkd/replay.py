@@ -16,13 +16,22 @@ the same actors, and says in ``taken`` which entries it had to take on the word 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
-from ktlog.errors import Invalid
+from ktlog.errors import Invalid, UsageError
 from ktlog.pkd.actions import BurnDown, Message, RevokeKeyThirdParty
 from ktlog.pkd.actors import Actor, Change, Key, Role, View
-from ktlog.pkd.erasure import ErasureRecord, erased_actor, map_index
+from ktlog.pkd.erasure import (
+    CarriedMove,
+    ErasureRecord,
+    Mention,
+    carried_by,
+    erased_actor,
+    map_index,
+    plan_erasure,
+)
+from ktlog.pkd.history import Before, extend_history
 from ktlog.pkd.keys import ZERO_ROOT_BYTES, decode_root, derive_key_id, key_hash, pkd_root
 from ktlog.pkd.messages import WireMessage
 from ktlog.pkd.rejections import reject
@@ -70,6 +79,9 @@ class Directory:
         """Leaf index by WireMessage.unique_hash."""
         self.histories: dict[str, list[tuple[int, Role]]] = {}
         """Leaf index and role of every entry that touched an actor."""
+        self.moves: dict[int, CarriedMove] = {}
+        """By leaf index, what every MoveIdentity to an actor that can be read carried."""
+        self._trees: dict[str, Frontier] = {}
         self.greatest_time = 0
         self._holders: dict[bytes, set[str]] = {}
         self._size_of_root: dict[bytes, int] = {ZERO_ROOT_BYTES: 0}
@@ -84,7 +96,7 @@ class Directory:
         self._records = check_records(erasures)
         self._erased = 0
         self._faults: list[Invalid] = []
-        self._moves = {move.move_leaf: move for record in self._records for move in record.carried}
+        self._told = {move.move_leaf: move for record in self._records for move in record.carried}
         self._shrouded = {record.index: record.input_size for record in self._records}
 
     @property
@@ -185,17 +197,20 @@ class Directory:
         """Check and accept the next entry, as far as it can still be read.
 
         Raises:
-            MessageRejected: as :meth:`check` and :meth:`accept`.
-            Invalid: ``RecordWithheld`` when no erasure record says what a MoveIdentity carried;
-                ``BadErasure`` when it cannot be true.
+            MessageRejected: as :meth:`check` and :meth:`accept`; ``actor_not_enrolled`` for a MoveIdentity of which
+                no erasure record says that it carried anything: it broke a rule when it was logged.
+            Invalid: ``RecordWithheld`` when no erasure is late enough to have withheld something here;
+                ``BadErasure`` when what a record says of a move cannot be true.
         """
         self.check_unique(wire)
         self.check_recent_root(wire)
         leaf_index, mover = self.size, None
         if fragment.action == "MoveIdentity" and fragment.changes_others():
-            move = self._moves.get(leaf_index)
+            move = self._told.get(leaf_index)
+            if move is None and not self.may_be_withheld(leaf_index):
+                raise Invalid("RecordWithheld", "no erasure explains what is withheld of this MoveIdentity")
             if move is None:
-                raise Invalid("RecordWithheld", "no erasure record says what this MoveIdentity carried")
+                raise reject("actor_not_enrolled", "no erasure record says that this MoveIdentity carried anything")
             mover = stand_in_for(move, self._limbo, self.token_revoked)
         result = apply_fragment(
             fragment, wire, leaf_index, derive_key_id(self.origin, leaf_index), self.actor, mover, self.token_revoked
@@ -212,6 +227,11 @@ class Directory:
         return result
 
     def _log(self, leaf_index: int, wire: WireMessage, change: Change, created: int, entry: bytes) -> None:
+        move = carried_by(
+            leaf_index, change, lambda old: self._told[leaf_index].before if old is None else self._history(old)
+        )
+        if move is not None:
+            self.moves[leaf_index] = move
         self._record(leaf_index, change)
         self.seen[wire.unique_hash] = leaf_index
         self.greatest_time = max(self.greatest_time, created)
@@ -269,17 +289,33 @@ class Directory:
             ))
         return tuple(faults)
 
-    def erase(self, record: ErasureRecord) -> None:
+    def erase(
+        self, record: ErasureRecord, mentions: Sequence[Mention], plain_of: Callable[[int], Mapping[str, str | None]]
+    ) -> None:
         """Follow an erasure, the next one of the erasure log, that takes effect now.
 
+        Args:
+            mentions: every entry that names the actor, as it could be read until now. What a move carried is
+                known here, and not taken from them.
+            plain_of: the plaintext of any entry until now, None for attributes withheld earlier.
+
         Raises:
-            Invalid: ``BadErasure`` when it contradicts the other records, or what the entries say of the actor.
+            Invalid: ``BadErasure`` when it contradicts the other records, or is not word for word the record that
+                follows from what was replayed.
         """
         if record.input_size != self.size or self._erased != len(self._records):
             raise Invalid("BadErasure", f"it is about {record.input_size} entries, and {self.size} were replayed")
         actor = self.actors.get(self._ids.get(record.index, ""))
-        if actor is None or (record.version, record.generation) != (actor.version + 1, actor.generation):
-            raise Invalid("BadErasure", "its version or generation is not the actor's")
+        if actor is None:
+            raise Invalid("BadErasure", "it is about nobody who can be erased")
+        known = [replace(mention, moved=self.moves.get(mention.leaf_index)) for mention in mentions]
+        try:
+            own = plan_erasure(self.origin, self.size, actor, known, self._records, plain_of).record
+        except UsageError as error:
+            raise Invalid("BadErasure", error.message) from None
+        wrong = [part.name for part in fields(own) if getattr(own, part.name) != getattr(record, part.name)]
+        if wrong:
+            raise Invalid("BadErasure", f"not what the entries say of the actor: its {' and '.join(wrong)}")
         self._records = check_records((*self._records, record))
         self._erase(record)
 
@@ -307,6 +343,7 @@ class Directory:
         if actor_id is not None:
             self._set_keys(actor_id, self.actors.pop(actor_id).keys, ())
             self.histories.pop(actor_id, None)
+            self._trees.pop(actor_id, None)
 
     def append_void(self, leaf_index: int, entry: bytes) -> None:
         """Append an entry that breaks a rule: it is in the tree, and has no other effect."""
@@ -320,6 +357,13 @@ class Directory:
         self.roots.append(root)
         self._size_of_root[root] = self.size
         self._erase_due()
+
+    def _history(self, actor_id: str) -> Before:
+        """Size and root of the actor's history. Each of its leaves is hashed once, however often it moves."""
+        tree, rows = self._trees.get(actor_id, Frontier()), self.histories.get(actor_id, [])
+        tree = extend_history(tree, rows[tree.size:], lambda leaf_index: self.moves[leaf_index].before)
+        self._trees[actor_id] = tree
+        return tree.size, tree.root()
 
     def _record(self, leaf_index: int, change: Change) -> None:
         for actor in change.actors:

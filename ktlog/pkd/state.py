@@ -8,8 +8,8 @@ Decided here, where the specifications leave room:
 
 * BurnDown of an actor without keys is refused (``actor_not_enrolled``): it would change nothing.
 * The set of keys ever revoked follows a MoveIdentity and also stays with the old actor: PKD knows
-  no way back from a RevokeKey. Keys that are carried stay active even if the new actor, in an
-  earlier life, revoked them.
+  no way back from a RevokeKey. For the same reason nobody can move, with a key, to an actor who
+  revoked that key in an earlier life.
 * Auxiliary data named by id must be of the type that the message names.
 * An actor holds at most 65535 keys and as many auxiliary data: the map's value counts with u16.
 
@@ -202,6 +202,11 @@ def _is_token_revoked(view: View, hashed: bytes) -> bool:
     return revoked(hashed) if callable(revoked) else hashed in revoked
 
 
+def _cannot_return(view: View, actor: Actor | None, hashed: bytes) -> bool:
+    """Whether a RevokeKey of the actor, or a token, withdrew the key for ever."""
+    return (actor is not None and hashed in actor.revoked) or _is_token_revoked(view, hashed)
+
+
 def _touch(actor: Actor, new: Actor, role: Role = Role.SUBJECT) -> Change:
     new = replace(new, version=actor.version + 1)
     return Change(actors=(new,), history=(HistoryLeaf(new.actor_id, role),))
@@ -240,7 +245,7 @@ def _add_key(
             raise reject("too_many_keys")
     elif signer != message.public_key:
         raise reject("bad_signature")
-    if (old is not None and hashed in old.revoked) or _is_token_revoked(view, hashed):
+    if _cannot_return(view, old, hashed):
         raise reject("key_revoked")
     key = Key(message.public_key, key_id, leaf_index, created)
     if old is not None and old.keys:
@@ -289,6 +294,8 @@ def _move_identity(
     _signed_by(old, signer)
     if target is not None and target.keys:
         raise reject("target_has_keys")
+    if any(_cannot_return(view, target, key_hash(key.public_key)) for key in old.keys):
+        raise reject("key_revoked")
     new, needs_salt = _begin(target, message.new_actor, leaf_index, Cause.MOVED_IN, old.keys)
     new = replace(new, aux=old.aux, fireproof=old.fireproof, revoked=new.revoked | old.revoked)
     left = _emptied(replace(old, fireproof=False, version=old.version + 1), Status.MOVED, leaf_index)

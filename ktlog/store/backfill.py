@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 
 from ktlog.errors import KtlogError, StoreError
+from ktlog.pkd.actors import Role
 from ktlog.pkd.dialects import DIALECTS
-from ktlog.pkd.erasure import CarriedMove, carried_by
+from ktlog.pkd.erasure import CarriedMove
 from ktlog.pkd.messages import message_from_plain
 from ktlog.pkd.replay import Directory
 from ktlog.store import rows
-from ktlog.store.erasure_rows import write_move, write_operator
+from ktlog.store.erasure_rows import history_before, write_history, write_move, write_operator
 
 
 def fill_moves_and_operators(db: sqlite3.Connection) -> None:
@@ -33,9 +34,27 @@ def fill_moves_and_operators(db: sqlite3.Connection) -> None:
         write_operator(db, record)
 
 
+def fill_histories_of_moves(db: sqlite3.Connection) -> None:
+    """Fill in, for each move in ``directory_moves``, what the old actor's history was before it.
+
+    Raises:
+        StoreError: "OldErasures", an old actor was erased: neither its history nor its record can be had any more.
+    """
+    for (leaf_index,) in db.execute("SELECT leaf_index FROM directory_moves ORDER BY leaf_index").fetchall():
+        old = db.execute(
+            "SELECT a.actor_id FROM directory_history h JOIN directory_actors a USING (actor_number)"
+            " WHERE h.leaf_index = ? AND h.role = ?", (leaf_index, int(Role.MOVED_OUT)),
+        ).fetchone()
+        if old is None:
+            raise StoreError(
+                "OldErasures", f"whoever moved at entry {leaf_index} was erased by code that kept too little of it",
+                hint="No release of ktlog made such a file. A mirror can be made anew; begin a log of your own anew.",
+            )
+        write_history(db, leaf_index, history_before(db, old[0], leaf_index))
+
+
 def _moves(db: sqlite3.Connection, origin: str, dialect: str, end: int) -> list[CarriedMove]:
     directory = Directory(origin)
-    moves = []
     for leaf_index in range(end):
         (record,) = rows.read_records(db, leaf_index, leaf_index + 1)
         try:
@@ -44,9 +63,7 @@ def _moves(db: sqlite3.Connection, origin: str, dialect: str, end: int) -> list[
             )
             if message is None:
                 raise StoreError("Corrupt", f"entry {leaf_index} lacks an attribute")
-            move = carried_by(leaf_index, directory.replay(wire, message, record.entry))
+            directory.replay(wire, message, record.entry)
         except KtlogError as error:
             raise StoreError("Corrupt", f"entry {leaf_index} does not follow: {error}") from error
-        if move is not None:
-            moves.append(move)
-    return moves
+    return list(directory.moves.values())

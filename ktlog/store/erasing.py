@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ktlog.errors import StoreError
 from ktlog.pkd.actors import Actor, Status
-from ktlog.pkd.erasure import NAMING, ErasurePlan, Mention, erased_actor, map_index
+from ktlog.pkd.erasure import NAMING, ErasurePlan, Mention, erased_actor, map_index, moves_away
 from ktlog.store.contracts import LogState, Record
 
 Plain = Mapping[str, str | None]
 
 
 def check_erasure(
-    plan: ErasurePlan, origin: str, expected: LogState, actor: Actor | None, mentions: Iterable[Mention],
+    plan: ErasurePlan, origin: str, expected: LogState, actor: Actor | None, mentions: Sequence[Mention],
     plain_of: Callable[[int], Plain],
 ) -> None:
     """Check that *plan* erases *actor* as it is stored, completely, and says what it does.
@@ -34,6 +34,7 @@ def check_erasure(
         "its record has other numbers than its tombstone",
     )
     _require(record.input_size == expected.size, "its record is for another size of the log")
+    _require(record.carried == moves_away(actor.actor_id, mentions), "its record has other moves than the log")
     for mention in mentions:
         names = {name for name in NAMING if mention.plain.get(name) == actor.actor_id}
         _require(

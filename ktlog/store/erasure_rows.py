@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable, Mapping
 
 from ktlog.errors import EncodingError, StoreError
 from ktlog.pkd.actors import Actor, Change
@@ -17,19 +18,28 @@ from ktlog.pkd.erasure import (
     erased_actor,
     parse_erasure_record,
 )
+from ktlog.pkd.history import Before, extend_history
 from ktlog.store import rows
 from ktlog.store.contracts import Record
 from ktlog.store.erasing import names_actor, without
+from ktlog.tlog.tree import Frontier
 
 # What a commit writes down, so that an erasure can find everything later
 
 
-def insert_traces(db: sqlite3.Connection, record: Record, change: Change) -> None:
-    """Note whom *record* names without touching, and what it carried. Its actors must exist."""
+def insert_traces(
+    db: sqlite3.Connection, record: Record, change: Change, told: Callable[[], Mapping[int, Before]]
+) -> None:
+    """Note whom *record* names without touching, and what it carried. Its actors must exist.
+
+    told: :func:`told_histories`, needed by a mirror only.
+    """
     write_operator(db, record)
-    move = carried_by(record.leaf_index, change)
+    at = record.leaf_index
+    move = carried_by(at, change, lambda old: told()[at] if old is None else history_before(db, old, at))
     if move is not None:
         write_move(db, move)
+        write_history(db, at, move.before)
 
 
 def write_operator(db: sqlite3.Connection, record: Record) -> None:
@@ -43,10 +53,33 @@ def write_operator(db: sqlite3.Connection, record: Record) -> None:
 
 
 def write_move(db: sqlite3.Connection, move: CarriedMove) -> None:
+    """All of a move but the history, for which :func:`write_history` has columns of a later schema."""
     db.execute(
         "INSERT INTO directory_moves (leaf_index, fireproof, leaves) VALUES (?, ?, ?)",
         (move.move_leaf, int(move.fireproof), json.dumps(move.leaves)),
     )
+
+
+def write_history(db: sqlite3.Connection, move_leaf: int, before: Before) -> None:
+    db.execute(
+        "UPDATE directory_moves SET history_size = ?, history_root = ? WHERE leaf_index = ?", (*before, move_leaf)
+    )
+
+
+def history_before(db: sqlite3.Connection, actor_id: str, leaf_index: int) -> Before:
+    """Size and root of an actor's history as it was before that entry."""
+    found = [row for row in rows.read_history(db, actor_id) if row[0] < leaf_index]
+    tree = extend_history(Frontier(), found, lambda at: _known_move(db, at).before)
+    return tree.size, tree.root()
+
+
+def told_histories(db: sqlite3.Connection) -> dict[int, Before]:
+    """The same by MoveIdentity, of actors erased since, whom a mirror never saw: what the erasure records say.
+
+    Who mirrors has checked that there is one for each such move.
+    """
+    records = read_erasures(db, 0, read_erasure_count(db, None))
+    return {move.move_leaf: move.before for record in records for move in record.carried}
 
 
 # Reading
@@ -68,9 +101,16 @@ def read_mentions(db: sqlite3.Connection, actor_id: str) -> tuple[Mention, ...]:
     return tuple(mentions)
 
 
+def _known_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove:
+    move = read_move(db, leaf_index)
+    if move is None:
+        raise StoreError("Corrupt", f"what entry {leaf_index} moved is not stored")
+    return move
+
+
 def read_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove | None:
     row = db.execute(
-        "SELECT fireproof, leaves FROM directory_moves WHERE leaf_index = ?", (leaf_index,)
+        "SELECT fireproof, leaves, history_size, history_root FROM directory_moves WHERE leaf_index = ?", (leaf_index,)
     ).fetchone()
     if row is None:
         return None
@@ -80,7 +120,9 @@ def read_move(db: sqlite3.Connection, leaf_index: int) -> CarriedMove | None:
         raise StoreError("Corrupt", f"what entry {leaf_index} moved: {error}") from error
     if not isinstance(leaves, list) or not all(type(leaf) is int for leaf in leaves):
         raise StoreError("Corrupt", f"what entry {leaf_index} moved is no list of leaf indexes")
-    return CarriedMove(leaf_index, bool(row[0]), tuple(leaves))
+    if row[2] is None or row[3] is None:
+        raise StoreError("Corrupt", f"with which history entry {leaf_index} moved is not stored")
+    return CarriedMove(leaf_index, bool(row[0]), tuple(leaves), row[2], row[3])
 
 
 def read_tombstone(db: sqlite3.Connection, index: bytes, actor_id: str) -> Actor | None:

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ktlog.errors import StoreError
 from ktlog.pkd.erasure import (
@@ -22,6 +23,7 @@ from ktlog.pkd.erasure import (
     erased_actor,
     map_index,
 )
+from ktlog.pkd.history import Before, extend_history
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.state import Actor
 from ktlog.store.batch import (
@@ -307,7 +309,7 @@ def _store(contents: _Contents, batch: Batch) -> None:
             contents.histories.setdefault(leaf.actor_id, []).append((record.leaf_index, leaf.role))
         if change.token_revoked is not None:
             contents.tokens.add(change.token_revoked)
-        move = carried_by(record.leaf_index, change)
+        move = carried_by(record.leaf_index, change, partial(_history_before, contents, record.leaf_index))
         if move is not None:
             contents.moves[record.leaf_index] = move
     for use in batch.totp_uses:
@@ -325,6 +327,12 @@ def _store(contents: _Contents, batch: Batch) -> None:
         if operator in contents.actors:
             contents.operated.setdefault(operator, set()).add(record.leaf_index)
     contents.state = batch.state
+
+
+def _history_before(contents: _Contents, leaf_index: int, actor_id: str | None) -> Before:
+    rows = [row for row in contents.histories.get(actor_id or "", ()) if row[0] < leaf_index]
+    tree = extend_history(Frontier(), rows, lambda at: contents.moves[at].before)
+    return tree.size, tree.root()
 
 
 def _erase(contents: _Contents, plan: ErasurePlan) -> None:

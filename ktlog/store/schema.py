@@ -17,7 +17,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ktlog.store.backfill import fill_moves_and_operators
+from ktlog.store.backfill import fill_histories_of_moves, fill_moves_and_operators
 
 
 @dataclass(frozen=True)
@@ -243,16 +243,23 @@ _INSTANCES = (
 # reads the whole table: 0.1 s of a million rows instead of 1 ms.
 _MAP = ("CREATE INDEX directory_history_by_leaf ON directory_history (leaf_index)",)
 
+# What the old actor's history was before the move: an erasure record says so, long after its rows are gone.
+_MOVES = (
+    "ALTER TABLE directory_moves ADD COLUMN history_size INTEGER CHECK (history_size > 0)",
+    "ALTER TABLE directory_moves ADD COLUMN history_root BLOB CHECK (length(history_root) = 32)",
+)
+
 STEPS = (
     Step("0001_log", _META + _LOG + _RECORDS + _DIRECTORY),
     Step("0002_erasure_and_instances", _ERASURE + _INSTANCES, fill_moves_and_operators),
     Step("0003_map", _MAP),
+    Step("0004_histories_of_moves", _MOVES, fill_histories_of_moves),
 )
 
 SCHEMA_VERSION = len(STEPS)
 """Version of the schema that this code writes."""
 
-OLDEST_CODE = 2
+OLDEST_CODE = 4
 """Oldest ``SCHEMA_VERSION`` whose code may open a file of this version. Raise it together with a
 step that older code would misread."""
 

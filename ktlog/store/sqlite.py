@@ -9,14 +9,13 @@ A missing file is refused, never made; ``SqliteStore.create`` is the only way to
 
 from __future__ import annotations
 
-import os
-import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
-from ktlog import durable, sqlitefile
+from ktlog import sqlitefile
 from ktlog.errors import StoreError
 from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention, map_index
 from ktlog.pkd.state import Actor
@@ -98,30 +97,13 @@ class SqliteStore:
         """
         _check_sqlite()
         path = Path(path).absolute()
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            connection = sqlitefile.open_database(unfinished, create=True)
-            try:
-                with sqlitefile.database_errors(path), _transaction(connection):
-                    schema.migrate(connection)
-                    connection.execute(
-                        "INSERT INTO log_meta (id, origin, dialect, schema_version, oldest_code)"
-                        " VALUES (1, ?, ?, ?, ?)",
-                        (origin, dialect, schema.SCHEMA_VERSION, schema.OLDEST_CODE),
-                    )
-                    rows.insert_first_state(connection)
-            finally:
-                connection.close()  # moves everything from the write-ahead log into the file, and syncs it
-            with durable.file_errors(path):
-                try:
-                    os.link(unfinished, path)
-                except FileExistsError:
-                    raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(OSError):
-                    os.unlink(f"{unfinished}{suffix}")
-        durable.sync_directory(path.parent)
+        with sqlitefile.new_database(path) as connection:
+            schema.migrate(connection)
+            connection.execute(
+                "INSERT INTO log_meta (id, origin, dialect, schema_version, oldest_code) VALUES (1, ?, ?, ?, ?)",
+                (origin, dialect, schema.SCHEMA_VERSION, schema.OLDEST_CODE),
+            )
+            rows.insert_first_state(connection)
         return cls(path, origin=origin)
 
     def close(self) -> None:
@@ -350,9 +332,10 @@ def insert_batch(db: sqlite3.Connection, batch: Batch) -> None:
     rows.insert_records(db, batch.records)
     for actor in last_actors(batch.changes).values():
         rows.write_actor(db, actor)
+    told = cache(partial(erasure_rows.told_histories, db))
     for record, change in zip(batch.records, batch.changes, strict=True):
         rows.insert_changes(db, record.leaf_index, change)
-        erasure_rows.insert_traces(db, record, change)
+        erasure_rows.insert_traces(db, record, change, told)
         for actor_id, salt in salts_by_actor(record).items():
             rows.write_salt(db, actor_id, salt)
 
@@ -379,7 +362,7 @@ def _check_meta(
                 "OlderSchema", f"{path}: has schema {schema_version}, {schema.SCHEMA_VERSION} is needed",
                 hint="Start the log once: its writer migrates the file.",
             )
-        with _transaction(db):
+        with sqlitefile.transaction(db):
             if _read_meta(db, path)[2] < schema.SCHEMA_VERSION:  # or another process was faster
                 schema.migrate(db)
     return origin, dialect
@@ -403,15 +386,3 @@ def _read_meta(db: sqlite3.Connection, path: Path) -> tuple[str, str, int]:
             hint=f"Install a release of ktlog with schema {oldest_code} or newer.",
         )
     return origin, dialect, schema_version
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")

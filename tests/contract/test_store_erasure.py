@@ -9,9 +9,11 @@ import pytest
 
 from ktlog.errors import Conflict, StoreError
 from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention, erased_actor, map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.pkd.keys import key_hash
-from ktlog.pkd.state import Change, HistoryLeaf
+from ktlog.pkd.state import Actor, Change, HistoryLeaf
 from ktlog.store.contracts import LogStore
+from ktlog.tlog.tree import hash_leaf
 from tests.store_samples import (
     ALICE,
     BOB,
@@ -129,8 +131,10 @@ def test_what_was_carried_to_somebody_stays_until_they_go_too(backend: Backend) 
     store = backend.store
     append(store, enrol(ALICE, KEY), moved(ALICE, CAROL, 1))
     kept = store.actor(CAROL)
-    assert store.mentions(CAROL)[0].moved == CarriedMove(1, False, (0,))
-    assert erase(store, ALICE).record.carried == (CarriedMove(1, False, (0,)),)
+    carried = CarriedMove(1, False, (0,), 1, hash_leaf(history_leaf(1, 0)))
+    assert store.mentions(CAROL)[0].moved == carried
+    assert erase(store, ALICE).record.carried == (carried,)
+    assert backend.reader().carried(1) == carried
     first, second = store.records(0, 2)
     assert (first.plain["actor"], first.plain["public-key"]) == (None, "a public key")
     assert second.plain == {"old-actor": None, "new-actor": CAROL}
@@ -140,6 +144,30 @@ def test_what_was_carried_to_somebody_stays_until_they_go_too(backend: Backend) 
     first, second = store.records(0, 2)
     assert set(first.plain.values()) == set(second.plain.values()) == {None}
     assert second.salts == first.keys == {}
+
+
+def test_the_history_that_a_move_left_with_is_known_however_often_it_goes_on(backend: Backend) -> None:
+    """And is the record's only truth: a plan that says anything else is refused."""
+    store = backend.store
+    append(store, enrol(ALICE, KEY), moved(ALICE, CAROL, 1), moved(CAROL, BOB, 2))
+    first = (1, hash_leaf(history_leaf(1, 0)))
+    second = (1, hash_leaf(history_leaf(3, 1, first)))
+    assert [store.carried(at).before for at in (1, 2)] == [first, second]
+    erase(store, ALICE)
+    plan = plan_to_erase(store, CAROL)
+    (one,) = plan.record.carried
+    assert one.before == second
+    for change in ({"history_size": 2}, {"history_root": bytes(32)}, {"fireproof": True}):
+        with pytest.raises(StoreError, match="BadErasure"):
+            store.erase(_record(plan, carried=(replace(one, **change),)), store.state())
+    # Whoever moves to ALICE's new life begins a history of its own.
+    again = make_actor(ALICE, [KEY], version=4, generation=2, erasures=1, cause=6, generation_leaf=3, status_leaf=3)
+    append(store, move_to(BOB, again, 3))
+    assert backend.reader().carried(3).before == (1, hash_leaf(history_leaf(3, 2, second)))
+
+
+def move_to(old: str, new: Actor, leaf_index: int) -> Draft:
+    return move(make_actor(old, version=2, status=4, status_leaf=leaf_index), new, f"{old} moves on")
 
 
 def _record(plan: ErasurePlan, **fields: object) -> ErasurePlan:
@@ -157,6 +185,7 @@ BROKEN: dict[str, Callable[[ErasurePlan], ErasurePlan]] = {
     "a version too far": lambda p: _erased(_record(p, version=p.record.version + 1), version=p.erased.version + 1),
     "another generation": lambda p: _record(p, generation=2),
     "another count": lambda p: _record(p, newly_withheld=p.record.newly_withheld + 1),
+    "a move that was not": lambda p: _record(p, carried=(CarriedMove(1, False, (0,), 1, bytes(32)),)),
     "a living tombstone": lambda p: _erased(p, status=1),
     "a tombstone with keys": lambda p: _erased(p, keys=(KEY,)),
     "somebody else's tombstone": lambda p: _erased(p, actor_id=BOB),

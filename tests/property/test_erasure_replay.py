@@ -108,7 +108,8 @@ def test_a_late_joiner_comes_to_the_live_state(story: list[tuple[str, int, int, 
 
 
 def check_keys_left(log: ErasingLog, readable: set[str]) -> None:
-    """Once everybody is erased, no key is readable either."""
+    """Once everybody is erased, no key is readable either. Who came late before that follows it like everybody."""
+    log.followers.append(log.replayed())
     for person in list(log.live.actors):
         log.erase(person)
     check_same(log.replayed(), log.live)

@@ -160,27 +160,43 @@ def test_both_derive_the_same_map(story: list[Step], dialect: str) -> None:
     assert derivation.taken == []
 
 
-@settings(max_examples=60, deadline=None)
-@given(stories, dialects)
-def test_who_comes_late_derives_the_same_map(story: list[Step], dialect: str) -> None:
-    """From what is left after the erasures: from the last of them on, root for root."""
-    log, live = MappedLog(DIALECTS[dialect], refused_too=False), Derivation(ORIGIN, commitments=False)
-    roots = {}
-    for step in story:
-        take_step(log, live, step)
-        roots[live.size] = live.map_root()
-    late = Derivation(ORIGIN, commitments=False, records=log.records, histories=log.left_with)
+def join(log: MappedLog, roots: dict[int, bytes]) -> Derivation:
+    """A verifier that begins now, from what is left after the erasures: from the last of them on, root for root."""
+    late = Derivation(ORIGIN, commitments=False, records=log.records)
     erased_at = log.records[-1].input_size if log.records else 0
     records = iter([*log.records, None])
     record = next(records)
-    for at in range(live.size + 1):
+    for at in range(len(log.pages) + 1):
         while record is not None and record.input_size == at:
             late.erase(record)
             record = next(records)
         if at >= erased_at and at in roots:
             assert late.map_root() == roots[at]
-        if at < live.size:
+        if at < len(log.pages):
             assert log.give(late, at) is None
     late.check_withheld()
     check_same(log, late, barred=False)
     assert log.replayed().taken.keys() <= {one.leaf_index for one in late.taken}
+    return late
+
+
+@settings(max_examples=50, deadline=None)
+@given(stories, dialects, st.integers(0, 50))
+def test_who_comes_late_derives_the_same_map(story: list[Step], dialect: str, joined: int) -> None:
+    """Whenever it comes. Then it follows, and agrees with every erasure of those whose past it was only told."""
+    log, live = MappedLog(DIALECTS[dialect], refused_too=False), Derivation(ORIGIN, commitments=False)
+    roots: dict[int, bytes] = {}
+    late, told = None, 0
+    for number, step in enumerate(story):
+        if number == joined:
+            late, told = join(log, roots), len(log.records)
+        take_step(log, live, step)
+        roots[live.size] = live.map_root()
+        if late is not None:
+            for at in range(late.size, len(log.pages)):
+                assert log.give(late, at) is None
+            for record in log.records[told:]:
+                late.erase(record)
+            told = len(log.records)
+            assert late.map_root() == roots[live.size]
+    join(log, roots)

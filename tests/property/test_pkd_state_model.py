@@ -103,6 +103,8 @@ class Model:
     def do_MoveIdentity(self, m: MoveIdentity, signer: bytes | None) -> bool:
         if signer not in self.keys[m.old_actor] or self.keys[m.new_actor]:
             return False
+        if self.keys[m.old_actor] & (self.revoked[m.new_actor] | self.dead):
+            return False
         for table in (self.keys, self.aux):
             table[m.new_actor], table[m.old_actor] = table[m.old_actor], set()
         self.revoked[m.new_actor] |= self.revoked[m.old_actor]

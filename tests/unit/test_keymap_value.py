@@ -10,9 +10,13 @@ import pytest
 
 from ktlog.errors import EncodingError
 from ktlog.keymap.bundle import (
+    MAX_PENDING,
+    MAX_PENDING_BYTES,
     Bundle,
     HistoryItem,
     NoLeaf,
+    Page,
+    PendingItem,
     Presented,
     Tombstone,
     encode_bundle,
@@ -27,6 +31,7 @@ from ktlog.keymap.output import (
     parse_config,
     parse_leaf,
 )
+from ktlog.keymap.pages import cut, join, next_start
 from ktlog.keymap.prefix import PrefixLeaf, encode_prefix_proof, parse_prefix_proof, prove, subtree_hash
 from ktlog.keymap.value import (
     ListedAux,
@@ -35,12 +40,12 @@ from ktlog.keymap.value import (
     commit_value,
     derive_opening,
     encode_value,
-    history_leaf,
     parse_history_leaf,
     parse_value,
     tombstone,
 )
 from ktlog.pkd.actors import Cause, Role, Status
+from ktlog.pkd.history import history_leaf
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.pae import pae
 from ktlog.tlog.encoding import encode_base64, encode_base64url
@@ -102,9 +107,9 @@ def test_values_that_break_a_rule(change):
 
 def test_truncated_and_overlong_values():
     data = encode_value(busy_value())
-    for cut in [*range(len(data))]:
+    for end in [*range(len(data))]:
         with pytest.raises(EncodingError, match="BadValue|cut short|rule"):
-            parse_value(data[:cut])
+            parse_value(data[:end])
     with pytest.raises(EncodingError):
         parse_value(data + b"\0")
 
@@ -155,6 +160,10 @@ def item(rng: random.Random, leaf: bytes) -> HistoryItem:
     return HistoryItem(leaf, rng.randbytes(2484), rng.randbytes(300), {"actor": "é", "public-key": None}, path)
 
 
+def pending(rng: random.Random, leaf_index: int) -> PendingItem:
+    return PendingItem(leaf_index, rng.randbytes(2484), rng.randbytes(300), {"actor": "é", "public-key": None})
+
+
 def bundles() -> list[Bundle]:
     rng = random.Random(1)
     proof = parse_prefix_proof(encode_prefix_proof(prove([PrefixLeaf(INDEX, b"\x01" * 32)], [INDEX])))
@@ -169,7 +178,7 @@ def bundles() -> list[Bundle]:
         replace(light, outcome=Tombstone(2, 1, 0), keys=()),
         replace(light, aux=("age1…", None), checkpoint=b"note", history=(), old_histories=()),
         replace(light, history=(item(rng, moved),), old_histories=((item(rng, history_leaf(1, 2)),),),
-                pending=(item(rng, b""),)),
+                pending=tuple(pending(rng, at) for at in (7, 9))),
     ]
 
 
@@ -184,22 +193,65 @@ def test_a_bundle_cut_or_lengthened_anywhere_is_refused(number):
     data = encode_bundle(bundles()[number])
     step = max(1, len(data) // 200)
     # A cut right before an optional section leaves a whole, lighter bundle; that is none of these.
-    for cut in range(0, len(data) - 5 - (number == 4) * 6000, step):
+    for end in range(0, len(data) - 5 - (number == 4) * 6000, step):
         try:
-            parse_bundle(data[:cut])
+            parse_bundle(data[:end])
         except EncodingError as error:
             assert error.name == "MalformedBundle"
         else:
-            raise AssertionError(f"cut at {cut} is accepted")
+            raise AssertionError(f"cut at {end} is accepted")
     with pytest.raises(EncodingError):
         parse_bundle(data + b"\0")
+
+
+def test_pages_are_joined_into_the_bundle_that_was_cut():
+    """Every place of a cut, through the actor's own history and old ones, empty ones among them."""
+    rng = random.Random(2)
+    own = tuple(item(rng, history_leaf(Role.MOVED_IN, 10 + at, (1, b"\x01" * 32))) for at in range(3))
+    old = ((), tuple(item(rng, history_leaf(1, at)) for at in range(2)), (item(rng, history_leaf(1, 5)),))
+    whole = replace(bundles()[0], history=own, old_histories=old)
+    for most in range(1, 6):
+        pages = []
+        for start in range(0, 6, most):
+            parts = cut([3, 0, 2, 1], start, most)
+            lists = [items[part.start : part.stop] for items, part in zip((own, *old), parts, strict=True)]
+            page = replace(whole, history=lists[0], old_histories=tuple(lists[1:]), page=Page(start, 6))
+            pages.append(parse_bundle(encode_bundle(page)))
+        assert join(pages) == whole and next_start(pages[-1]) is None and next_start(pages[0]) == most
+        others = [replace(pages[1], output_leaf=b"leaf "), replace(pages[1], page=Page(most, 7)), pages[0]]
+        for bad in (pages[:-1], pages[1:], pages[::-1], *([pages[0], other, *pages[2:]] for other in others)):
+            with pytest.raises(EncodingError, match="MalformedBundle"):
+                join(bad)
+
+
+@pytest.mark.parametrize("page", [Page(0, 3), Page(4, 4), Page(0, 0), Page(3, 4), Page(0, 65537)])
+def test_pages_that_are_none(page):
+    """Of two items; with three, one that holds all of them; and without any."""
+    rng = random.Random(3)
+    items = tuple(item(rng, history_leaf(1, at)) for at in range(3 if page == Page(0, 3) else 2))
+    for bad in (replace(bundles()[0], history=items, page=page), replace(bundles()[0], page=page)):
+        with pytest.raises(EncodingError, match="MalformedBundle"):
+            parse_bundle(encode_bundle(bad))
+
+
+def test_too_much_that_is_pending():
+    """Bounded in number, in bytes, and in the order of the log without duplicates."""
+    rng, light = random.Random(4), bundles()[0]
+    full = [pending(rng, at) for at in range(MAX_PENDING + 1)]
+    fat = replace(full[0], preimage=bytes(MAX_PENDING_BYTES))
+    assert len(parse_bundle(encode_bundle(replace(light, pending=tuple(full[:-1])))).pending) == MAX_PENDING
+    for bad in (full, [fat], full[1::-1], [full[0], full[0]]):
+        with pytest.raises(EncodingError, match="MalformedBundle"):
+            parse_bundle(encode_bundle(replace(light, pending=tuple(bad))))
+    with pytest.raises(EncodingError, match="MalformedBundle"):
+        parse_bundle(encode_bundle(light) + b"\x0c\0\0\0\0")
 
 
 def test_sections_are_in_order_once_and_known():
     data = encode_bundle(bundles()[0])
     header, body = data[:16], data[16:]
     first = body[: 5 + len("keys.example.com/map")]
-    for bad in (header + first + body, header + body[len(first):], header + body + b"\x0d\0\0\0\0", data[1:]):
+    for bad in (header + first + body, header + body[len(first):], header + body + b"\x0e\0\0\0\0", data[1:]):
         with pytest.raises(EncodingError) as refusal:
             parse_bundle(bad)
         assert refusal.value.name == "MalformedBundle"

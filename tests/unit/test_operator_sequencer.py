@@ -200,6 +200,15 @@ def test_an_identity_moves_and_goes_on_in_one_batch(desk):
     assert desk.store.holders(key_hash(public("a"))) == (CAROL,)
 
 
+def test_a_revoked_key_does_not_come_back_with_a_move(desk):
+    desk.send(add(BOB, "b"), "b")
+    desk.send(add(BOB, "c"), "b")
+    desk.send(revoke(BOB, "b"), "c")
+    desk.send(MoveIdentity(BOB, CAROL, NOW), "c")
+    desk.send(add(ALICE, "b"), "b")
+    assert codes(desk.batch(desk.make(MoveIdentity(ALICE, BOB, NOW), "b"))) == ["key_revoked"]
+
+
 def test_salts_are_drawn_once_for_each_new_name(desk):
     root = desk.root
     desk.batch(desk.make(add(ALICE, "a"), "a", root))
@@ -450,3 +459,4 @@ def test_however_it_is_batched_a_replay_agrees(pool, order, cuts):
     for name in (ALICE, BOB, CAROL):
         assert desk.store.actor(name) == directory.actors.get(name)
         assert list(desk.store.history(name)) == directory.histories.get(name, [])
+    assert {at: move for at in range(desk.size) if (move := desk.store.carried(at))} == directory.moves

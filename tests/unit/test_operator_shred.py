@@ -178,6 +178,17 @@ def test_a_damaged_journal_is_refused(site: Site, damage) -> None:
         resume(site.store, site.settings.journal, lambda: 5)
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"{}\n"), Path.mkdir])
+def test_nothing_is_erased_that_could_not_be_journaled(site: Site, spoil) -> None:
+    """Afterwards it would be too late: without its journal a log does not start."""
+    spoil(site.settings.journal)
+    before = dump(site.store)
+    with pytest.raises(MessageRejected) as caught:
+        site.shred()
+    assert caught.value.code == "journal_unusable"
+    assert dump(site.store) == before
+
+
 def test_a_line_there_and_back(site: Site) -> None:
     site.shred()
     erasure = JournaledErasure(3, 7, site.store.erasures(0, 1)[0])

@@ -245,6 +245,19 @@ def test_moving_to_someone_who_was_here_before_counts_on(world) -> None:
     assert key_hash(fake("d")) in bob.revoked and change.needs_salt == ()
 
 
+def test_a_revoked_key_does_not_come_back_with_a_move(world) -> None:
+    world.do(add(BOB, "b"), "b")
+    world.do(add(BOB, "c"), "b")
+    world.do(RevokeKey(BOB, fake("b"), NOW), "c")
+    world.do(BurnDown(BOB, BOB, NOW), "c")
+    assert world.refused(MoveIdentity(ALICE, BOB, NOW), "a") == "key_revoked"
+    world.do(RevokeKey(ALICE, fake("b"), NOW), "a")
+    world.do(MoveIdentity(ALICE, BOB, NOW), "a")  # without the key it may
+    # No actor can have a key that a token revoked; it would be refused all the same.
+    view = View({BOB: world.rows[BOB], CAROL: None}, {key_hash(fake("a"))}, {})
+    assert refusal(lambda: apply(view, MoveIdentity(BOB, CAROL, NOW), 9, "", fake("a"), 0)) == "key_revoked"
+
+
 def test_move_refusals(world) -> None:
     world.do(add(BOB, "c"), "c")
     assert world.refused(MoveIdentity(ALICE, BOB, NOW), "a") == "target_has_keys"

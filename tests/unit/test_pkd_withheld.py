@@ -160,6 +160,20 @@ def test_a_move_from_an_erased_actor_needs_a_record_and_a_signature_of_what_move
     assert refused(log) == "bad_signature"
 
 
+def test_a_refused_move_from_an_erased_actor_is_refused_ever_after() -> None:
+    """It carried nothing, so no record speaks of it. That explains its withheld text, and is no silence of the log."""
+    log = enrolled()
+    at = forge(log, MoveIdentity(ALICE, CAROL, NOW), "b")
+    log.send(Fireproof(BOB, NOW), "b")
+    record = log.erase(ALICE)
+    assert record.carried == () and log.plains[at] == {"old-actor": None, "new-actor": CAROL}
+    assert refused(log) == "actor_not_enrolled"
+    voids: list[int] = []
+    replayed = log.replayed(voids=voids)
+    assert voids == [at]
+    check_same(replayed, log.live)
+
+
 def test_a_burn_down_by_an_erased_operator_obeys_the_rules_of_the_state() -> None:
     log = enrolled()
     log.send(Fireproof(ALICE, NOW), "a")
@@ -205,11 +219,11 @@ def test_what_a_move_cannot_have_carried() -> None:
     key, twin = Key(public("a"), "id", 0, NOW), Key(public("a"), "id", 1, NOW)
     datum = Aux("x", aux_data_id("x", "y"), "y", 2, NOW)
     limbo = {0: key, 1: twin, 2: datum}
-    mover = stand_in_for(CarriedMove(5, True, (0, 2)), limbo, frozenset())
+    mover = stand_in_for(CarriedMove(5, True, (0, 2), 1, bytes(32)), limbo, frozenset())
     assert (mover.keys, mover.aux, mover.fireproof) == ((key,), (datum,), True)
     for leaves, revoked in (((0, 3), ()), ((0, 1), ()), ((2,), ()), ((0, 2), (key_hash(public("a")),))):
         with pytest.raises(Invalid) as caught:
-            stand_in_for(CarriedMove(5, True, leaves), limbo, frozenset(revoked))
+            stand_in_for(CarriedMove(5, True, leaves, 1, bytes(32)), limbo, frozenset(revoked))
         assert caught.value.name == "BadErasure"
 
 
@@ -235,7 +249,8 @@ def test_nothing_is_carried_twice() -> None:
     log.erase(ALICE)
     log.plains[3]["old-actor"] = None
     (record,) = log.records
-    log.records = [replace(record, input_size=4, carried=(CarriedMove(2, False, (0,)), CarriedMove(3, False, (0,))))]
+    log.records = [replace(record, input_size=4, carried=(
+        record.carried[0], replace(record.carried[0], move_leaf=3, history_size=2)))]
     assert refused(log) == "BadErasure"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ktlog.errors import StoreError
+from ktlog.operator.shred import plan_for
 from ktlog.pkd.messages import AddKey, BurnDown, Fireproof, MoveIdentity
 from ktlog.store import schema
 from ktlog.store.sqlite import SqliteStore
@@ -37,7 +38,8 @@ def old(tmp_path: Path, quick_argon2) -> Path:  # noqa: F811
         for table in ADDED:
             database.execute(f"DROP TABLE {table}")  # noqa: S608
         database.execute("UPDATE log_meta SET schema_version = 1, oldest_code = 1")
-        database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (schema.STEPS[1].name,))
+        database.execute("DROP INDEX directory_history_by_leaf")
+        database.execute("DELETE FROM _sqlite_migrations WHERE name != ?", (schema.STEPS[0].name,))
     database.close()
     return path
 
@@ -51,6 +53,28 @@ def test_moves_and_operators_are_worked_out_from_the_entries(old: Path) -> None:
         assert (first.leaves, first.fireproof, second.leaves) == ((0, 2), True, (0, 2))
         assert [m.leaf_index for m in store.mentions(ALICE)] == [0, 2, 3, 4, 5, 6]
         assert not store.scrub_due()
+
+
+def degrade_to_third(path: Path) -> None:
+    """As code of schema 3 left it: no move says the history that it left with."""
+    with sqlite3.connect(path) as database:
+        for column in ("history_size", "history_root"):
+            database.execute(f"ALTER TABLE directory_moves DROP COLUMN {column}")
+        database.execute("UPDATE log_meta SET schema_version = 3, oldest_code = 2")
+        database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (schema.STEPS[3].name,))
+    database.close()
+
+
+def test_histories_of_moves_are_worked_out_while_their_old_actors_are_there(old: Path) -> None:
+    with SqliteStore.open(old) as store:
+        wanted = dump(store)
+    degrade_to_third(old)
+    with SqliteStore.open(old) as store:
+        assert dump(store) == wanted
+        store.erase(plan_for(store, store.actor(ALICE)), store.state())
+    degrade_to_third(old)
+    with pytest.raises(StoreError, match="OldErasures"):
+        SqliteStore.open(old)
 
 
 def test_entries_that_do_not_follow_are_corrupt(old: Path) -> None:

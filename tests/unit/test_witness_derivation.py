@@ -9,12 +9,13 @@ from random import Random
 
 import pytest
 
-from ktlog.errors import Invalid, UsageError
+from ktlog.errors import Invalid, MessageRejected, UsageError
 from ktlog.keymap.prefix import PrefixLeaf, subtree_hash
-from ktlog.pkd.dialects import DIALECTS, PHP, VECTOR
+from ktlog.pkd.compose import signed_bytes
+from ktlog.pkd.dialects import DIALECTS, PHP, SPEC, VECTOR
 from ktlog.pkd.entry import LogEntry, encode_entry
-from ktlog.pkd.erasure import CarriedMove, ErasureRecord, map_index
-from ktlog.pkd.keys import key_hash
+from ktlog.pkd.erasure import ErasureRecord, map_index
+from ktlog.pkd.keys import key_hash, sign_mldsa44
 from ktlog.pkd.messages import (
     AddAuxData,
     AddKey,
@@ -25,20 +26,27 @@ from ktlog.pkd.messages import (
     RevokeKey,
     UndoFireproof,
     aux_data_id,
+    format_wire,
+    message_from_plain,
+    open_message_attributes,
+    parse_wire,
 )
 from ktlog.pkd.state import recent_root_ok
+from ktlog.tlog.encoding import encode_base64url
 from tests import naive_map
 from tests.erasure_log import ORIGIN
 from tests.mapped_log import MappedLog, check_same
 from tests.pkd_samples import (  # noqa: F401 - the fixture works by being here
     NOW,
+    build,
     bytes_of,
+    private,
     public,
     quick_argon2,
     revoke_by_token,
 )
 from witness.derivation import Derivation, window
-from witness.maptree import Added, Came, Datum, Key, Strand, rebuild_root
+from witness.maptree import Added, Key, Strand, rebuild_root
 
 ANN, BEN, CLEO, OPS = (f"https://example.com/users/{name}" for name in ("ann", "ben", "cleo", "ops"))
 EVE = "https://example.net/users/eve"
@@ -73,15 +81,6 @@ def test_a_leaf_is_computed_again_after_every_event() -> None:
     assert strand.leaf(ORIGIN) is before
     strand.add(Added(1, Key(1, NOW, bytes(32))))
     assert strand.leaf(ORIGIN) != before
-
-
-def test_a_history_that_nobody_told_gives_no_leaf() -> None:
-    strand = alice()
-    strand.bury(0, 2, 1)
-    strand.enter(ALICE, bytes(32))
-    strand.add(Came(5, (Key(1, NOW, bytes(32)),), (Datum(2, NOW, "t", "A" * 43),), True, frozenset(), None))
-    with pytest.raises(Invalid, match="HistoryWithheld"):
-        strand.leaf(ORIGIN)
 
 
 def close_leaves(random: Random) -> list[PrefixLeaf]:
@@ -225,7 +224,10 @@ DECIDED = {
     "a token for a key that nobody has": ([enrol(ANN, "p")], (revoke_by_token, "q"), False),
     "a revoked key comes back with a move": (
         [enrol(ANN, "p"), enrol(ANN, "q", "p"), (RevokeKey(ANN, public("p"), NOW), "q"), (BurnDown(ANN, ANN, NOW), "q"),
-         enrol(EVE, "p")], (MoveIdentity(EVE, ANN, NOW), "p"), True),
+         enrol(EVE, "p"), enrol(EVE, "r", "p")], (MoveIdentity(EVE, ANN, NOW), "r"), False),
+    "a key that only the mover had revoked does not hinder": (
+        [enrol(ANN, "p"), enrol(ANN, "q", "p"), (RevokeKey(ANN, public("p"), NOW), "q"), enrol(BEN, "p"),
+         (BurnDown(BEN, ANN, NOW), "q")], (MoveIdentity(ANN, BEN, NOW), "q"), True),
     "a revoked key after the one who revoked it moved away": (
         [enrol(ANN, "p"), enrol(ANN, "q", "p"), (RevokeKey(ANN, public("p"), NOW), "q"), (MoveIdentity(ANN, BEN, NOW), "q")],
         (AddKey(ANN, public("p"), NOW), "p"), False),
@@ -262,6 +264,95 @@ def test_the_same_message_again_changes_nothing_though_every_other_rule_allows_i
     check_same(log, derivation)
 
 
+@pytest.mark.parametrize("how", ["itself", "somebody who moved there", "a token"])
+def test_a_move_brings_no_key_back_that_was_revoked_for_ever(how: str) -> None:
+    """The same code for whoever sent it, the operator's replay and this one."""
+    before = {
+        "itself": [enrol(BEN, "p"), enrol(BEN, "q", "p"), (RevokeKey(BEN, public("p"), NOW), "q"),
+                   (BurnDown(BEN, BEN, NOW), "q")],
+        "somebody who moved there": [
+            enrol(CLEO, "p"), enrol(CLEO, "q", "p"), (RevokeKey(CLEO, public("p"), NOW), "q"),
+            (MoveIdentity(CLEO, BEN, NOW), "q"), (BurnDown(BEN, BEN, NOW), "q")],
+        "a token": [enrol(CLEO, "p"), (revoke_by_token("p"), "p")],
+    }[how]
+    # A token takes a key from everybody, so nobody has it who could move: AddKey is where it stops.
+    last = (enrol(BEN, "p")) if how == "a token" else (MoveIdentity(ANN, BEN, NOW), "r")
+    others = [] if how == "a token" else [enrol(ANN, "p"), enrol(ANN, "r", "p")]
+    log = a_log(*before, *others)
+    with pytest.raises(MessageRejected) as caught:
+        log.send(*last)
+    assert caught.value.code == "key_revoked"
+    assert not log.log(*last)
+    derivation = Derivation(ORIGIN)
+    violation = [log.give(derivation, at) for at in range(len(log.pages))][-1]
+    assert violation is not None and (violation.name, "(key_revoked)" in violation.message) == ("BadTransition", True)
+    check_same(log, derivation)
+
+
+# -- rulings that make verifiers fail closed (docs/decisions/0007); both derivations take them alike
+
+
+def test_burn_downs_by_an_erased_operator_are_taken() -> None:
+    log = a_log(enrol(ANN, "p"), enrol(OPS, "q"), (BurnDown(ANN, OPS, NOW), "q"))
+    assert fed(log).taken == [] and log.replayed().taken == {}
+    record = log.erase(OPS)
+    joiner = late(log)
+    joiner.erase(record)
+    assert [one.leaf_index for one in joiner.taken] == list(log.replayed().taken) == [2]
+    check_same(log, joiner)
+
+
+def test_what_had_no_effect_and_was_withheld_has_one_for_who_comes_late() -> None:
+    """So that no late verifier arrives at the map that those who saw it derived: it signs nothing."""
+    log = a_log(enrol(ANN, "p"), enrol(OPS, "q"))
+    assert not log.log(BurnDown(ANN, OPS, NOW), "p")
+    live = Derivation(ORIGIN)
+    assert [getattr(log.give(live, at), "name", "") for at in range(3)] == ["", "", "BadMessageSignature"]
+    record = log.erase(OPS)
+    live.erase(record)
+    check_same(log, live)
+    joiner = late(log)
+    joiner.erase(record)
+    joiner.check_withheld()
+    assert joiner.violations == [] and joiner.strand(ANN).keys == {} and live.strand(ANN).keys
+    assert joiner.map_root() != live.map_root()
+    assert not log.replayed().actors[ANN].keys and log.live.actors[ANN].keys
+
+
+def test_a_token_for_a_key_that_nobody_holds_does_not_bar_the_key() -> None:
+    log = a_log(enrol(ANN, "p"))
+    assert not log.log(revoke_by_token("q"), "q")
+    assert log.log(*enrol(BEN, "q"))
+    derivation = Derivation(ORIGIN)
+    assert [getattr(log.give(derivation, at), "name", "") for at in range(3)] == ["", "BadTransition", ""]
+    check_same(log, derivation)
+    # And the token counts once somebody holds it: the first time was no use of it.
+    assert log.log(revoke_by_token("q"), "q") and log.give(derivation, 3) is None
+    check_same(log, derivation)
+
+
+def test_an_entry_that_no_text_opens_is_never_got_over() -> None:
+    log = a_log(enrol(ANN, "p"))
+    wire = build(SPEC, Fireproof(ANN, NOW), "p", log.live.root_text)
+    # Its commitment was made for another root, so it is to no text under this one.
+    elsewhere = build(SPEC, Fireproof(ANN, NOW), "p")
+    body = wire["message"] | {"actor": elsewhere["message"]["actor"]}
+    signature = sign_mldsa44(private("p"), signed_bytes(SPEC, "Fireproof", body, wire["recent-merkle-root"]))
+    assert log.log_text(format_wire(wire | {"message": body, "signature": encode_base64url(signature)}))
+    derivation = Derivation(ORIGIN)
+    log.give(derivation, 0)
+    for text, name in ((ANN, "PlaintextMismatch"), (BEN, "PlaintextMismatch"), (None, "RecordWithheld")):
+        log.plains[1]["actor"] = text
+        with pytest.raises(Invalid) as caught:
+            log.give(derivation, 1)
+        assert (caught.value.name, derivation.size) == (name, 1)
+    # Nor by the operator's own replay, which every auditor runs. Admission refuses it: plaintext_mismatch.
+    with pytest.raises(Invalid, match="PlaintextMismatch"):
+        message_from_plain(SPEC, log.preimages[1], {"actor": ANN}, commitments=True)
+    with pytest.raises(MessageRejected, match="plaintext_mismatch"):
+        open_message_attributes(SPEC, parse_wire(SPEC, format_wire(wire | {"message": body, "signature": encode_base64url(signature)})), commitments=True)
+
+
 # -- erasures
 
 
@@ -272,8 +363,10 @@ def moved_log() -> MappedLog:
 RECORDS = {
     "another version": lambda r: replace(r, version=r.version + 1),
     "another generation": lambda r: replace(r, generation=r.generation + 1),
-    "other keys carried": lambda r: replace(r, carried=(CarriedMove(2, True, (1,)),)),
-    "Fireproof left out": lambda r: replace(r, carried=(CarriedMove(2, False, (0,)),)),
+    "other keys carried": lambda r: replace(r, carried=(replace(r.carried[0], leaves=(1,)),)),
+    "Fireproof left out": lambda r: replace(r, carried=(replace(r.carried[0], fireproof=False),)),
+    "another history size": lambda r: replace(r, carried=(replace(r.carried[0], history_size=1),)),
+    "another history root": lambda r: replace(r, carried=(replace(r.carried[0], history_root=bytes(32)),)),
     "a move left out": lambda r: replace(r, carried=()),
     "another index": lambda r: replace(r, index=bytes(32)),
     "another size": lambda r: replace(r, input_size=r.input_size - 1),
@@ -298,18 +391,19 @@ def late(log: MappedLog, records: list[ErasureRecord] | None = None, **options: 
     return derivation
 
 
-def test_a_late_joiner_takes_a_move_but_not_its_history() -> None:
+def test_a_late_joiner_takes_a_move_and_its_history_from_the_record() -> None:
     log = moved_log()
     record = log.erase(ANN)
     derivation = late(log)
     derivation.erase(record)
+    derivation.check_withheld()
     assert [one.leaf_index for one in derivation.taken] == [2] and derivation.strand(BEN).fireproof
-    with pytest.raises(Invalid, match="HistoryWithheld"):
-        derivation.map_root()
-    told = late(log, histories=log.left_with)
-    told.erase(record)
-    told.check_withheld()
-    check_same(log, told)
+    check_same(log, derivation)
+    # Told another history, it derives another map, and signs none.
+    for change in ({"history_size": 1}, {"history_root": bytes(32)}):
+        (moved,) = record.carried
+        lied = late(log, [replace(record, carried=(replace(moved, **change),))])
+        assert lied.violations == [] and lied.map_root() != derivation.map_root()
 
 
 def test_a_late_joiner_is_told_too_little() -> None:
@@ -317,11 +411,28 @@ def test_a_late_joiner_is_told_too_little() -> None:
     record = log.erase(ANN)
     silent = late(log, [replace(record, carried=())])
     assert [one.leaf_index for one in silent.violations] == [2] and silent.strand(BEN) is None
-    for carried in ((CarriedMove(2, True, (0, 1)),), (CarriedMove(2, True, (1,)),)):
+    for leaves in ((0, 1), (1,)):
+        carried = (replace(record.carried[0], leaves=leaves),)
         with pytest.raises(Invalid, match="BadErasure"):
             late(log, [replace(record, carried=carried)])
     with pytest.raises(Invalid, match="BadErasure"):
         late(log, [replace(record, version=9)]).erase(record)
+
+
+def test_a_move_without_effect_carried_nothing_when_its_actor_was_erased() -> None:
+    log = a_log(enrol(ANN, "p"), enrol(BEN, "q"))
+    assert not log.log(MoveIdentity(ANN, BEN, NOW), "p") and not log.log(MoveIdentity(ANN, CLEO, NOW), "q")
+    live = Derivation(ORIGIN)
+    violations = [log.give(live, at) for at in range(4)][2:]
+    record = log.erase(ANN)
+    live.erase(record)
+    assert (record.carried, record.newly_withheld) == ((), 4)
+    check_same(log, live)
+    joiner = late(log)
+    joiner.erase(record)
+    joiner.check_withheld()
+    assert [one.leaf_index for one in joiner.violations] == [one.leaf_index for one in violations] == [2, 3]
+    check_same(log, joiner)
 
 
 def test_nothing_is_carried_away_twice() -> None:
@@ -329,7 +440,7 @@ def test_nothing_is_carried_away_twice() -> None:
     record = log.erase(ANN)
     assert [move.leaves for move in record.carried] == [(0,), (2,)]
     with pytest.raises(Invalid, match="BadErasure"):
-        late(log, [replace(record, carried=(record.carried[0], CarriedMove(3, False, (0, 2))))])
+        late(log, [replace(record, carried=(record.carried[0], replace(record.carried[1], leaves=(0, 2))))])
     assert late(log).violations == []
 
 

@@ -1,6 +1,6 @@
-"""Big-endian numbers and length-prefixed strings: how every binary format of the directory map is read.
+"""Big-endian numbers and length-prefixed strings: how the binary formats are read.
 
-Spec: directory map v1, preamble.
+Spec: directory map v1, preamble and §5.
 """
 
 from __future__ import annotations
