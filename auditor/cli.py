@@ -16,15 +16,16 @@ import click
 
 from auditor.audit import AuditRequest, Progress, audit, parse_selection
 from auditor.convict import conviction, format_conviction
-from auditor.fetch import HttpFetcher, LogReader
+from auditor.fetch import ATTEMPTS, LogReader
 from auditor.heads import KnownHead, open_given_head, open_saved_head
 from auditor.report import Report, format_report, printable
 from auditor.state import AuditDirectory
 from ktlog import __version__
+from ktlog.client.publicfiles import FileGetter
 from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS, Log
 from ktlog.errors import EncodingError, KtlogError, UsageError
+from ktlog.keymap.evidence import MAX_EVIDENCE_BYTES
 from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
-from ktlog.tlog.evidence import MAXIMUM_EVIDENCE_BYTES
 from ktlog.tlog.note import COSIGNATURE_ED25519, MAXIMUM_NOTE_BYTES, Vkey, parse_vkey
 from ktlog.tlog.policy import MAXIMUM_POLICY_BYTES, LogKey, Policy, parse_policy
 from ktlog.wire.actor_id import parse_https_url
@@ -101,7 +102,7 @@ def audit_command(
 
 
 def run_audit(
-    request: AuditRequest, given: tuple[KnownHead, ...], state: AuditDirectory, fetcher: HttpFetcher, now: int,
+    request: AuditRequest, given: tuple[KnownHead, ...], state: AuditDirectory, fetcher: FileGetter, now: int,
     progress: Progress, clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """One audit with what *state* remembers; remembers the new head if nothing at all was found."""
@@ -110,7 +111,7 @@ def run_audit(
     remembered = () if saved is None else (open_saved_head(saved, request.log, state.head_path(origin)),)
     started = clock()
     report = audit(
-        replace(request, known=remembered + given), LogReader(fetcher, request.log.url), now,
+        replace(request, known=remembered + given), LogReader(fetcher, request.log.url, attempts=ATTEMPTS), now,
         lambda evidence, kind: state.save_evidence(evidence, kind, origin), progress=progress,
     )
     report.seconds = clock() - started
@@ -126,12 +127,12 @@ def run_audit(
 def verify_evidence_command(file: Path, vkey: str | None, as_json: bool) -> None:
     """Check an evidence FILE: does it convict the holder of a log's key?
 
-    Nothing is asked of anybody; the file and the log's public key are enough. Exit code 0 when it convicts, 5 when
-    it does not. Without --vkey it convicts whoever holds the key in the file, and the key's name proves nothing: say
-    with --vkey which key you know to be the log's.
+    It may be about a log's tree, or about its map: what a lookup wrote. Nothing is asked of anybody; the file and the
+    log's public key are enough. Exit code 0 when it convicts, 5 when it does not. Without --vkey it convicts whoever
+    holds the key in the file, and the key's name proves nothing: say with --vkey which key you know to be the log's.
     """
     known = None if vkey is None else _parse_vkey(vkey)
-    data = _read_file(file, MAXIMUM_EVIDENCE_BYTES)
+    data = _read_file(file, MAX_EVIDENCE_BYTES)
     try:
         verdict = conviction(data, known)
     except KtlogError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from auditor.report import printable
 from ktlog.client.verify import count_entries
 from ktlog.errors import KtlogError
+from ktlog.keymap.evidence import FORMAT, MapEvidence, judge_map_evidence, parse_map_evidence
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.evidence import INCONSISTENT, Evidence, parse_evidence, verify_evidence
@@ -31,13 +32,21 @@ def conviction(data: bytes, vkey: Vkey | None) -> dict[str, Any]:
     Raises:
         EncodingError, Invalid: it convicts nobody, or not the holder of *vkey*. Exit code 5.
     """
+    evidence: Evidence | MapEvidence
     try:
-        evidence = parse_evidence(data)
-        verify_evidence(evidence, vkey)
+        # Both formats are canonical JSON, which begins with the format's name.
+        if FORMAT.encode("ascii") in data[:64]:
+            evidence = parse_map_evidence(data)
+            judgement = judge_map_evidence(evidence, vkey)
+            heads, what = judgement.heads, _what_of_map(evidence, judgement.reason)
+        else:
+            evidence = parse_evidence(data)
+            verify_evidence(evidence, vkey)
+            first, second = (parse_signed_checkpoint(note)[1] for note in evidence.notes)
+            heads, what = (first, second), _what(evidence, first.size, second.size)
     except KtlogError as error:
         error.hint = error.hint or _NEXT
         raise
-    heads = [parse_signed_checkpoint(note)[1] for note in evidence.notes]
     return {
         "convicts": True,
         "kind": evidence.kind,
@@ -48,8 +57,13 @@ def conviction(data: bytes, vkey: Vkey | None) -> dict[str, Any]:
         "fingerprint": fingerprint(evidence.vkey),
         "heads": [{"tree_size": head.size, "root": encode_base64(head.root)} for head in heads],
         "log_key_known": vkey is not None,
-        "what": _what(evidence, heads[0].size, heads[1].size),
+        "what": what,
     }
+
+
+def _what_of_map(evidence: MapEvidence, reason: str) -> str:
+    about = "two maps of its log" if evidence.actor_id is None else f"two answers about {printable(evidence.actor_id)}"
+    return f"The holder of this key signed {about} that cannot both be true: {reason}."
 
 
 def _what(evidence: Evidence, first: int, second: int) -> str:

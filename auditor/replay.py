@@ -16,8 +16,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
-from auditor.fetch import Record, parse_record
 from auditor.report import Finding, Report, finding_from
+from ktlog.client.publicfiles import PublicRecord, parse_public_record
 from ktlog.errors import EncodingError, Invalid, KtlogError, MessageRejected
 from ktlog.pkd.attributes import check_commitment
 from ktlog.pkd.dialects import Dialect
@@ -108,8 +108,7 @@ class Replay:
                 signatures.append((leaf_index, parsed))
             if self.stopped or lines is None:
                 continue
-            line = lines[offset] if offset < len(lines) else None
-            self._entry(leaf_index, entry, parsed, line)
+            self._entry(leaf_index, entry, parsed, lines[offset])
             self._report.entries_audited += 1
         if self._leaf_keys is not None:
             for at in range(0, len(signatures), _SIGNATURES_PER_TASK):
@@ -147,12 +146,10 @@ class Replay:
         self.dialect = dialect
         return parsed
 
-    def _entry(self, leaf_index: int, entry: bytes, parsed: LogEntry | None, line: bytes | None) -> None:
+    def _entry(self, leaf_index: int, entry: bytes, parsed: LogEntry | None, line: bytes) -> None:
         """Check what is published beside one entry, and let it take effect if it holds."""
         try:
-            if line is None:
-                raise Invalid("BadRecord", "there is no record for this entry")
-            record = parse_record(line, leaf_index)
+            record = parse_public_record(line, leaf_index)
             if parsed is not None:
                 wire, message = self._read_message(parsed, record)
                 if isinstance(message, Fragment) and not self._erasures_known:
@@ -164,7 +161,7 @@ class Replay:
             self._report.findings.add(finding_from(error, leaf_index=leaf_index))
         self.directory.append_void(leaf_index, entry)
 
-    def _read_message(self, parsed: LogEntry, record: Record) -> tuple[WireMessage, Message | Fragment]:
+    def _read_message(self, parsed: LogEntry, record: PublicRecord) -> tuple[WireMessage, Message | Fragment]:
         if self.dialect is None:
             raise AssertionError("an entry that parsed has a dialect")
         if hashlib.sha256(record.preimage).digest() != parsed.message_hash:
@@ -219,7 +216,7 @@ class Replay:
 
         self._tasks.append(_Task(batch[-1][0], self._pool.submit(work), settle))
 
-    def _submit_commitments(self, record: Record, wire: WireMessage) -> None:
+    def _submit_commitments(self, record: PublicRecord, wire: WireMessage) -> None:
         dialect, root = self.dialect, wire.recent_root
         if dialect is None or root is None:
             return

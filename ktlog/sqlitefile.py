@@ -7,9 +7,10 @@ Nothing here leaves ``sqlite3.Error`` behind; it becomes ``StoreError``.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ktlog.durable import file_errors, sync_directory
@@ -20,7 +21,8 @@ BUSY_TIMEOUT_SECONDS = 5.0
 
 
 def open_database(
-    path: Path | str, *, read_only: bool = False, create: bool = False, journal_mode: str = "WAL"
+    path: Path | str, *, read_only: bool = False, create: bool = False, journal_mode: str = "WAL",
+    page_size: int = PAGE_SIZE,
 ) -> sqlite3.Connection:
     """Open a SQLite file so that a commit is durable and a deletion deletes.
 
@@ -33,6 +35,7 @@ def open_database(
             connections checkpoint, so only the one writer does).
         create: make a new file, mode 0600. Without it a missing file is an error, so that a mistyped
             path does not begin an empty database.
+        page_size: of a new file, in bytes. What a write changes at random costs a whole page each time.
         journal_mode: "WAL"; or "DELETE" for a small file that may be lost.
 
     Raises:
@@ -60,14 +63,16 @@ def open_database(
             isolation_level=None, check_same_thread=False,
         )
         try:
-            _configure(connection, path, read_only, journal_mode)
+            _configure(connection, path, read_only, journal_mode, page_size)
         except BaseException:
             connection.close()
             raise
     return connection
 
 
-def _configure(connection: sqlite3.Connection, path: Path, read_only: bool, journal_mode: str) -> None:
+def _configure(
+    connection: sqlite3.Connection, path: Path, read_only: bool, journal_mode: str, page_size: int
+) -> None:
     def setting(statement: str) -> object:
         row = connection.execute(f"PRAGMA {statement}").fetchone()
         return None if row is None else row[0]
@@ -75,7 +80,7 @@ def _configure(connection: sqlite3.Connection, path: Path, read_only: bool, jour
     if read_only:
         setting("query_only=ON")
     else:
-        setting(f"page_size={PAGE_SIZE}")  # counts only while the file is empty, before it becomes WAL
+        setting(f"page_size={page_size}")  # counts only while the file is empty, before it becomes WAL
         if str(setting(f"journal_mode={journal_mode}")).upper() != journal_mode:
             raise StoreError(
                 "UnsafeStore", f"{path}: SQLite cannot use journal mode {journal_mode} here",
@@ -93,6 +98,46 @@ def _configure(connection: sqlite3.Connection, path: Path, read_only: bool, jour
     setting("cell_size_check=ON")
     setting("temp_store=MEMORY")  # no plaintext in temporary files
     connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # reads the file: is it a database?
+
+
+@contextmanager
+def new_database(path: Path, *, page_size: int = PAGE_SIZE) -> Iterator[sqlite3.Connection]:
+    """One transaction in a new database, which appears at *path* when the block ends: whole, or not at all.
+
+    Raises:
+        StoreError: "StoreExists", or what ``open_database`` says.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        connection = open_database(unfinished, create=True, page_size=page_size)
+        try:
+            with database_errors(path), transaction(connection):
+                yield connection
+        finally:
+            connection.close()  # moves everything from the write-ahead log into the file, and syncs it
+        with file_errors(path):
+            try:
+                os.link(unfinished, path)
+            except FileExistsError:
+                raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                os.unlink(f"{unfinished}{suffix}")
+    sync_directory(path.parent)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block does; roll all of it back after an error."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # some errors of SQLite have ended it
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ from ktlog.wire.actor import ED25519, actor_key
 from ktlog.wire.fetch import Response
 from ktlog.wire.httpsig import sign_request
 from tests.operator_world import NOW, ORIGIN, Clock, Desk
-from tests.pkd_samples import ALICE, build, bytes_of, private, public
+from tests.pkd_samples import ALICE, BOB, build, bytes_of, private, public
 
 LOG_URL = f"https://{ORIGIN}"
 LOG_ACTOR = f"{LOG_URL}/users/pubkeydir"
@@ -268,3 +268,12 @@ def badly_signed(wire: dict[str, Any]) -> dict[str, Any]:
 
 UNDECIPHERABLE = [(wrong_key, "attribute_decryption_failed"), (keyless, "bad_symmetric_key")]
 NOBODYS_KEY_ID = encode_base64url(b"\x07" * 32)
+
+
+def two_actors() -> Inbox:
+    """A log where Alice has the keys a and b, and Bob has c."""
+    inbox = Inbox()
+    inbox.enrol()
+    inbox.desk.send(AddKey(ALICE, public("b"), NOW), "a")
+    inbox.enrol(BOB, "c")
+    return inbox

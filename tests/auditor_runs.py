@@ -32,7 +32,7 @@ def run(world: World, *known: bytes, **options) -> Report:
             **options,
         }
     )
-    reader = LogReader(world, f"https://{ORIGIN}", pause=lambda seconds: None)
+    reader = LogReader(world, f"https://{ORIGIN}", attempts=3, pause=lambda seconds: None)
     report = audit(request, reader, NOW, save, chance=random.Random(1))
     report.saved = saved
     return report

@@ -73,6 +73,7 @@ class Answer:
 
     status: int
     body: bytes
+    url: str = ""
 
 
 @cache

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from auditor.audit import parse_selection
-from auditor.fetch import parse_record
 from ktlog.client import page
 from ktlog.client import totp as client_totp
 from ktlog.client.erasures import ErasureHead, parse_erasure_head, read_erasures
+from ktlog.client.publicfiles import parse_public_record
 from ktlog.operator import activity, federation, instance, link
 from ktlog.pkd import cosign, erasure, totp, totp_requests
 from ktlog.pkd.canonical import parse_json
@@ -207,7 +207,7 @@ def answer_of(status: int) -> Callable[[bytes], Any]:
 
 def pkd_targets() -> list[Target]:
     cosigned = cosign.make_cosignature(private("a"), 1_800_000_000, "keys.example.com", ZERO_ROOT)
-    record = erasure.ErasureRecord(9, bytes_of("index"), 3, 1, 4, (erasure.CarriedMove(7, True, (1, 5)),))
+    record = erasure.ErasureRecord(9, bytes_of("index"), 3, 1, 4, (erasure.CarriedMove(7, True, (1, 5), 1, bytes_of("root")),))
     targets = [
         Target("cosignature", lambda data: cosign.parse_cosignature(text_of(data)), cosigned.encode(), ("MessageRejected",)),
         Target(
@@ -313,7 +313,7 @@ def other_targets() -> list[Target]:
     line = world.record_lines(0, 1).rstrip(b"\n")
     return [
         Target("add-checkpoint", parse_request, body, ("EncodingError",)),
-        Target("record", lambda data: parse_record(data, 0), line, ("EncodingError", "Invalid")),
+        Target("record", lambda data: parse_public_record(data, 0), line, ("EncodingError", "Invalid")),
         Target("selection", lambda data: parse_selection(text_of(data)), b"sample:10", ("UsageError",)),
     ]
 

@@ -7,6 +7,7 @@ network between them is a function call. ``lies`` changes what the network bring
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,7 +193,7 @@ def mirror_settings(directory: Path, log: SourceLog) -> Settings:
 
 def make_mirror(directory: Path, log: SourceLog) -> Mirror:
     (source,) = load_sources(mirror_settings(directory, log))
-    return Mirror(source, log, log.clock)
+    return Mirror(source, log, log.clock, random.Random(3))
 
 
 def mirrored(source: Source) -> MirrorStore:
@@ -218,6 +219,10 @@ def everything(store: LogStore) -> dict[str, Any]:
         "holders": {name: store.holders(key_hash(public(name))) for name in ("a", "a2", "b", "d", "e", "f", "g")},
         "tokens": {name: store.token_revoked(key_hash(public(name))) for name in ("a", "b", "e")},
         "erasures": store.erasures(0, store.erasure_count()),
+        # What was moved to somebody erased since, a mirror that comes later cannot know.
+        "moves": [
+            store.carried(record.leaf_index) for record in store.records(0, state.size) if record.plain.get("new-actor")
+        ],
     }
 
 

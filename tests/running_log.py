@@ -13,7 +13,8 @@ import socket
 import sqlite3
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,14 @@ from ktlog.pkd.keys import pkd_root
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64url
-from ktlog.tlog.note import parse_vkey
+from ktlog.tlog.note import Vkey, parse_vkey
 from ktlog.tlog.policy import Group, Policy, format_policy
 from ktlog.tlog.policy import Witness as PolicyWitness
 from ktlog.wire.httpsig import sign_request
 from ktlog.wire.webfinger import ACTIVITY_JSON
 from tests.store_samples import dump
 from tests.tls_server import Request, TlsServer, answer
+from witness.cli import main as witness_command
 from witness.config import WitnessDir
 from witness.keys import write_keys
 from witness.store import WitnessStore
@@ -54,11 +56,17 @@ USERS = ("a01", "a02", "a03", "a04", "a05", "a06")
 EVIL = "evil.example"
 GONE = "gone.example"
 WITNESS = "w1.witness.example"
+VERIFIER = "v1.verifier.example"
 SECONDS = 60.0
 
 
 def actor(user: str, domain: str = DOMAIN) -> str:
     return f"https://{domain}/users/{user}"
+
+
+def _cosigners(prefix: str, host: str, vkeys: tuple[Vkey, ...]) -> dict[str, PolicyWitness]:
+    names = {f"{prefix}-{vkey.algorithm}": vkey for vkey in vkeys}
+    return {name: PolicyWitness(name, vkey, f"https://{host}") for name, vkey in names.items()}
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,14 @@ class Answer:
 
 
 class RunningLog:
-    """Starts everything in *directory*; ``stop`` ends it. settings: of the log, where they are not the usual."""
+    """Starts everything in *directory*; ``stop`` ends it. settings: of the log, where they are not the usual.
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    verifier: whether the map needs the cosignatures of a verifier too, which is then one more process.
+    """
+
+    def __init__(self, directory: Path, *, verifier: bool = False, **settings: Any) -> None:
         self.directory = directory
+        self.verifier = verifier
         self.keys = {user: SigningKey.generate() for user in USERS}
         self.settings = create_log(directory / "log", ORIGIN, "spec", None)
         usual: dict[str, Any] = {
@@ -108,18 +120,34 @@ class RunningLog:
         store.add_log(ORIGIN, tuple(map(parse_vkey, public.vkeys)), int(time.time()))
         store.add_log(f"{ORIGIN}/map", tuple(map(parse_vkey, public.map_vkeys)), int(time.time()))
         store.close()
-        lines = {
-            f"w-{vkey.algorithm}": PolicyWitness(f"w-{vkey.algorithm}", vkey, f"https://{WITNESS}") for vkey in vkeys
-        }
-        policy = Policy((), lines, {"w": Group("w", len(lines), tuple(lines))}, "w")
-        write_atomic(self.settings.publish_policy, format_policy(policy))
+        lines = _cosigners("w", WITNESS, vkeys)
+        groups = {"witnesses": Group("witnesses", len(lines), tuple(lines))}
+        if self.verifier:
+            of_verifier = _cosigners("v", VERIFIER, self._make_verifier(public.vkeys + public.map_vkeys))
+            groups["verifiers"] = Group("verifiers", len(of_verifier), tuple(of_verifier))
+            groups["all"] = Group("all", 2, tuple(groups))
+            lines |= of_verifier
+        self.policy = Policy((), lines, groups, list(groups)[-1])
+        """The publish policy: with ``log`` lines it is a client's."""
+        write_atomic(self.settings.publish_policy, format_policy(self.policy))
+
+    def _make_verifier(self, log_vkeys: tuple[str, ...]) -> tuple[Vkey, ...]:
+        directory = ["--dir", str(self.directory / "verifier")]
+        for arguments in (
+            ["init", *directory, "--name", VERIFIER],
+            ["add-log", *directory, "--replay", f"https://{ORIGIN}", *log_vkeys],
+        ):
+            witness_command.main(arguments, standalone_mode=False)
+        with closing(WitnessStore.open(WitnessDir(self.directory / "verifier").database, read_only=True)) as store:
+            return tuple(map(parse_vkey, store.vkeys))
 
     def _start(self) -> None:
         front = self.directory / "front"
-        create_pki(front, [ORIGIN, DOMAIN, WITNESS, EVIL, GONE])
+        create_pki(front, [ORIGIN, DOMAIN, WITNESS, VERIFIER, EVIL, GONE])
         self._evil = TlsServer(front, self._evil_answer)
         self._evil.start()
-        listeners = {host: listen_on_loopback() for host in (WITNESS, DOMAIN, ORIGIN)}
+        started = (WITNESS, *([VERIFIER] if self.verifier else []), DOMAIN, ORIGIN)
+        listeners = {host: listen_on_loopback() for host in started}
         entry, closed = listen_on_loopback(), listen_on_loopback()
         self.port = entry.getsockname()[1]
         routes = {host: f"127.0.0.1:{listener.getsockname()[1]}" for host, listener in listeners.items()}
@@ -131,13 +159,14 @@ class RunningLog:
         write_atomic(dial, json.dumps({"ca_file": "front/ca.pem", "hosts": hosts}).encode())
         self.processes = Processes(self.directory / "logs", {"KTLOG_DIAL": str(dial)})
         self.processes.start("front", "ktlog.demo.front", ["--dir", str(front)], entry)
-        start = [
-            (WITNESS, "witness", "witness", ["serve", "--dir", str(self.directory / "witness")]),
-            (DOMAIN, "instance", "ktlog.demo.instance", ["--dir", str(self.directory / "instance")]),
-            (ORIGIN, "log", "ktlog", ["serve", "--dir", str(self.settings.directory)]),
-        ]
-        for host, name, module, arguments in start:
-            self.processes.start(name, module, arguments, listeners[host])
+        start = {
+            WITNESS: ("witness", "witness", ["serve", "--dir", str(self.directory / "witness")]),
+            VERIFIER: ("verifier", "witness", ["serve", "--replay", "--dir", str(self.directory / "verifier")]),
+            DOMAIN: ("instance", "ktlog.demo.instance", ["--dir", str(self.directory / "instance")]),
+            ORIGIN: ("log", "ktlog", ["serve", "--dir", str(self.settings.directory)]),
+        }
+        for host, listener in listeners.items():
+            self.processes.start(*start[host], listener)
 
     def _evil_answer(self, request: Request) -> list:
         document = self.evil_documents.get(request.target)
@@ -155,6 +184,12 @@ class RunningLog:
     def output(self) -> str:
         """What the log's processes wrote."""
         return (self.directory / "logs" / "log.log").read_text(encoding="utf-8", errors="replace")
+
+    def is_ready(self) -> bool:
+        try:
+            return self.get("/readyz").status == 200
+        except OSError:
+            return False
 
     def wait(self, what: str, ready) -> None:
         deadline = time.monotonic() + SECONDS
@@ -262,3 +297,16 @@ class RunningLog:
 
     def wait_published(self, size: int) -> None:
         self.wait(f"a checkpoint of size {size}", lambda: self.published_size() >= size)
+
+
+@contextmanager
+def running_log(directory: Path, **settings: Any) -> Iterator[RunningLog]:
+    """A log that answers. After the tests each of its processes must be there still, and none had an error."""
+    log = RunningLog(directory, **settings)
+    try:
+        log.wait("the log to be ready", log.is_ready)
+        yield log
+        assert "Traceback" not in log.output()
+        assert log.processes.ended() == []
+    finally:
+        log.stop()

@@ -1,7 +1,7 @@
 """Reads a log's erasure log: what it says that it took away, and from whom.
 
-Nothing signs it yet (the directory map will commit to it), so it explains missing text and proves
-nothing: what rests on it is shown as taken.
+It is read here without the directory map, which alone commits to it, so it explains missing text and
+proves nothing: what rests on it is shown as taken.
 
 Spec: directory map §5.
 """

@@ -61,7 +61,7 @@ class LogOnly:
             actor = replayed.actor
             check_listed(actor, page.keys)
             pending = check_rows(page, page.unpublished, trusted.head, leaf_keys, pool.map)
-        usable, shown = judge_pending(actor.keys, pending)
+        usable, shown = judge_pending(actor_id, actor.keys, pending)
         memory = _memory_of(trusted.head.size, actor, histories[actor_id])
         before = self._remember_actor(log, handle, actor_id, memory, erasures.erased_at(actor_id))
         return _answer(handle, trusted, replayed, histories, usable, shown, before)

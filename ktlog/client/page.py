@@ -181,17 +181,6 @@ def parse_text(body: bytes, member: str) -> str:
     return _text(_document(body), member)
 
 
-def parse_record_line(line: bytes, leaf_index: int) -> tuple[bytes, Mapping[str, str | None]]:
-    """Read one line of ``/records/...``: the exact preimage, and the plaintext attributes.
-
-    Raises:
-        Invalid: ``MalformedAnswer``.
-    """
-    record = _document(line)
-    _expect(_integer(record, "leaf-index") == leaf_index, f"the record is not about entry {leaf_index}")
-    return _text(record, "message").encode("utf-8"), _plain(record)
-
-
 def _plain(row: Mapping[str, Any]) -> dict[str, str | None]:
     plain = row.get("plain")
     _expect(

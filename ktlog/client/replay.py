@@ -400,21 +400,26 @@ def check_listed(actor: Actor, listed: Sequence[ListedKey]) -> None:
 
 
 def judge_pending(
-    keys: Sequence[AnyKey], pending: Sequence[CheckedRow]
+    actor_id: str, keys: Sequence[AnyKey], pending: Sequence[CheckedRow]
 ) -> tuple[tuple[AnyKey, ...], tuple[PendingMessage, ...]]:
     """Which listed *keys* stay usable in view of messages that are accepted but not published.
 
     Such a message is believed for one purpose only: to take a key out of use. A RevokeKey counts
-    when a listed key signed it, or a key that a listed key added in a pending message before; a
-    token proves itself.
+    when a listed key signed it, or a key that a listed key added in a pending message before, and
+    none that a pending message before withdrew; a token proves itself.
 
-    Returns:
-        The usable keys and a summary of each pending message.
+    Returns the usable keys and a summary of each pending message, which come in the order of the log.
+
+    Raises:
+        Invalid: ``WrongActor``: a message is about somebody else; ``BadEntry``: one is there twice.
     """
+    if len({item.wire.unique_hash for item in pending}) != len(pending):
+        raise Invalid("BadEntry", "a pending message is shown twice")
     voices = {key.public_key for key in keys}
     usable = {key.public_key: key for key in keys}
     shown = []
     for item in pending:
+        _check_about(item, actor_id)
         removed: bytes | None = None
         match item.message:
             case RevokeKeyThirdParty(token=token):
@@ -426,6 +431,7 @@ def judge_pending(
             case _:
                 pass
         key = usable.pop(removed, None) if removed is not None else None
+        voices -= {removed}
         removes = (key.key_id,) if key is not None else ()
         leaf_index = item.row.leaf_index if item.row.leaf_index >= 0 else None
         shown.append(PendingMessage(leaf_index, item.message.action, removes))

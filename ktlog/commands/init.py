@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import sqlite_utils  # noqa: F401  The store needs it to be made: better missed now than after the keys are.
 
+from ktlog.config import Settings
 from ktlog.durable import read_seed_file
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.pkd.dialects import DIALECTS
@@ -20,15 +21,24 @@ from ktlog.pkd.dialects import DIALECTS
               help="How bytes are laid out, for ever; spec unless you must match another implementation.")
 @click.option("--seed-file", type=click.Path(path_type=Path, dir_okay=False),
               help="Derive the keys from this file: 32 bytes in hex. Without it they are random.")
+@click.option("--heartbeat-seconds", type=click.IntRange(min=1), default=Settings.heartbeat_seconds, show_default=True,
+              help="How often the map gets a leaf when nothing happens; for ever from the first start on.")
+@click.option("--notice-seconds", type=click.IntRange(min=1), default=Settings.notice_seconds, show_default=True,
+              help="How long something must be public before it may be erased; for ever from the first start on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(directory: Path, origin: str, dialect: str, seed_file: Path | None, as_json: bool) -> None:
+def command(
+    directory: Path, origin: str, dialect: str, seed_file: Path | None, heartbeat_seconds: int, notice_seconds: int,
+    as_json: bool,
+) -> None:
     """Make a new log: its keys, its empty store, its configuration.
 
     Prints the log's vkeys, which witnesses and clients need. Then write DIR/publish.policy, the
     witnesses without whose cosignatures nothing is published, and run `ktlog serve --dir DIR`.
     """
     seed = read_seed_file(seed_file) if seed_file else None
-    settings = create_log(directory, origin, dialect, seed)
+    settings = create_log(
+        directory, origin, dialect, seed, heartbeat_seconds=heartbeat_seconds, notice_seconds=notice_seconds
+    )
     public = load_public_keys(settings)
     if as_json:
         click.echo(json.dumps({"origin": origin, "dialect": dialect, "dir": str(directory), "vkeys": public.vkeys,

@@ -22,7 +22,10 @@ from ktlog.wire.actor_id import parse_host
 PUBLIC_KEYS = "public-keys.json"
 
 
-def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | None) -> Settings:
+def create_log(
+    directory: Path, origin: str, dialect: str, root_seed: bytes | None, *,
+    heartbeat_seconds: int = Settings.heartbeat_seconds, notice_seconds: int = Settings.notice_seconds,
+) -> Settings:
     """Make a new log in *directory*, which must be empty or absent.
 
     *root_seed* is 32 bytes, or None to draw them; it is not kept.
@@ -32,7 +35,9 @@ def create_log(directory: Path, origin: str, dialect: str, root_seed: bytes | No
         StoreError: ``DirectoryInUse``, ``CannotCreate``.
     """
     check_origin(origin)
-    settings = Settings(directory, origin, dialect)
+    settings = Settings(
+        directory, origin, dialect, heartbeat_seconds=heartbeat_seconds, notice_seconds=notice_seconds
+    )
     try:
         if directory.exists() and any(directory.iterdir()):
             raise StoreError(

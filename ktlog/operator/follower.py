@@ -13,10 +13,9 @@ Spec: directory map §3 to §5.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from ktlog.client.publicfiles import PublicRecord
 from ktlog.errors import EncodingError, Invalid, MessageRejected
-from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.entry import parse_entry, verify_entry
 from ktlog.pkd.erasure import ErasureRecord
@@ -25,51 +24,7 @@ from ktlog.pkd.replay import Directory, Tombstone
 from ktlog.pkd.state import Change, created_time
 from ktlog.pkd.withheld import read_fragment
 from ktlog.store.contracts import LogState, Record
-from ktlog.tlog.encoding import decode_base64
 from ktlog.tlog.tree import hash_leaf
-
-_MEMBERS: Mapping[str, type] = {"leaf-index": int, "message": str, "plain": dict, "salts": dict, "withheld": bool}
-SALT_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a log publishes beside an entry: the exact preimage, and what of its text is not withheld."""
-
-    preimage: bytes
-    plain: Mapping[str, str | None]
-    salts: Mapping[str, bytes]
-
-    @property
-    def withheld(self) -> bool:
-        return None in self.plain.values()
-
-
-def parse_shown(line: bytes, leaf_index: int) -> Shown:
-    """Read one line of a page of records, strictly.
-
-    Raises:
-        Invalid: ``BadRecord``.
-    """
-    try:
-        found = parse_json(line)
-        if not isinstance(found, dict) or found.keys() != _MEMBERS.keys():
-            raise EncodingError("BadRecord", f"it has not exactly the members {', '.join(_MEMBERS)}")
-        # type(), not isinstance(): true is an int to Python.
-        wrong = [name for name, kind in _MEMBERS.items() if type(found[name]) is not kind]
-        if wrong or found["leaf-index"] != leaf_index:
-            raise EncodingError("BadRecord", "a member is of another type, or it is about another entry")
-        plain, salts = found["plain"], found["salts"]
-        if not all(text is None or isinstance(text, str) for text in plain.values()):
-            raise EncodingError("BadRecord", "a plaintext is neither text nor null")
-        if found["withheld"] != (None in plain.values()):
-            raise EncodingError("BadRecord", "it says of itself whether text is withheld, and it is not so")
-        decoded = {
-            name: decode_base64(salt if isinstance(salt, str) else "", SALT_BYTES) for name, salt in salts.items()
-        }
-        return Shown(found["message"].encode("utf-8"), plain, decoded)
-    except (EncodingError, UnicodeEncodeError) as error:
-        raise Invalid("BadRecord", f"the record of entry {leaf_index}: {error}") from None
 
 
 class Follower:
@@ -96,7 +51,9 @@ class Follower:
     def size(self) -> int:
         return self.directory.size
 
-    def take(self, entry: bytes, shown: Shown, *, commitments: bool, signed: bool = True) -> tuple[Record, Change]:
+    def take(
+        self, entry: bytes, shown: PublicRecord, *, commitments: bool, signed: bool = True
+    ) -> tuple[Record, Change]:
         """Check the next entry and let it take effect.
 
         Args:
@@ -120,7 +77,7 @@ class Follower:
         except Invalid as error:
             raise Invalid(error.name, f"{at}: {error.message}") from error
 
-    def _take(self, entry: bytes, shown: Shown, commitments: bool, signed: bool) -> tuple[Record, Change]:
+    def _take(self, entry: bytes, shown: PublicRecord, commitments: bool, signed: bool) -> tuple[Record, Change]:
         directory, leaf_index = self.directory, self.size
         dialect, _ = parse_entry(entry)
         if dialect is not self.dialect:

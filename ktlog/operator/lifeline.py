@@ -1,17 +1,26 @@
-"""End with the process that started us, so that a killed supervisor leaves no orphan behind."""
+"""What the processes beside the sequencer have in common: their beginning, and their end with the supervisor."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+from ktlog.config import Settings, load_settings
+from ktlog.durable import FileLock
+from ktlog.errors import KtlogError
 
 LOOK_SECONDS = 0.5
+STOP_LOOK_SECONDS = 0.2
 
 
 def end_with_parent(end: Callable[[], None]) -> None:
-    """Call *end* once, from a thread, when the parent process is gone."""
+    """Call *end* once, from a thread, when the parent process is gone: a killed supervisor leaves no orphan."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -20,3 +29,35 @@ def end_with_parent(end: Callable[[], None]) -> None:
         end()
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def side_process(
+    arguments: list[str], lock: str, start: Callable[[Settings, Callable[[], None]], threading.Event]
+) -> int:
+    """Run the one process of its kind for the log in ``--dir DIR`` until a signal or *start*'s threads end it.
+
+    Args:
+        lock: the name of the file in DIR that keeps a second one out.
+        start: starts the threads that do the work. It is given what ends the process, and returns the event
+            that tells the threads to stop.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
+    told_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _frame: told_to_stop.append(number))
+    try:
+        settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
+        with FileLock(settings.directory / lock):
+            end_with_parent(lambda: told_to_stop.append(0))
+            stop = start(settings, lambda: told_to_stop.append(1))
+            while not told_to_stop:
+                time.sleep(STOP_LOOK_SECONDS)
+            stop.set()
+    except KtlogError as error:
+        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktlog.client.erasures import ErasureHead
+from ktlog.client.publicfiles import FileGetter, PublicFiles, PublicRecord, parse_public_record
 from ktlog.client.verify import (
     DEFAULT_MAX_AGE_SECONDS,
     Head,
@@ -36,9 +37,8 @@ from ktlog.client.verify import (
 )
 from ktlog.durable import make_directories, read_file, write_atomic
 from ktlog.errors import EncodingError, Forked, Invalid, KtlogError, StoreError
-from ktlog.operator.follower import Follower, Shown, parse_shown
+from ktlog.operator.follower import Follower
 from ktlog.operator.nodes import LogNodes
-from ktlog.operator.sourcepages import Getter, SourcePages
 from ktlog.operator.sources import Source, load_status, save_status
 from ktlog.pkd.actors import Actor
 from ktlog.pkd.dialects import DIALECTS, Dialect
@@ -83,10 +83,10 @@ class Mirror:
     """
 
     def __init__(
-        self, source: Source, fetcher: Getter, now: Callable[[], int], chance: random.Random | None = None
+        self, source: Source, fetcher: FileGetter, now: Callable[[], int], chance: random.Random | None = None
     ) -> None:
         self.source = source
-        self._pages = SourcePages(fetcher, source.log.url)
+        self._files = PublicFiles(fetcher, source.log.url)
         self._now = now
         self._chance = chance or random.SystemRandom()
         make_directories(source.directory.parent.parent, source.directory)
@@ -137,14 +137,14 @@ class Mirror:
 
     def _erased_meanwhile(self) -> bool:
         with suppress(KtlogError):
-            return self._erasures_read is not None and self._pages.erasure_head() != self._erasures_read
+            return self._erasures_read is not None and self._files.erasure_head() != self._erasures_read
         return False
 
     def _poll(self) -> None:
         store = self._open_store()
         remembered = self._remembered()
         head = self._read_head(remembered)
-        hashes = TileHashReader(self._pages.tile, head.size, head.root)
+        hashes = self._files.hashes(head.size, head.root)
         if remembered is not None:
             check_extends(self.source.log, remembered, head, hashes)
         # Before anything rests on it: a later head has to contain this one, also after a crash.
@@ -152,7 +152,7 @@ class Mirror:
         known = () if store is None else store.erasures(0, store.erasure_count())
         size = 0 if store is None else store.state().size
         erasures = self._read_erasures(known, size)
-        reading = _Reading(head, hashes, erasures, dict(self._pages.leaf_keys()))
+        reading = _Reading(head, hashes, erasures, dict(self._files.leaf_keys()))
         status = self.status
         rereading = len(erasures) > len(known) or self._now() - status.last_reread >= REREAD_SECONDS
         started = self._now() if rereading or store is None else status.last_reread
@@ -188,7 +188,7 @@ class Mirror:
         return None if note is None else open_remembered(note, self.source.log)
 
     def _read_head(self, remembered: Head | None) -> Head:
-        head = open_head(self._pages.checkpoint(), self.source.log)
+        head = open_head(self._files.checkpoint(), self.source.log)
         if remembered is not None:
             check_two_roots(self.source.log, remembered, head)
             check_not_smaller(remembered, head)
@@ -201,8 +201,10 @@ class Mirror:
         No honest log publishes an erasure that takes effect earlier: it appears with the first
         checkpoint that covers it, and the erasures are read after the checkpoint.
         """
-        self._erasures_read = head = self._pages.erasure_head()
-        erasures = self._pages.erasures(head, known)
+        self._erasures_read = head = self._files.erasure_head()
+        if head is None:
+            raise Invalid("MissingErasures", f"{self._files.url}/erasures is not there")
+        erasures = self._files.erasures(head, known)
         if erasures[: len(known)] != known:
             raise Invalid("BadErasures", "the erasure log is not the one that it was")
         if any(record.input_size < size for record in erasures[len(known):]):
@@ -215,7 +217,7 @@ class Mirror:
         """The directory as the store's own records lead to it; they were checked when they were stored."""
         follower = self._new_follower(DIALECTS[store.dialect], reading)
         for record in _records(store):
-            shown = Shown(record.preimage, record.plain, record.salts)
+            shown = PublicRecord(record.leaf_index, record.preimage, record.plain, record.salts)
             follower.take(record.entry, shown, commitments=False, signed=False)
         return follower
 
@@ -228,8 +230,8 @@ class Mirror:
             place = record.leaf_index % TILE_WIDTH
             if place == 0:
                 number = record.leaf_index // TILE_WIDTH
-                lines = self._pages.records(number, min(TILE_WIDTH, reading.head.size - record.leaf_index))
-            shown = parse_shown(lines[place], record.leaf_index)
+                lines = self._files.records(number, min(TILE_WIDTH, reading.head.size - record.leaf_index))
+            shown = parse_public_record(lines[place], record.leaf_index)
             names = _newly_withheld(record, shown)
             if names:
                 withheld[record.leaf_index] = names
@@ -255,7 +257,7 @@ class Mirror:
         """Read, check and store what is new of one page."""
         first = number * TILE_WIDTH
         width = min(TILE_WIDTH, reading.head.size - first)
-        entries, lines = self._pages.entries(number, width), self._pages.records(number, width)
+        entries, lines = self._files.entries(number, width), self._files.records(number, width)
         if reading.hashes([(0, first + place) for place in range(width)]) != [hash_leaf(entry) for entry in entries]:
             raise Invalid("BadEntryProof", f"the entries of bundle {number} are not those of the log's tree")
         follower = self._follower = self._follower or self._new_follower(_dialect_of(entries[0]), reading)
@@ -263,7 +265,7 @@ class Mirror:
         chosen = frozenset(self._chance.sample(range(start, first + width), min(SAMPLE, first + width - start)))
         records, changes = [], []
         for place in range(start - first, width):
-            shown = parse_shown(lines[place], first + place)
+            shown = parse_public_record(lines[place], first + place)
             record, change = follower.take(entries[place], shown, commitments=first + place in chosen)
             records.append(replace(record, accepted=self._now()))
             changes.append(change)
@@ -338,7 +340,7 @@ def _records(store: MirrorStore) -> Iterator[Record]:
         yield from store.records(start, min(start + TILE_WIDTH, size))
 
 
-def _newly_withheld(record: Record, shown: Shown) -> frozenset[str]:
+def _newly_withheld(record: Record, shown: PublicRecord) -> frozenset[str]:
     """What of *record* the source shows no more.
 
     Raises:

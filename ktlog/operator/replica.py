@@ -8,23 +8,19 @@ texts may name an actor who was erased.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from ktlog.config import Settings, load_settings
-from ktlog.durable import FileLock
+from ktlog.config import Settings
 from ktlog.errors import KtlogError
-from ktlog.operator.lifeline import end_with_parent
+from ktlog.operator.lifeline import side_process
 from ktlog.operator.mirror import Mirror
 from ktlog.operator.sources import load_sources
 from ktlog.wire.fetch import Fetcher
 
 FETCH_SECONDS = 60.0
-LOOK_SECONDS = 0.2
 LONGEST_PAUSES = 16
 
 log = logging.getLogger("ktlog.replicas")
@@ -54,8 +50,8 @@ def follow(mirror: Mirror, interval: float, stop: threading.Event, end: Callable
         mirror.close()
 
 
-def run(settings: Settings, told_to_stop: list[int]) -> None:
-    """Mirror until *told_to_stop* holds anything.
+def start(settings: Settings, end: Callable[[], None]) -> threading.Event:
+    """Begin to mirror. See :func:`ktlog.operator.lifeline.side_process`.
 
     Raises:
         UsageError, PolicyUnmet: from ``load_sources``.
@@ -66,29 +62,14 @@ def run(settings: Settings, told_to_stop: list[int]) -> None:
     stop = threading.Event()
     for mirror in mirrors:
         threading.Thread(
-            target=follow, args=(mirror, settings.replica_interval_seconds, stop, lambda: told_to_stop.append(1)),
+            target=follow, args=(mirror, settings.replica_interval_seconds, stop, end),
             daemon=True, name=f"mirror-{mirror.source.log.origin}",
         ).start()
-    while not told_to_stop:
-        time.sleep(LOOK_SECONDS)
-    stop.set()
+    return stop
 
 
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
-    told_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: told_to_stop.append(number))
-    try:
-        settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
-        with FileLock(settings.directory / "replicas.lock"):
-            end_with_parent(lambda: told_to_stop.append(0))
-            run(settings, told_to_stop)
-    except KtlogError as error:
-        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return side_process(arguments, "replicas.lock", start)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,18 @@ who was erased would be in there.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ktlog.config import Settings, load_settings
-from ktlog.durable import FileLock
+from ktlog.config import Settings
 from ktlog.errors import KtlogError, StoreError, Unreachable
 from ktlog.operator.keys import load_fetch_key, load_seed
-from ktlog.operator.lifeline import end_with_parent
+from ktlog.operator.lifeline import side_process
 from ktlog.operator.replyqueue import ReplyQueue, Waiting
 from ktlog.wire.actor import GONE, fetch_actor
 from ktlog.wire.cavage import get_signer
@@ -35,7 +32,6 @@ from ktlog.wire.webfinger import ACTIVITY_JSON
 
 THREADS = 4
 POLL_SECONDS = 1.0
-LOOK_SECONDS = 0.2
 FETCH_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 6 * 3_600
@@ -136,8 +132,8 @@ class Courier:
         return status
 
 
-def run(settings: Settings, told_to_stop: list[int]) -> None:
-    """Deliver until *told_to_stop* holds anything. What is under way then is tried again after the next start.
+def start(settings: Settings, _end: Callable[[], None]) -> threading.Event:
+    """Begin to deliver. What is under way at the end is tried again after the next start.
 
     Raises:
         StoreError: no key, or no queue.
@@ -154,26 +150,11 @@ def run(settings: Settings, told_to_stop: list[int]) -> None:
     stop = threading.Event()
     for number in range(THREADS):
         threading.Thread(target=courier.work, args=(stop,), daemon=True, name=f"courier-{number}").start()
-    while not told_to_stop:
-        time.sleep(LOOK_SECONDS)
-    stop.set()
+    return stop
 
 
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
-    told_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: told_to_stop.append(number))
-    try:
-        settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
-        with FileLock(settings.directory / "replies.lock"):
-            end_with_parent(lambda: told_to_stop.append(0))
-            run(settings, told_to_stop)
-    except KtlogError as error:
-        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return side_process(arguments, "replies.lock", start)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 
 from ktlog.errors import MessageRejected, StoreError
 from ktlog.operator.federation import is_noise, parse_question, reply
@@ -16,7 +16,7 @@ from ktlog.operator.request import Request
 from ktlog.pkd.messages import parse_wire
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
-from ktlog.web.context import Context
+from ktlog.web.context import Context, context
 from ktlog.web.errors import error_response
 from ktlog.web.guarding import charge_repetition, current_request, guarded
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
@@ -30,10 +30,6 @@ SELF_LINK = "self"
 
 log = logging.getLogger("ktlog.web")
 activitypub = Blueprint("activitypub", __name__)
-
-
-def context() -> Context:
-    return current_app.extensions["ktlog"]
 
 
 @activitypub.post(f"/users/{USER}/inbox", endpoint="inbox")

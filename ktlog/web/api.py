@@ -11,23 +11,19 @@ from collections.abc import Sequence
 from importlib.resources import files
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Response, g, request
 
 from ktlog.errors import EncodingError, MessageRejected
 from ktlog.operator.reader import Tree
 from ktlog.pkd.extensions import choose
 from ktlog.pkd.keys import encode_public_key
 from ktlog.tlog.encoding import encode_base64url, parse_decimal
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.logview import LogView
 
 SUITE = "MLKEM768-X25519, HKDF-SHA256, ChaCha20Poly1305"
 
 api = Blueprint("api", __name__, url_prefix="/api")
-
-
-def context() -> Context:
-    return current_app.extensions["ktlog"]
 
 
 def log_view() -> LogView:

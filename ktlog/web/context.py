@@ -6,6 +6,7 @@ import functools
 import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flask import current_app
 
 from ktlog.config import Settings
 from ktlog.keymap.output import format_config
@@ -130,3 +131,8 @@ class Context:
     def published(self) -> Published | None:
         """The newest checkpoint of this server's own log."""
         return self.view.published()
+
+
+def context() -> Context:
+    """The context of the application that answers the request under way."""
+    return current_app.extensions["ktlog"]

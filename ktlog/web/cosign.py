@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog.web.api import answer_json
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.guarding import current_request, guarded
 
 cosign = Blueprint("cosign", __name__, url_prefix="/api/history/cosign")
-
-
-def context() -> Context:
-    return current_app.extensions["ktlog"]
 
 
 @cosign.post("/<encoded>")

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog.errors import EncodingError
 from ktlog.pkd.erasure import encode_erasure_record
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.contracts import Record
+from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.tiles import TILE_WIDTH, format_bundle, parse_tile_path
 from ktlog.tlog.tree import Frontier, hash_leaf
-from ktlog.web.context import Context
+from ktlog.web.context import Context, context
 from ktlog.web.errors import error_response
 
 IMMUTABLE = "public, max-age=604800, immutable"
@@ -25,23 +26,29 @@ IMMUTABLE = "public, max-age=604800, immutable"
 files = Blueprint("files", __name__)
 
 
-def context() -> Context:
-    return current_app.extensions["ktlog"]
-
-
 @files.get("/checkpoint")
 def checkpoint() -> Response:
     published = context().published()
-    if published is None:
-        return error_response("not_published", "this log has not published a checkpoint yet")
-    response = Response(published.raw, content_type="text/plain; charset=utf-8")
-    response.headers["Cache-Control"] = "no-cache"
+    return note_response(None if published is None else published.raw, "no-cache")
+
+
+def note_response(note: bytes | None, cache: str) -> Response:
+    """A signed checkpoint; None is the error that says it was not published."""
+    if note is None:
+        return error_response("not_published", "no such checkpoint has been published yet")
+    response = Response(note, content_type="text/plain; charset=utf-8")
+    response.headers["Cache-Control"] = cache
     return response
 
 
 @files.get("/tile/<path:rest>")
 def tile(rest: str) -> Response:
-    data = context().tiles.read(f"tile/{rest}")
+    return tile_response(context().tiles, rest)
+
+
+def tile_response(tiles: TileFiles, rest: str) -> Response:
+    """The tile or entry bundle at tile/*rest*, or the error that says there is none."""
+    data = tiles.read(f"tile/{rest}")
     if data is None:
         return error_response("not_found", f"this log has no tile/{rest}")
     response = Response(data, content_type="application/octet-stream")

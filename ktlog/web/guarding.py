@@ -17,14 +17,14 @@ from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from ktlog.errors import EncodingError, MessageRejected, RateLimited
 from ktlog.operator.guard import Network, Wait, parse_address
 from ktlog.operator.link import Receipt
 from ktlog.operator.request import Request, Source
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.errors import TABLE
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.httpd import header_lines, raw_target
@@ -36,16 +36,12 @@ PENALTY_WEIGHTS = {"bad_otp": 8}
 _CLAIM = re.compile(r'keyid="https://([A-Za-z0-9.-]{1,253})[:/?#]')
 
 
-def _context() -> Context:
-    return current_app.extensions["ktlog"]
-
-
 def guarded(view: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a view: the guard is asked first, and told of refusals."""
 
     @wraps(view)
     def inner(*arguments: Any, **options: Any) -> Any:
-        ctx = _context()
+        ctx = context()
         headers = header_lines(request.environ)
         source = Source(client_address(request.remote_addr or "", headers, ctx.trusted_proxies))
         try:
@@ -85,7 +81,7 @@ def current_request() -> Request:
 
 def penalize_sender(weight: int = 1) -> None:
     """Count a refusal that the view does not report as one."""
-    g.ktlog_wait = _context().guard.penalize(current_request().source, weight)
+    g.ktlog_wait = context().guard.penalize(current_request().source, weight)
 
 
 def charge_repetition(receipt: Receipt) -> None:
@@ -96,7 +92,7 @@ def charge_repetition(receipt: Receipt) -> None:
     """
     source = current_request().source
     if receipt.duplicate and source.lookups:
-        g.ktlog_wait = _context().guard.penalize(Source(source.ip))
+        g.ktlog_wait = context().guard.penalize(Source(source.ip))
 
 
 def penalty_weight(error: Exception) -> int:

@@ -16,7 +16,8 @@ from ktlog.pkd.entry import LogEntry, parse_entry
 from ktlog.pkd.keys import ZERO_ROOT_BYTES, decode_root, encode_root, pkd_root
 from ktlog.store.contracts import Record
 from ktlog.tlog.encoding import encode_base64url
-from ktlog.web.api import answer_json, context, encode_proof, log_view, path_segment, published_size
+from ktlog.web.api import answer_json, encode_proof, log_view, path_segment, published_size
+from ktlog.web.context import context
 from ktlog.web.files import preimage_text
 
 PAGINATION_LIMIT = 100

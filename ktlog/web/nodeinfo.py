@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog import __version__
-from ktlog.web.context import Context
+from ktlog.web.context import context
 
 SCHEMA = "http://nodeinfo.diaspora.software/ns/schema/2.1"
 PKD_VERSION = "0.8"
@@ -28,14 +28,14 @@ def _answer(document: dict[str, object], content_type: str) -> Response:
 
 @nodeinfo.get("/.well-known/nodeinfo")
 def discovery() -> Response:
-    ctx: Context = current_app.extensions["ktlog"]
+    ctx = context()
     links = [{"rel": SCHEMA, "href": f"{ctx.settings.url}/nodeinfo/2.1"}]
     return _answer({"links": links}, "application/json")
 
 
 @nodeinfo.get("/nodeinfo/2.1")
 def document() -> Response:
-    ctx: Context = current_app.extensions["ktlog"]
+    ctx = context()
     settings = ctx.settings
     return _answer({
         "version": "2.1",

@@ -17,7 +17,8 @@ from typing import Any
 from flask import Blueprint, Response, g
 
 from ktlog.web import actors, history
-from ktlog.web.api import answer_json, context
+from ktlog.web.api import answer_json
+from ktlog.web.context import context
 
 replicas = Blueprint("replicas", __name__, url_prefix="/api")
 replica = Blueprint("replica", __name__, url_prefix="/api/replica/<replica_id>")

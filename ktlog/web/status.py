@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog.errors import EncodingError
 from ktlog.pkd.keys import pkd_root
 from ktlog.tlog.encoding import decode_base64url
 from ktlog.web.api import answer_json
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.errors import error_response
 
 HASH_BYTES = 32
@@ -23,7 +23,7 @@ def message(encoded: str) -> Response:
     There is no state before that: a message is accepted when it has its leaf index, or not at all. It
     is published when the published checkpoint holds it, which is what clients and auditors see.
     """
-    ctx: Context = current_app.extensions["ktlog"]
+    ctx = context()
     unique_hash = decode_base64url(encoded)
     if len(unique_hash) != HASH_BYTES:
         raise EncodingError("BadHash", f"a message is named by {HASH_BYTES} bytes in base64url")

@@ -5,13 +5,13 @@ Source: PKD specification, the two endpoints of these names.
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog.errors import MessageRejected
 from ktlog.operator.link import Receipt
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.api import answer_json
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.guarding import charge_repetition, current_request, guarded, penalize_sender
 
 submissions = Blueprint("submissions", __name__, url_prefix="/api")
@@ -19,10 +19,6 @@ submissions = Blueprint("submissions", __name__, url_prefix="/api")
 # A token that is none, or whose key nobody has here: nothing was revoked. What is no token request at all
 # (no JSON, members missing) gets an error like everywhere.
 USELESS_TOKEN = frozenset({"bad_token", "bad_token_signature", "unknown_token_key"})
-
-
-def context() -> Context:
-    return current_app.extensions["ktlog"]
 
 
 @submissions.post("/burndown")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, current_app
+from flask import Blueprint, Response
 
 from ktlog.web.api import answer_json
-from ktlog.web.context import Context
+from ktlog.web.context import context
 from ktlog.web.guarding import current_request, guarded
 
 totp = Blueprint("totp", __name__, url_prefix="/api/totp")
-
-
-def context() -> Context:
-    return current_app.extensions["ktlog"]
 
 
 def done(operation: str) -> Response:

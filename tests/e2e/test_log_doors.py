@@ -14,31 +14,18 @@ from ktlog.operator.link import SequencerLink
 from ktlog.pkd.state import Status
 from ktlog.pkd.totp import totp_code, window_at
 from ktlog.store.sqlite import SqliteStore
-from tests.running_log import DOMAIN, ORIGIN, RunningLog, actor
+from tests.running_log import DOMAIN, ORIGIN, RunningLog, actor, running_log
 
 SECRET = bytes(range(32))
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(tmp_path_factory.mktemp("doors"), burndown_enabled=True)
-    try:
-        running.wait("the log to be ready", lambda: is_ready(running))
+    with running_log(tmp_path_factory.mktemp("doors"), burndown_enabled=True) as running:
         for user in ("a01", "a02", "a03"):
             assert running.enrol(user).status == 202
             save_key(running.directory / f"{user}.key", running.keys[user])
         yield running
-        assert "Traceback" not in running.output()
-        assert running.processes.ended() == []
-    finally:
-        running.stop()
-
-
-def is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture

@@ -15,30 +15,16 @@ from ktlog.client import build_envelope, seal
 from ktlog.errors import Invalid
 from ktlog.wire.actor import ED25519, ML_DSA_44, parse_actor
 from ktlog.wire.httpsig_response import Exchange, content_digest, verify_response
-from tests.running_log import INBOX_PATH, LOG_ACTOR, ORIGIN, Answer, RunningLog, actor
+from tests.running_log import INBOX_PATH, LOG_ACTOR, ORIGIN, Answer, RunningLog, actor, running_log
 
 BASE_MS = 600_000
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(
-        tmp_path_factory.mktemp("guard"), workers=2, rate_limit_exempt="", rate_limit_base_ms=BASE_MS,
-    )
-    try:
-        running.wait("the log to be ready", lambda: is_ready(running))
+    settings = {"workers": 2, "rate_limit_exempt": "", "rate_limit_base_ms": BASE_MS}
+    with running_log(tmp_path_factory.mktemp("guard"), **settings) as running:
         yield running
-        assert "Traceback" not in running.output()
-        assert running.processes.ended() == []
-    finally:
-        running.stop()
-
-
-def is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
 
 
 def enrolment(log: RunningLog, user: str) -> tuple[bytes, Mapping[str, str]]:

@@ -125,6 +125,10 @@ def test_bundles_are_signed_like_every_answer_and_say_what_was_asked_for(log):
     full = parse_bundle(log.get(target + "?full=true&aux=true&checkpoint=true").body)
     assert full.aux == () and len(full.history) == 1 and parse_signed_checkpoint(full.checkpoint)[1].size == full.output_size
     assert log.get(target + "?full=yes").status == 400 and log.get(target + "?aux=true&aux=true").status == 400
+    places = parse_bundle(log.get(target + "?leaves=true").body)
+    assert [item.leaf for item in places.history] == [item.leaf for item in full.history]
+    for query in ("?full=true&leaves=true", "?from=1", "?full=true&from=1", "?full=true&from=01", "?leaves=true&from=-1"):
+        assert log.get(target + query).status == 400, query
     assert log.get("/map/bundle/nobody").status == 400
     assert log.get("/api/info").json()["map-vkeys"] == list(load_public_keys(log.settings).map_vkeys)
     assert "immutable" in log.get("/map/checkpoint/2").headers["cache-control"]

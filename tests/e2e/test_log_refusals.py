@@ -20,14 +20,12 @@ from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.keys import encode_root, sign_mldsa44
 from ktlog.tlog.encoding import encode_base64url
 from tests.refusal_cases import ALICE, CASES, INVALID, fireproof, good_body
-from tests.running_log import INBOX_PATH, ORIGIN, Answer, RunningLog
+from tests.running_log import INBOX_PATH, ORIGIN, Answer, RunningLog, running_log
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(tmp_path_factory.mktemp("refusals"))
-    try:
-        running.wait("the log to be ready", lambda: is_ready(running))
+    with running_log(tmp_path_factory.mktemp("refusals")) as running:
         built = running.build_enrolment("a01")
         running.first_wire = dict(built.wire)
         assert running.deliver(running.first_wire).status == 202
@@ -40,17 +38,6 @@ def log(tmp_path_factory):
         receipt = running.enrol("a05")
         assert (receipt.status, receipt.json()["leaf-index"]) == (202, before["state"].size)
         running.wait_published(before["state"].size + 1)
-        assert "Traceback" not in running.output()
-        assert running.processes.ended() == []
-    finally:
-        running.stop()
-
-
-def is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
 
 
 def check_refused(log: RunningLog, make: Callable[[], Answer], status: int, error: str, code: str) -> None:

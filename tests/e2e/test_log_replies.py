@@ -18,7 +18,7 @@ from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.messages import parse_wire
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.wire.actor import actor_key
-from tests.running_log import EVIL, INBOX_PATH, LOG_ACTOR, ORIGIN, RunningLog, actor
+from tests.running_log import EVIL, INBOX_PATH, LOG_ACTOR, ORIGIN, RunningLog, actor, running_log
 from tests.tls_server import answer
 
 SHARED_INBOX = f"https://{ORIGIN}/inbox"
@@ -26,21 +26,8 @@ SHARED_INBOX = f"https://{ORIGIN}/inbox"
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(tmp_path_factory.mktemp("replies"))
-    try:
-        running.wait("the log to be ready", lambda: _is_ready(running))
+    with running_log(tmp_path_factory.mktemp("replies")) as running:
         yield running
-        assert "Traceback" not in running.output()
-        assert running.processes.ended() == []
-    finally:
-        running.stop()
-
-
-def _is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
 
 
 def _messages(log: RunningLog, user: str) -> list[dict]:

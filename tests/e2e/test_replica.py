@@ -29,19 +29,12 @@ from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.note import parse_vkey, sign_checkpoint
 from ktlog.tlog.policy import LogKey, format_policy, parse_policy
 from ktlog.tlog.tree import EMPTY_ROOT
-from tests.running_log import EVIL, ORIGIN, RunningLog, actor
+from tests.running_log import EVIL, ORIGIN, RunningLog, actor, running_log
 from tests.tls_server import answer
 
 # The test's own TLS server answers for this host, and passes on what the mirroring log says of itself.
 MIRROR = EVIL
 VICTIM, OTHER = "a01", "a02"
-
-
-def is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
 
 
 class MirrorSite:
@@ -109,12 +102,8 @@ class MirrorSite:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(tmp_path_factory.mktemp("replica"), notice_seconds=1, directories=f"https://{MIRROR}")
-    try:
-        running.wait("the log to be ready", lambda: is_ready(running))
+    with running_log(tmp_path_factory.mktemp("replica"), notice_seconds=1, directories=f"https://{MIRROR}") as running:
         yield running
-    finally:
-        running.stop()
 
 
 def rows(path) -> dict[str, list]:

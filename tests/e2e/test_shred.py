@@ -25,26 +25,15 @@ from ktlog.operator.journal import read_journal
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.sqlite import SqliteStore
-from tests.running_log import ORIGIN, RunningLog, actor
+from tests.running_log import ORIGIN, RunningLog, actor, running_log
 
 VICTIM, OTHER = "a01", "a02"
 
 
-def is_ready(running: RunningLog) -> bool:
-    try:
-        return running.get("/readyz").status == 200
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    running = RunningLog(tmp_path_factory.mktemp("shred"), notice_seconds=1)
-    try:
-        running.wait("the log to be ready", lambda: is_ready(running))
+    with running_log(tmp_path_factory.mktemp("shred"), notice_seconds=1) as running:
         yield running
-    finally:
-        running.stop()
 
 
 def bytes_under(running: RunningLog) -> dict[str, bytes]:

@@ -249,6 +249,6 @@ def test_selections_are_read_strictly(text: str) -> None:
 
 
 def test_selections() -> None:
-    assert parse_selection("all").is_all
+    assert parse_selection("all") == Selection("all", None)
     assert parse_selection("none") == Selection("none", 0)
     assert parse_selection("sample:12").count == 12

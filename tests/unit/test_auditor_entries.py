@@ -84,7 +84,7 @@ def test_a_missing_record_and_one_too_many() -> None:
     world = honest_world().clone()
     _lines(world, lambda lines: lines[:-1])
     report = run(world, answers=NONE)
-    assert [(f.name, f.leaf_index) for f in report.findings] == [("BadRecord", 9)]
+    assert names(report) == {"BadRecords"}
     world = honest_world().clone()
     _lines(world, lambda lines: [*lines, lines[-1]])
     assert names(run(world)) == {"BadRecords"}

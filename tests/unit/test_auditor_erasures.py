@@ -16,7 +16,6 @@ from ktlog.pkd.erasure import (
     CarriedMove,
     ErasureRecord,
     Mention,
-    carried_by,
     encode_erasure_record,
     map_index,
     plan_erasure,
@@ -43,7 +42,8 @@ class ErasedWorld:
             wire, message = message_from_plain(
                 world.dialect, record["message"].encode(), record["plain"], commitments=False
             )
-            self.moved[index] = carried_by(index, follower.replay(wire, message, world.entries[index]))
+            follower.replay(wire, message, world.entries[index])
+            self.moved[index] = follower.moves.get(index)
 
     def clone(self) -> ErasedWorld:
         twin = object.__new__(ErasedWorld)
@@ -55,17 +55,17 @@ class ErasedWorld:
 
     def erase(self, actor_id: str) -> None:
         mentions = [
-            Mention(i, json.loads(r["message"])["action"], None, dict(r["plain"]), self.moved[i])
+            Mention(i, json.loads(r["message"])["action"], None, dict(r["plain"]), self.moved.get(i))
             for i, r in enumerate(self.world.records) if actor_id in {r["plain"].get(name) for name in NAMING}
         ]
         directory = self.world.directory
         plan = plan_erasure(
             directory.origin, self.world.size, directory.actors[actor_id], mentions, self.records, self.plain
         )
+        directory.erase(plan.record, mentions, self.plain)
         for index, taken in plan.withhold.items():
             self.world.records[index]["plain"] |= dict.fromkeys(taken)
             self.world.records[index] |= {"withheld": True, "salts": {}}
-        directory.erase(plan.record)
         self.records.append(plan.record)
 
     def publish(self) -> World:
@@ -145,7 +145,7 @@ def _forget_the_move(world: ErasedWorld) -> None:
 
 def _another_key(world: ErasedWorld) -> None:
     """The record says that somebody else's key moved, whose holder was never erased."""
-    _record(world, 0, carried=(CarriedMove(7, True, (5,)),))
+    _record(world, 0, carried=(replace(world.records[0].carried[0], leaves=(5,)),))
 
 
 LIES: list[tuple[str, str, Mutation]] = [
@@ -157,14 +157,14 @@ LIES: list[tuple[str, str, Mutation]] = [
     ("a record claims more than is withheld", "NotErased", lambda w: _record(w, 1, newly_withheld=4)),
     ("an actor who can be read is said to be erased", "NotErased",
      lambda w: _record(w, 2, index=map_index(w.world.directory.origin, GINA))),
-    ("nothing says what a move carried", "RecordWithheld", _forget_the_move),
+    ("nothing says what a move carried", "BadTransition", _forget_the_move),
     ("a move is said to have carried another's key", "BadErasure", _another_key),
     ("a version goes back", "BadErasure",
      lambda w: w.records.append(replace(w.records[1], input_size=15, version=3, generation=2, newly_withheld=1))),
     ("a generation stays", "BadErasure",
      lambda w: w.records.append(replace(w.records[1], input_size=15, version=9, newly_withheld=1))),
     ("two records speak for one move", "BadErasure",
-     lambda w: _record(w, 1, carried=w.records[0].carried)),
+     lambda w: _record(w, 1, carried=w.records[0].carried, version=9)),
     ("sizes fall", "BadErasure", lambda w: _record(w, 0, input_size=16)),
     ("a burn-down of the fireproof", "BadTransition", lambda w: w.world.force(
         BurnDown(DAVE, GINA, w.world.next_time()), "gina")),
@@ -179,6 +179,19 @@ def test_a_log_that_lies_about_an_erasure(lie: str, name: str, mutate: Mutation)
     assert name in names(report) and report.exit_code == 5, report.findings
 
 
+def test_a_refused_move_of_somebody_erased_is_one_finding_and_stops_nothing() -> None:
+    world = World()
+    for name in (BOB, FRED):
+        world.say(AddKey(name, public(name), world.next_time()), name)
+    erased = ErasedWorld(world)
+    world.force(MoveIdentity(BOB, DAVE, world.next_time()), FRED)
+    world.say(AddKey(GINA, public("gina"), world.next_time()), "gina")
+    erased.erase(BOB)
+    report = run(erased.publish())
+    assert names(report) == {"BadTransition"} and report.actors == 2
+    assert erased.records[0].carried == () and report.taken == {}
+
+
 def test_lists_swapped_between_two_moves_are_caught_by_the_signatures() -> None:
     world = World()
     for name in (BOB, FRED):
@@ -189,8 +202,8 @@ def test_lists_swapped_between_two_moves_are_caught_by_the_signatures() -> None:
     erased.erase(BOB)
     erased.erase(FRED)
     assert run(erased.clone().publish()).ok
-    _record(erased, 0, carried=(CarriedMove(2, False, (1,)),))
-    _record(erased, 1, carried=(CarriedMove(3, False, (0,)),))
+    _record(erased, 0, carried=(CarriedMove(2, False, (1,), 1, bytes(32)),))
+    _record(erased, 1, carried=(CarriedMove(3, False, (0,), 1, bytes(32)),))
     assert "BadMessageSignature" in names(run(erased.publish()))
 
 

@@ -7,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from auditor_world import Answer
 
-from auditor.fetch import MAX_BUNDLE_BYTES, LogReader, parse_record
+from auditor.fetch import LogReader
+from ktlog.client.publicfiles import MAX_BUNDLE_BYTES, PublicRecord, parse_public_record
 from ktlog.errors import Invalid, KtlogError, Unreachable
+from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.tiles import format_bundle
 
 URL = "https://keys.example.com/log"
@@ -37,7 +39,7 @@ class Script:
 
 def reader(script: Script) -> tuple[LogReader, list[float]]:
     pauses: list[float] = []
-    return LogReader(script, URL, pause=pauses.append), pauses
+    return LogReader(script, URL, attempts=3, pause=pauses.append), pauses
 
 
 def failure(call) -> KtlogError:
@@ -160,8 +162,7 @@ def test_a_page_holds_the_error_of_what_failed() -> None:
 
 
 def test_a_record_is_read() -> None:
-    line = b'{"leaf-index":3,"message":"m","plain":{"a":null,"b":"t"},"salts":{},"withheld":true}'
-    record = parse_record(line, 3)
-    assert (record.leaf_index, record.preimage, record.plain, record.withheld) == (
-        3, b"m", {"a": None, "b": "t"}, True
-    )
+    salt = encode_base64(bytes(32))
+    line = b'{"leaf-index":3,"message":"m","plain":{"a":null,"b":"t"},"salts":{"b":"%s"},"withheld":true}' % salt.encode()
+    record = parse_public_record(line, 3)
+    assert (record, record.withheld) == (PublicRecord(3, b"m", {"a": None, "b": "t"}, {"b": bytes(32)}), True)

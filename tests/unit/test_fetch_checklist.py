@@ -37,24 +37,10 @@ OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 INBOX = "https://keys.example.com/users/pubkeydir/inbox"
 
 
-@pytest.fixture(scope="module")
-def pki_directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("pki")
-
-
 @pytest.fixture
-def server(pki_directory):
-    server = TlsServer(pki_directory)
-    server.start()
+def server(server):
     serve(server)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def fetcher(server):
-    with Fetcher(server.dial(), timeout=5) as fetcher:
-        yield fetcher
+    return server
 
 
 @pytest.fixture

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import stat
 
 import pytest
+from click.testing import CliRunner
 
+from ktlog.commands import init
 from ktlog.config import load_settings
 from ktlog.errors import KtlogError, StoreError, UsageError
+from ktlog.keymap.output import parse_config
 from ktlog.operator.create import check_origin, create_log, load_public_keys
 from ktlog.operator.keys import (
     FETCH_KEY,
@@ -43,6 +47,17 @@ def test_a_new_log(tmp_path):
     }
     with SqliteStore.open(settings.database, origin=ORIGIN) as store:
         assert (store.origin, store.dialect, store.state().size) == (ORIGIN, "spec", 0)
+
+
+def test_what_the_map_begins_with_may_be_chosen(tmp_path):
+    directory = tmp_path / "log"
+    arguments = ["--dir", str(directory), "--origin", ORIGIN, "--heartbeat-seconds", "30", "--notice-seconds", "60"]
+    assert CliRunner().invoke(init.command, arguments).exit_code == 0
+    settings = load_settings(directory, None, {})
+    assert (settings.heartbeat_seconds, settings.notice_seconds) == (30, 60)
+    with sqlite3.connect(settings.map_database) as database:
+        ((config,),) = database.execute("SELECT leaf FROM output_leaves")
+    assert (parse_config(config).heartbeat, parse_config(config).notice) == (30, 60)
 
 
 def test_key_files_are_private_different_and_the_seed_is_not_kept(tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
-from tls_server import HOST, TlsServer, answer
+from tls_server import HOST, answer
 
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, Unreachable
 from ktlog.operator.activity import parse_activity
@@ -34,14 +34,6 @@ LOG_KEYS = (
     (f"{LOG_ACTOR}#main-key", Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64)))),
     (f"{LOG_ACTOR}#pq-key", MLDSA44PrivateKey.from_seed_bytes(bytes(range(32, 64)))),
 )
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = TlsServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def send(server, key=KEY, log=LOG, actor=ACTOR):

@@ -9,7 +9,7 @@ import pytest
 
 from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Fireproof, MoveIdentity, RevokeKey
 from ktlog.pkd.state import Status
-from tests.admission_world import NOBODYS_KEY_ID, UNDECIPHERABLE, Inbox, badly_signed
+from tests.admission_world import NOBODYS_KEY_ID, UNDECIPHERABLE, Inbox, badly_signed, two_actors
 from tests.operator_world import NOW
 from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2, revoke_by_token  # noqa: F401
 
@@ -21,12 +21,7 @@ def empty() -> Inbox:
 
 @pytest.fixture
 def inbox() -> Inbox:
-    """A log where Alice has the keys a and b, and Bob has c."""
-    inbox = Inbox()
-    inbox.enrol()
-    inbox.desk.send(AddKey(ALICE, public("b"), NOW), "a")
-    inbox.enrol(BOB, "c")
-    return inbox
+    return two_actors()
 
 
 def keys_of(inbox: Inbox, actor: str) -> list[bytes]:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from ktlog.pkd.actions import aux_data_id
-from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Fireproof, Message, RevokeAuxData, UndoFireproof
-from tests.admission_world import NOBODYS_KEY_ID, UNDECIPHERABLE, Inbox, badly_signed, keyless
+from ktlog.pkd.messages import AddAuxData, BurnDown, Fireproof, Message, RevokeAuxData, UndoFireproof
+from tests.admission_world import NOBODYS_KEY_ID, UNDECIPHERABLE, Inbox, badly_signed, keyless, two_actors
 from tests.operator_world import NOW
 from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F401
 
@@ -21,15 +21,6 @@ UNDO = UndoFireproof(ALICE, NOW)
 ADD = AddAuxData(ALICE, "test", "x", None, NOW)
 REVOKE = RevokeAuxData(ALICE, "test", None, "x", NOW)
 REVOKE_BY_ID = RevokeAuxData(ALICE, "test", AUX_ID, None, NOW)
-
-
-def two_actors() -> Inbox:
-    """A log where Alice has the keys a and b, and Bob has c."""
-    inbox = Inbox()
-    inbox.enrol()
-    inbox.desk.send(AddKey(ALICE, public("b"), NOW), "a")
-    inbox.enrol(BOB, "c")
-    return inbox
 
 
 @pytest.fixture

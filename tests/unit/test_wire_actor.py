@@ -4,7 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
-from tls_server import HOST, TlsServer, answer
+from tls_server import HOST, answer
 
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable
 from ktlog.wire.actor import (
@@ -25,14 +25,6 @@ ACTOR = f"https://{HOST}/users/alice"
 KEY_ID = f"{ACTOR}#main-key"
 PUBLIC = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
 ACTIVITY = "application/activity+json"
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = TlsServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def key(**changes):

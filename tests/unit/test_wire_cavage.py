@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_public_key,
 )
-from tls_server import HOST, OTHER, TlsServer, answer
+from tls_server import HOST, OTHER, answer
 
 from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, MessageRejected, StoreError, Unreachable
@@ -48,11 +48,6 @@ DOCUMENT = json.dumps({
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     return create_log(tmp_path_factory.mktemp("cavage") / "log", ORIGIN, "spec", bytes(32))
-
-
-@pytest.fixture(scope="module")
-def pki_directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("pki")
 
 
 class Secure:
@@ -94,14 +89,6 @@ class Secure:
         except InvalidSignature:
             return "bad signature"
         return None
-
-
-@pytest.fixture
-def server(pki_directory):
-    server = TlsServer(pki_directory)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -15,25 +15,6 @@ from ktlog.wire.fetch import Dial, Fetcher
 URL = f"https://{HOST}/checkpoint"
 
 
-@pytest.fixture(scope="module")
-def pki_directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("pki")
-
-
-@pytest.fixture
-def server(pki_directory):
-    server = TlsServer(pki_directory)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def fetcher(server):
-    with Fetcher(server.dial(), timeout=5) as fetcher:
-        yield fetcher
-
-
 def refused(name, call, *arguments, **options):
     with pytest.raises(Unreachable) as caught:
         call(*arguments, **options)

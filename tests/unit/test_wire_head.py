@@ -12,25 +12,6 @@ from ktlog.wire.head import MAX_INFORMATIONAL, joined_fields
 URL = f"https://{HOST}/a"
 
 
-@pytest.fixture(scope="module")
-def pki_directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("pki")
-
-
-@pytest.fixture
-def server(pki_directory):
-    server = TlsServer(pki_directory)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def fetcher(server):
-    with Fetcher(server.dial(), timeout=5) as fetcher:
-        yield fetcher
-
-
 def response(*lines: str, status: str = "HTTP/1.1 200 OK", body: str = "ok") -> bytes:
     return "\r\n".join([status, *lines, "", body]).encode("latin-1")
 

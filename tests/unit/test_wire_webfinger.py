@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tls_server import HOST, TlsServer, answer
+from tls_server import HOST, answer
 
 from ktlog.errors import EncodingError, Invalid, NotLogged, Unreachable
 from ktlog.wire.fetch import Fetcher
@@ -10,14 +10,6 @@ from ktlog.wire.webfinger import actor_of_jrd, is_activity_type, resolve_handle
 RESOURCE = f"acct:alice@{HOST}"
 ACTOR = f"https://{HOST}/users/alice"
 LINK = {"rel": "self", "type": "application/activity+json", "href": ACTOR}
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = TlsServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def jrd(*links, subject=RESOURCE, **members):
