@@ -14,12 +14,12 @@ from ktlog.keymap.value import (
     commit_value,
     derive_opening,
     encode_value,
-    history_leaf,
     tombstone,
 )
 from ktlog.pkd.actions import aux_data_id
 from ktlog.pkd.actors import Cause, Role, Status
 from ktlog.pkd.erasure import map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.pkd.keys import key_hash
 from ktlog.tlog.tree import hash_leaf, leaf_reader, prove_inclusion, root_hash
 

@@ -17,12 +17,24 @@ from client_log import DOMAIN, NOW, ORIGIN, Network, TinyLog, actor, key, make_p
 
 from ktlog.client import Directory
 from ktlog.client.build import add_key, enrol, revoke_key
-from ktlog.keymap.bundle import Bundle, HistoryItem, NoLeaf, Presented, Tombstone, encode_bundle
+from ktlog.keymap.bundle import (
+    Bundle,
+    HistoryItem,
+    NoLeaf,
+    Page,
+    PendingItem,
+    Presented,
+    Tombstone,
+    count_items,
+    encode_bundle,
+)
 from ktlog.keymap.output import MapConfig, OutputLeaf, format_config, format_leaf, hash_config, map_origin
+from ktlog.keymap.pages import cut
 from ktlog.keymap.prefix import PrefixLeaf, encode_prefix_proof, parse_prefix_proof, prove, subtree_hash
-from ktlog.keymap.value import commit_value, derive_opening, encode_value, history_leaf, tombstone, value_of
+from ktlog.keymap.value import commit_value, derive_opening, encode_value, tombstone, value_of
 from ktlog.pkd.actors import Actor, Role
 from ktlog.pkd.erasure import erased_actor, map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.note import (
     COSIGNATURE_ED25519,
@@ -82,6 +94,7 @@ class MapLog(TinyLog):
         self.map_checkpoints: dict[int, bytes] = {}
         self.lie: Callable[[Bundle], Bundle] = lambda bundle: bundle
         self.now = NOW
+        self.page_items = 1 << 20
 
     def fork(self) -> MapLog:
         twin = super().fork()
@@ -175,7 +188,7 @@ class MapLog(TinyLog):
         path = tuple(prove_inclusion(index, size, self.reader())) if index < size else ()
         return HistoryItem(leaf, self.entries[index], row["encrypted-message"].encode(), row["plain"], path)
 
-    def bundle(self, actor_id: str, *, full: bool = False) -> Bundle:
+    def bundle(self, actor_id: str, *, full: bool = False, leaves: bool = False) -> Bundle:
         size = len(self.output)
         proof = prove(self.map_leaves(), [map_index(self.origin, actor_id)])
         row = self.actors_in_map.get(actor_id)
@@ -189,10 +202,18 @@ class MapLog(TinyLog):
                 bundle, outcome=Presented(encode_value(value), self.opening(actor_id)),
                 keys=tuple(held.public_key for held in row.keys), aux=tuple(one.aux_data for one in row.aux),
             )
-            if full:
+            if full or leaves:
                 bundle = self._with_history(bundle, actor_id)
+            if leaves:
+                items = tuple(HistoryItem(item.leaf, b"", b"", {}, ()) for item in bundle.history)
+                bundle = replace(bundle, history=items, old_histories=((),) * len(bundle.old_histories))
         waiting = [index for index in range(self.covered, self.size) if actor_id in self.roles[index]]
-        return replace(bundle, pending=tuple(self.item(index, b"", 0) for index in waiting))
+        return replace(bundle, pending=tuple(self.waiting(index) for index in waiting))
+
+    def waiting(self, index: int) -> PendingItem:
+        """Entry *index* as it is shown while it is not in the map."""
+        row = self.rows[index]
+        return PendingItem(index, self.entries[index], row["encrypted-message"].encode(), row["plain"])
 
     def _with_history(self, bundle: Bundle, actor_id: str) -> Bundle:
         items, old = [], []
@@ -202,6 +223,16 @@ class MapLog(TinyLog):
                 (name,) = (one for one, role in self.roles[index].items() if role == Role.MOVED_OUT)
                 old.append(tuple(self.item(at, one, self.covered) for at, one in self.history(name, index)))
         return replace(bundle, history=tuple(items), old_histories=tuple(old))
+
+    def map_page(self, bundle: Bundle, start: int) -> Bundle:
+        """The page of *bundle* that begins with item *start*, where it has more items than a page."""
+        total = count_items(bundle)
+        if total <= self.page_items:
+            return bundle
+        lists = bundle.history, *bundle.old_histories
+        parts = cut(list(map(len, lists)), start, self.page_items)
+        own, *old = (items[part.start : part.stop] for items, part in zip(lists, parts, strict=True))
+        return replace(bundle, history=own, old_histories=tuple(old), page=Page(start, total))
 
     def answer(self, path: str, query: str) -> tuple[int, bytes]:
         if not path.startswith("/map/"):
@@ -219,8 +250,10 @@ class MapLog(TinyLog):
                 return 404, b"no such tile"
             return 200, b"".join(self.map_reader()(nodes))
         if path.startswith("/bundle/"):
-            full = parse_qs(query).get("full") == ["true"]
-            return 200, encode_bundle(self.lie(self.bundle(unquote(path[len("/bundle/"):]), full=full)))
+            asked = parse_qs(query)
+            wanted = {name: asked.get(name) == ["true"] for name in ("full", "leaves")}
+            bundle = self.lie(self.bundle(unquote(path[len("/bundle/"):]), **wanted))
+            return 200, encode_bundle(self.map_page(bundle, int(asked.get("from", ["0"])[0])))
         return 404, b""
 
 

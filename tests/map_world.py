@@ -11,7 +11,7 @@ from ktlog.keymap.output import OutputLeaf, format_config, parse_leaf
 from ktlog.operator.create import create_log, ensure_map, map_config
 from ktlog.operator.keys import load_checkpoint_signers, load_map_signers
 from ktlog.operator.mapping import MapCycle
-from ktlog.operator.mapreader import MapReader
+from ktlog.operator.mapreader import MapReader, Wanted
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.shred import plan_for
 from ktlog.operator.witnessing import input_policy
@@ -132,9 +132,9 @@ class MapPress:
     def leaves(self) -> list[OutputLeaf]:
         return [parse_leaf(leaf) for leaf in self.map.output_leaves(1, self.map.state().output.size)]
 
-    def bundle(self, actor_id: str, *, aux: bool = True, full: bool = False, checkpoint: bool = False) -> Bundle:
+    def bundle(self, actor_id: str, *, aux: bool = True, **wanted: bool | int) -> Bundle:
         return self.reader.bundle(
-            actor_id, aux=aux, full=full, checkpoint=checkpoint, published_size=self.publisher.published_size
+            actor_id, Wanted(aux=aux, **wanted), published_size=self.publisher.published_size
         )
 
     def answer(self, actor_id: str) -> Mapped:

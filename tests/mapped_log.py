@@ -15,14 +15,14 @@ from ktlog.keymap.value import (
     commit_value,
     derive_opening,
     encode_value,
-    history_leaf,
     tombstone,
     value_of,
 )
 from ktlog.pkd.actors import Role
 from ktlog.pkd.dialects import SPEC, Dialect
 from ktlog.pkd.entry import LogEntry, encode_entry
-from ktlog.pkd.erasure import ErasureRecord, carried_by, map_index
+from ktlog.pkd.erasure import ErasureRecord, map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.messages import (
     Message,
@@ -68,7 +68,6 @@ class MappedLog(ErasingLog):
         self.pages: list[Page] = []
         self.void: set[int] = set()
         self.histories: dict[str, list[bytes]] = {}
-        self.left_with: dict[int, tuple[int, bytes]] = {}
         self.salts: dict[str, bytes] = {}
         self.numbers: dict[bytes, int] = {}
 
@@ -84,11 +83,14 @@ class MappedLog(ErasingLog):
         """Log the message of entry *at* once more, in an entry of its own."""
         return self._log(*message_from_plain(self.dialect, self.preimages[at], self.plains[at], commitments=False))
 
+    def make_entry(self, preimage: bytes) -> bytes:
+        """With a leaf signature that is none: the derivation does not look at it."""
+        signature = self.live.size.to_bytes(2420, "big")
+        return encode_entry(self.dialect, LogEntry(sha256(preimage).digest(), signature, bytes(32)))
+
     def _log(self, wire: WireMessage, message: Any) -> bool:
-        at, leaf_signature = self.live.size, self.live.size.to_bytes(2420, "big")
-        entry = encode_entry(
-            self.dialect, LogEntry(sha256(wire.preimage).digest(), leaf_signature, bytes(32))
-        )
+        at = self.live.size
+        entry = self.make_entry(wire.preimage)
         change = None
         try:
             change = self.live.accept(at, wire, message, self.live.check(wire, message), entry)
@@ -107,18 +109,13 @@ class MappedLog(ErasingLog):
         return change is not None
 
     def _follow(self, at: int, message: Any, change: Any, page: Page) -> None:
-        if (moved := carried_by(at, change)) is not None:
-            self.moved[at] = moved
-            self.left_with[at] = tree(self.histories[message.old_actor])
+        left = tree(self.histories[message.old_actor]) if isinstance(message, MoveIdentity) else None
         for leaf in change.history:
-            before = self.left_with[at] if leaf.role == Role.MOVED_IN else None
+            before = left if leaf.role == Role.MOVED_IN else None
             self.histories.setdefault(leaf.actor_id, []).append(history_leaf(leaf.role, at, before))
         for name in change.needs_salt:
             self.salts[name] = bytes_of(f"salt {at} {name}")
             page.salts["new-actor" if isinstance(message, MoveIdentity) else "actor"] = self.salts[name]
-
-    def mentions(self, actor_id: str) -> list[Any]:
-        return [mention for mention in super().mentions(actor_id) if mention.leaf_index not in self.void]
 
     def erase(self, actor_id: str) -> ErasureRecord:
         record = super().erase(actor_id)

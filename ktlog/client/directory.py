@@ -182,8 +182,6 @@ class Directory:
 
     # Who, and which log
 
-    # Who, and which log
-
     def _resolve(self, name: str) -> tuple[str | None, str]:
         """(handle or None, actor id); the handle's pin is checked, and set only after the lookup."""
         if "://" in name:

@@ -51,11 +51,15 @@ _ENDED = {
 
 @dataclass(frozen=True)
 class FullCheck:
-    """What the full check saw. created: of the keys and data whose own message it saw, by leaf index."""
+    """What the full check saw. created: of the keys and data whose own message it saw, by leaf index.
+
+    unique: the hashes by which no message is logged twice.
+    """
 
     messages: int
     created: Mapping[int, int]
     taken: tuple[str, ...]
+    unique: frozenset[bytes]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def check_full(
         index: item.message.time for index, item in rows.items()
         if item.message.action in ("AddKey", "AddAuxData") and item.message.time is not None
     }
-    return FullCheck(len(rows), created, tuple(dict.fromkeys(run.taken)))
+    unique = frozenset(item.wire.unique_hash for item in rows.values())
+    return FullCheck(len(rows), created, tuple(dict.fromkeys(run.taken)), unique)
 
 
 _Place = tuple[int, int, tuple[int, bytes] | None]

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ktlog.client import verify
+from ktlog.client.publicfiles import PublicFiles
 from ktlog.client.terms import Getter, fetch_body
 from ktlog.client.trust import TrustStore
 from ktlog.client.verify import Cosigned, Head, Log
 from ktlog.errors import Forked, StoreError
+from ktlog.tlog.note import Verified
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tiles import TileHashReader
 
 MAX_CHECKPOINT_BYTES = 1 << 20
-MAX_TILE_BYTES = 256 * 32
 _SAVE_ATTEMPTS = 8
+_KEPT_NOTES = 16
 
 
 # A head is read again and again while it is the newest, and only bytes that verified are kept.
-_open_head = lru_cache(maxsize=16)(verify.open_head)
-_open_remembered = lru_cache(maxsize=16)(verify.open_remembered)
+_open_head = lru_cache(maxsize=_KEPT_NOTES)(verify.open_head)
+_open_remembered = lru_cache(maxsize=_KEPT_NOTES)(verify.open_remembered)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Heads:
     now: Callable[[], float]
     max_age: int
     pq: bool = False
+    _lines: dict[bytes, tuple[Verified, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def trusted(self, log: Log) -> Trusted:
         """A head that passed every check. It is remembered at once, whatever the log says about an actor."""
@@ -56,12 +59,24 @@ class Heads:
         head = _open_head(fetch_body(self.fetcher, log.url, "/checkpoint", MAX_CHECKPOINT_BYTES), log)
         if remembered is not None:
             verify.check_two_roots(log, remembered, head)
-        cosigned = verify.check_cosigned(head, self.policy, int(self.now()), self.max_age, pq=self.pq)
+        cosigned = verify.check_cosigned(
+            head, self.policy, int(self.now()), self.max_age, pq=self.pq, open_lines=self._open_lines
+        )
         if remembered is not None:
             verify.check_not_smaller(remembered, head)
             verify.check_extends(log, remembered, head, self.reader(log, head))
         self._remember(log, head, remembered)
         return Trusted(log, head, cosigned, remembered)
+
+    def _open_lines(self, head: Head, policy: Policy) -> tuple[Verified, ...]:
+        """Signatures of one note are verified once; how old they are is counted every time."""
+        lines = self._lines.get(head.note)
+        if lines is None:
+            lines = policy.open_cosignatures(head.opened)
+            if len(self._lines) >= _KEPT_NOTES:
+                self._lines.clear()
+            self._lines[head.note] = lines
+        return lines
 
     def remembered(self, log: Log) -> Head | None:
         note = self.trust.head(log.origin)
@@ -69,9 +84,7 @@ class Heads:
 
     def reader(self, log: Log, head: Head) -> TileHashReader:
         """Hashes of the head's tree, which its root vouches for."""
-        return TileHashReader(
-            lambda path: fetch_body(self.fetcher, log.url, f"/{path}", MAX_TILE_BYTES), head.size, head.root
-        )
+        return PublicFiles(self.fetcher, log.url).hashes(head.size, head.root)
 
     def _remember(self, log: Log, head: Head, compared: Head | None) -> None:
         """Remember *head*, which was compared with the remembered head *compared*.
@@ -79,6 +92,8 @@ class Heads:
         Another thread or process may have saved a head meanwhile. Then the two are compared like any
         two heads, so that a log cannot show one tree to each of two lookups that overlap.
         """
+        if compared is not None and head.size == compared.size:
+            return  # it is the remembered tree, from which whatever was remembered meanwhile was reached
         for _ in range(_SAVE_ATTEMPTS):
             with self.trust.locked():
                 stored = self.remembered(log)

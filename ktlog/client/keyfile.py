@@ -1,7 +1,8 @@
 """Private keys in files: an actor's ML-DSA-44 key, and the Ed25519 key that signs HTTP requests.
 
 A key file holds a 32-byte seed as 64 hexadecimal digits and a newline, with mode 0600. Files that
-others may read are refused, and an existing file is never replaced.
+others may read are refused, and an existing file is never replaced. A revocation token, which has a
+file of its own, away from the key, is kept in the same way: whoever reads it can revoke the key.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ktlog.durable import file_errors, read_secret, write_secret
-from ktlog.errors import StoreError
+from ktlog.errors import EncodingError, Invalid, StoreError
 from ktlog.pkd.keys import SEED_BYTES, encode_public_key, private_key_from_seed
-from ktlog.pkd.token import make_token
+from ktlog.pkd.token import make_token, parse_token
 
 _HEX_SEED = re.compile(rb"[0-9a-fA-F]{64}\n?")
 
@@ -81,6 +82,32 @@ def load_key(path: str | os.PathLike[str]) -> SigningKey:
     if not _HEX_SEED.fullmatch(data):
         raise StoreError("BadSecret", f"{path}: does not hold 64 hexadecimal digits")
     return SigningKey(bytes.fromhex(data.decode("ascii")))
+
+
+def save_token(path: str | os.PathLike[str], key: SigningKey) -> None:
+    """Write a revocation token of *key* with mode 0600, and check that it can be read and holds.
+
+    Make it when you make the key, on a medium that you then take away: it is good for ever, wherever the key
+    is held, when the key is lost or stolen. It can do nothing else.
+
+    Raises:
+        StoreError: "SecretExists" rather than replace one.
+    """
+    write_secret(Path(path), key.revocation_token().encode("ascii") + b"\n")
+    if parse_token(load_token(path)).public_key != key.public_key:
+        raise StoreError("BadSecret", f"{path}: what was written is not what is read")
+
+
+def load_token(path: str | os.PathLike[str]) -> str:
+    """The token that :func:`save_token` wrote, whose signature holds; for :func:`ktlog.client.revoke_by_token`.
+
+    Raises:
+        StoreError: "MissingSecret", "UnsafeSecret", "BadSecret".
+    """
+    try:
+        return parse_token(_read(Path(path)).decode("ascii").removesuffix("\n")).text
+    except (UnicodeDecodeError, EncodingError, Invalid) as error:
+        raise StoreError("BadSecret", f"{path}: holds no revocation token: {error}") from None
 
 
 def load_http_key(path: str | os.PathLike[str]) -> Ed25519PrivateKey:

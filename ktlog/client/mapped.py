@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from urllib.parse import quote
 
 from ktlog.client.answer import Answer
@@ -23,7 +24,7 @@ from ktlog.client.terms import bad_status, fetch_body
 from ktlog.client.trust import MapMemory
 from ktlog.client.verify import Log, count_entries
 from ktlog.errors import EncodingError, Forked, Invalid, NotLogged, Stale, StoreError, Unreachable
-from ktlog.keymap.bundle import Bundle
+from ktlog.keymap.bundle import MAX_BUNDLE_BYTES, Bundle
 from ktlog.keymap.check import Mapped, newest_leaf
 from ktlog.keymap.evidence import (
     ACTOR_ROLLED_BACK,
@@ -44,18 +45,25 @@ from ktlog.keymap.evidence import (
     verify_map_evidence,
 )
 from ktlog.keymap.output import MAP_SUFFIX, MapConfig, parse_config
+from ktlog.keymap.pages import join, next_start
 from ktlog.tlog.encoding import encode_base64
+from ktlog.tlog.note import Vkey
 from ktlog.tlog.tiles import TILE_WIDTH, entry_bundle_path, parse_bundle
 from ktlog.tlog.tree import hash_leaf
 from ktlog.wire.fetch import Response
 
-MAX_BUNDLE_BYTES = 64 << 20
 MAX_ENTRY_BUNDLE_BYTES = TILE_WIDTH * 1024
+MAX_PAGES = 2048
 _ATTEMPTS = 3
 _HINT = (
     "The log signed two statements that cannot both be true. Keep the evidence and give it to others: it needs no"
     " more than the log's public key to convict. Do not use keys from this log."
 )
+
+
+# What is remembered is read again by every lookup, and mostly says what it said a moment ago.
+_open_leaf = lru_cache(maxsize=16)(open_leaf_statement)
+_open_actor = lru_cache(maxsize=64)(open_actor_statement)
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,12 @@ class MapLookups:
         Raises:
             Everything that :meth:`ktlog.client.Directory.lookup` lists, but for NotLogged.
         """
-        ask_full = full
+        history = "full" if full else ""
         for _ in range(_ATTEMPTS):
-            trusted, bundle = self._fetch(log, actor_id, ask_full)
+            trusted, bundle = self._fetch(log, actor_id, history)
             config = self._config(log, trusted)
             newest_leaf(bundle, config, trusted.head.size, trusted.head.root)
-            said = leaf_statement(bundle, keep_lines(trusted.head.note, log.vkeys))
+            said = _leaf_said(bundle, trusted.head.note, log.vkeys)
             self._check_leaf(log, trusted.head.size, said)
             found = find_in_map(
                 log, trusted.head, trusted.cosigned, bundle, actor_id, config, int(self._heads.now()),
@@ -101,7 +109,7 @@ class MapLookups:
                     return answer
             # Only the leaves of the new history show that it begins with the remembered one; or another lookup
             # remembered something meanwhile, and this answer would speak of what was before.
-            ask_full = True
+            history = history or "leaves"
         raise Unreachable(
             "BusyMap", f"{log.origin} shows no messages with which to compare what is remembered of {actor_id}",
             hint="Trying again is safe.",
@@ -109,27 +117,55 @@ class MapLookups:
 
     # From the log
 
-    def _fetch(self, log: Log, actor_id: str, full: bool) -> tuple[Trusted, Bundle]:
+    def _fetch(self, log: Log, actor_id: str, history: str) -> tuple[Trusted, Bundle]:
         """A trusted head and the bundle that goes with it.
 
         Raises:
             Stale: ``BundleBehindCheckpoint`` when the two do not come to fit.
         """
-        target = f"/bundle/{quote(actor_id, safe='')}?aux=true" + ("&full=true" if full else "")
         sizes: list[str] = []
         for _ in range(_ATTEMPTS):
             trusted = self._heads.trusted(log)
-            response = self._fetcher.get(log.url + target, max_bytes=MAX_BUNDLE_BYTES)
-            if response.status != 200:
-                raise _no_bundle(response)
-            bundle = read_bundle(response.body)
-            if bundle.output_size == trusted.head.size or bundle.origin != log.origin:
-                return trusted, bundle
-            sizes.append(f"{bundle.output_size} with {trusted.head.size}")
+            pages = self._pages(log, actor_id, history, trusted.head.size)
+            if pages[0].origin != log.origin or all(page.output_size == trusted.head.size for page in pages):
+                try:
+                    return trusted, join(pages)
+                except EncodingError as error:
+                    raise Invalid("MalformedBundle", error.message) from None
+            sizes.append(f"{pages[-1].output_size} with {trusted.head.size}")
         raise Stale(
             "BundleBehindCheckpoint", f"the map of {log.origin} and its checkpoint do not fit: {', '.join(sizes)}",
             hint="The log may be busy, or shows an old answer. Trying again is safe.",
         )
+
+    def _pages(self, log: Log, actor_id: str, history: str, size: int) -> list[Bundle]:
+        """All pages of a bundle, or up to the first one that is not of *size*: the map moved on.
+
+        Raises:
+            Invalid: ``HistoryTooLong``; ``MalformedBundle``: one is not the page that was asked for.
+        """
+        target = f"{log.url}/bundle/{quote(actor_id, safe='')}?aux=true" + (f"&{history}=true" if history else "")
+        pages: list[Bundle] = []
+        start: int | None = 0
+        left = MAX_BUNDLE_BYTES
+        while start is not None:
+            if left <= 0 or len(pages) == MAX_PAGES:
+                raise Invalid(
+                    "HistoryTooLong", f"the log has more about {actor_id} than {MAX_PAGES} pages or {MAX_BUNDLE_BYTES}"
+                    " bytes", hint="It may be honest. A lookup that is not full needs less of it.",
+                )
+            response = self._fetcher.get(target + (f"&from={start}" if start else ""), max_bytes=left)
+            if response.status != 200:
+                raise _no_bundle(response)
+            page = read_bundle(response.body)
+            pages.append(page)
+            left -= len(response.body)
+            if page.output_size != size:
+                break
+            if start != (0 if page.page is None else page.page.start):
+                raise Invalid("MalformedBundle", f"the page from item {start} on was asked for, and is another")
+            start = next_start(page)
+        return pages
 
     def _config(self, log: Log, trusted: Trusted) -> MapConfig:
         """The map's configuration: remembered, or leaf 0 of the output log, shown to be in its tree."""
@@ -194,10 +230,10 @@ class MapLookups:
         if memory is None or memory.newest is None:
             return True
         try:
-            _, checkpoint, remembered = open_leaf_statement(memory.newest)
+            _, checkpoint, remembered = _open_leaf(memory.newest)
         except (EncodingError, Invalid) as error:
             raise _damaged(f"the remembered leaf of {log.origin}", error) from None
-        leaf = open_leaf_statement(statement)[2]
+        leaf = _open_leaf(statement)[2]
         items, leaves = (memory.newest, statement), (remembered, leaf)
         if checkpoint.size > size:
             items, leaves = items[::-1], leaves[::-1]
@@ -219,7 +255,7 @@ class MapLookups:
         if stored is None:
             return _Before(None)
         try:
-            _, checkpoint, remembered, leaves = open_actor_statement(stored, actor_id)
+            _, checkpoint, remembered, leaves = _open_actor(stored, actor_id)
         except (EncodingError, Invalid, Stale) as error:
             raise _damaged(f"what is remembered of {actor_id}", error) from None
         pair, history = (remembered, found.mapped), found.history
@@ -248,6 +284,8 @@ class MapLookups:
         So whoever is shown a reset, or that there is none, is shown it against what was really remembered.
         """
         log, mapped = found.log, found.mapped
+        if self._is_remembered(found, config, handle, before, statement):
+            return True
         with self._trust.locked():
             # By a lookup that overlapped with this one.
             self._trust.check_not_convicted(log.origin)
@@ -269,6 +307,28 @@ class MapLookups:
                     log.origin, mapped.actor_id, _statement(found, with_history=False), _shown(mapped)
                 )
             return True
+
+
+    def _is_remembered(
+        self, found: Found, config: MapConfig, handle: str | None, before: _Before, statement: bytes
+    ) -> bool:
+        """Whether every check against what is remembered passes, and nothing is left to write: nobody need be kept out.
+
+        Raises:
+            Forked: as :meth:`_check_leaf` and :meth:`_compare`; ``Convicted``.
+        """
+        log, mapped = found.log, found.mapped
+        self._trust.check_not_convicted(log.origin)
+        memory = self._trust.map(log.origin)
+        if memory is None or _parse_config(memory.config, log) != config or before.commitment != mapped.commitment:
+            return False
+        if handle is not None and self._trust.pinned(handle) != mapped.actor_id:
+            return False
+        compared = self._compare(found)
+        return (
+            not self._check_leaf(log, found.head.size, statement)
+            and compared is not None and compared.commitment == before.commitment
+        )
 
 
 def _statement(found: Found, *, with_history: bool = True) -> bytes:
@@ -295,6 +355,17 @@ def _shown(mapped: Mapped) -> dict[str, str | None]:
             "history-root": encode_base64(mapped.value.history_root),
         }
     return shown
+
+
+def _leaf_said(bundle: Bundle, note: bytes, vkeys: tuple[Vkey, ...]) -> bytes:
+    return _format_leaf(bundle.output_size, bundle.output_path, bundle.output_leaf, note, vkeys)
+
+
+@lru_cache(maxsize=16)
+def _format_leaf(
+    size: int, path: tuple[bytes, ...], leaf: bytes, note: bytes, vkeys: tuple[Vkey, ...]
+) -> bytes:
+    return leaf_statement(size, path, leaf, keep_lines(note, vkeys))
 
 
 def _parse_config(data: bytes, log: Log) -> MapConfig:

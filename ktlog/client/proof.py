@@ -41,14 +41,11 @@ from ktlog.keymap.bundle import Bundle, Tombstone, encode_bundle, parse_bundle
 from ktlog.keymap.check import Mapped, check_bundle
 from ktlog.keymap.evidence import counters, history_root
 from ktlog.keymap.output import MAP_SUFFIX, MapConfig, map_origin
-from ktlog.keymap.value import parse_history_leaf
 from ktlog.pkd.actors import Role
 from ktlog.tlog.policy import VERIFIERS, WITNESSES, Policy
 from ktlog.tlog.proof import TlogProof, format_proof
 from ktlog.wire.actor_id import canonical_actor_id
 
-MAX_PENDING = 64
-"""Pending entries in one bundle; each may cost some 100 ms."""
 UNLINKED = "that this head extends one that was trusted before: nothing is remembered here"
 _NO_CONFIG = "that the map follows the configuration that the log began with: it was not at hand"
 _NO_LEAF_KEYS = "that the log's own leaf keys signed these messages: the keys were not at hand"
@@ -72,8 +69,14 @@ def read_bundle(data: bytes) -> Bundle:
         bundle = parse_bundle(data)
     except EncodingError as error:
         raise Invalid("MalformedBundle", f"the bundle does not parse: {error.message}") from error
-    if len(bundle.pending) > MAX_PENDING:
-        raise Invalid("MalformedBundle", f"more than {MAX_PENDING} pending entries")
+    return bundle
+
+
+def read_whole_bundle(data: bytes) -> Bundle:
+    """As :func:`read_bundle`, and a page alone is refused."""
+    bundle = read_bundle(data)
+    if bundle.page is not None:
+        raise Invalid("MalformedBundle", "the bundle is one page of a longer one")
     return bundle
 
 
@@ -120,7 +123,7 @@ def verify_bundle(
     """
     policy.check_safe(require_verifiers=True)
     actor_id = canonical_actor_id(actor_id)
-    parsed = read_bundle(bundle)
+    parsed = read_whole_bundle(bundle)
     log = verify.find_log(policy, map_origin(_only_origin(policy) if origin is None else origin))
     note = parsed.checkpoint if checkpoint is None else checkpoint
     if note is None:
@@ -150,7 +153,7 @@ def export_proof(bundle: bytes, checkpoint: bytes | None = None) -> tuple[bytes,
         Invalid: ``MalformedBundle``.
         EncodingError: the checkpoint is none.
     """
-    parsed = read_bundle(bundle)
+    parsed = read_whole_bundle(bundle)
     note = parsed.checkpoint if checkpoint is None else checkpoint
     if note is None or parsed.output_size < 1:
         raise Invalid("MalformedBundle", "the bundle holds no checkpoint, and none was given")
@@ -178,30 +181,29 @@ def complete(
     checked = None
     if full and mapped.value is not None:
         checked = check_full(found.bundle, mapped, origin, leaf_keys, map_rows)
-    pending = tuple(map_rows(lambda row: check_row(row, leaf_keys), _pending_rows(found.bundle)))
+    pending = tuple(map_rows(lambda row: check_row(row, leaf_keys), _pending_rows(found)))
+    if checked is not None and any(item.wire.unique_hash in checked.unique for item in pending):
+        raise Invalid("BadEntry", "a pending message is in the log already")
     created = {} if checked is None else checked.created
     keys = tuple(
         ProvenKey(key.public_key, key.key_id, key.leaf_index, created.get(key.leaf_index)) for key in mapped.keys
     )
-    usable, shown = judge_pending(keys, pending)
+    usable, shown = judge_pending(mapped.actor_id, keys, pending)
     answer = _answer(found, policy, handle, before, checked, keys, usable, shown, linked)
-    if checked is not None and leaf_keys is None:
+    if (checked is not None or pending) and leaf_keys is None:
         answer = replace(answer, not_proven=(*answer.not_proven, _NO_LEAF_KEYS))
     return answer
 
 
-def _pending_rows(bundle: Bundle) -> list[HistoryRow]:
-    """Pending entries as rows. Their place in the log is a claim, and may be left out: then it is -1."""
-    rows = []
-    for item in bundle.pending:
-        role, index = int(Role.SUBJECT), -1
-        if item.leaf:
-            try:
-                role, index, _ = parse_history_leaf(item.leaf)
-            except EncodingError as error:
-                raise Invalid("MalformedBundle", f"a pending entry: {error.message}") from None
-        rows.append(HistoryRow(index, role, item.entry, item.preimage, item.plain, None))
-    return rows
+def _pending_rows(found: Found) -> list[HistoryRow]:
+    """Pending entries as rows. Their place in the log is a claim, but none where the map has looked already."""
+    input_size = found.mapped.leaf.input_size
+    if any(item.leaf_index < input_size for item in found.bundle.pending):
+        raise Invalid("BadEntry", f"an entry is shown as pending, and the map covers the first {input_size}")
+    return [
+        HistoryRow(item.leaf_index, int(Role.SUBJECT), item.entry, item.preimage, item.plain, None)
+        for item in found.bundle.pending
+    ]
 
 
 def _answer(
@@ -223,7 +225,7 @@ def _answer(
             found.head.size, found.head.root, mapped.leaf.time, mapped.leaf.erasures, checked is not None,
             linked is not None,
         ),
-        "bundle": encode_bundle(replace(found.bundle, checkpoint=found.head.note)),
+        "bundle": _kept(found, full=checked is not None),
     }
     if value is not None:
         created = {} if checked is None else checked.created
@@ -245,6 +247,12 @@ def _answer(
             not_proven=NOT_PROVEN_OF_ERASED, **common,
         )
     return NeverEnrolled(not_proven=NOT_PROVEN_OF_ABSENT, **common)
+
+
+def _kept(found: Found, *, full: bool) -> bytes:
+    """What proves the answer again: complete with its checkpoint, and with the messages that were checked."""
+    bundle = replace(found.bundle, checkpoint=found.head.note)
+    return encode_bundle(bundle if full else replace(bundle, history=None, old_histories=()))
 
 
 def reset_since(before: Mapped | None, now: Mapped) -> str | None:

@@ -9,13 +9,13 @@ by its own two signatures, so they are compared before anybody counts cosignatur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ktlog.errors import EncodingError, Forked, Invalid, PolicyUnmet, Stale, StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.evidence import format_evidence, inconsistent, two_roots
-from ktlog.tlog.note import COSIGNATURE_MLDSA44, Verified, Vkey, open_note
-from ktlog.tlog.policy import Policy, VerifiedCheckpoint
+from ktlog.tlog.note import COSIGNATURE_MLDSA44, Note, Verified, Vkey, open_note
+from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import EMPTY_ROOT, HashReader, prove_consistency, root_hash
 
 DEFAULT_MAX_AGE_SECONDS = 3600
@@ -36,12 +36,17 @@ class Log:
 
 @dataclass(frozen=True)
 class Head:
-    """A checkpoint that one of the log's own keys signed. ``note`` is the whole signed note."""
+    """A checkpoint that one of the log's own keys signed.
+
+    note: the whole signed note. opened: the same, parsed. log: the lines of the log's keys, verified.
+    """
 
     origin: str
     size: int
     root: bytes
     note: bytes
+    opened: Note = field(repr=False, compare=False)
+    log: tuple[Verified, ...] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def open_head(data: bytes, log: Log) -> Head:
         raise Invalid("BadLogSignature", f"no key that the policy knows for {log.origin} signed the checkpoint")
     if checkpoint.size == 0 and checkpoint.root != EMPTY_ROOT:
         raise Invalid("MalformedCheckpoint", "an empty tree has one root, and this is another")
-    return Head(checkpoint.origin, checkpoint.size, checkpoint.root, data)
+    return Head(checkpoint.origin, checkpoint.size, checkpoint.root, data, note, signed)
 
 
 def open_remembered(data: bytes, log: Log) -> Head:
@@ -131,27 +136,33 @@ def check_two_roots(log: Log, remembered: Head, head: Head) -> None:
     )
 
 
-def check_cosigned(head: Head, policy: Policy, now: int, max_age: int, *, pq: bool = False) -> Cosigned:
+def check_cosigned(
+    head: Head, policy: Policy, now: int, max_age: int, *, pq: bool = False,
+    open_lines: Callable[[Head, Policy], tuple[Verified, ...]] = lambda head, policy: (
+        policy.open_cosignatures(head.opened)
+    ),
+) -> Cosigned:
     """Check the cosignatures on a head whose log signature holds.
 
     Args:
         now: Unix seconds.
         max_age: how many seconds ago the quorum may at most have seen it.
         pq: count ML-DSA lines alone, the log's too.
+        open_lines: verifies the lines of the policy's cosigners; somebody may remember what it found.
 
     Raises:
         Invalid: ``BadCosignature`` when a line of a cosigner of the policy does not verify.
         PolicyUnmet: ``TooFewWitnesses`` (or ``TooFewVerifiers``) with have and need.
         Stale: ``OldCosignatures``.
     """
+    cosignatures = open_lines(head, policy)
     try:
-        accepted = policy.open_checkpoint(head.note, now)
+        as_of = policy.count(cosignatures, now)
     except PolicyUnmet as error:
         error.hint = "A head that the witnesses did not see may be shown to you alone. Try again later."
         raise
-    cosignatures, as_of = accepted.cosignatures, accepted.as_of
     if pq:
-        cosignatures, as_of = _post_quantum(head, policy, accepted, now)
+        cosignatures, as_of = _post_quantum(head, policy, cosignatures, now)
     if as_of is None:
         raise AssertionError("a safe policy has a quorum, and a met quorum has a time")
     if now - as_of > max_age:
@@ -166,12 +177,12 @@ def check_cosigned(head: Head, policy: Policy, now: int, max_age: int, *, pq: bo
 
 
 def _post_quantum(
-    head: Head, policy: Policy, accepted: VerifiedCheckpoint, now: int
+    head: Head, policy: Policy, cosignatures: tuple[Verified, ...], now: int
 ) -> tuple[tuple[Verified, ...], int | None]:
     """The ML-DSA cosignatures of an accepted head, and since when they alone make the quorum."""
-    if all(line.vkey.algorithm != COSIGNATURE_MLDSA44 for line in accepted.log):
+    if all(line.vkey.algorithm != COSIGNATURE_MLDSA44 for line in head.log):
         raise Invalid("BadLogSignature", f"no ML-DSA key that the policy knows for {head.origin} signed the checkpoint")
-    lines = tuple(line for line in accepted.cosignatures if line.vkey.algorithm == COSIGNATURE_MLDSA44)
+    lines = tuple(line for line in cosignatures if line.vkey.algorithm == COSIGNATURE_MLDSA44)
     as_of = policy.as_of({line.vkey: line.timestamp for line in lines}, now)
     if as_of is None:
         have, need = policy.shortfall([line.vkey for line in lines])

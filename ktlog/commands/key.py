@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ktlog.client.keyfile import SigningKey, load_key, save_key
+from ktlog.client.keyfile import SigningKey, load_key, save_key, save_token
 from ktlog.pkd.keys import key_hash
 
 _FILE = click.Path(path_type=Path)
@@ -38,14 +38,18 @@ def show(path: Path, as_json: bool) -> None:
 
 @command.command("revocation-token")
 @click.argument("path", metavar="FILE", type=_FILE)
+@click.option("--out", type=_FILE, help="Write it there, with mode 0600, and print nothing; must not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def revocation_token(path: Path, as_json: bool) -> None:
+def revocation_token(path: Path, out: Path | None, as_json: bool) -> None:
     """Print a token that revokes the key in FILE, in every log, at any time.
 
     Make one now and keep it offline, away from the key: it is good when the key is lost or stolen.
     Whoever has it can revoke the key, and can do nothing else.
     """
     key = load_key(path)
+    if out is not None:
+        save_token(out, key)
+        return
     token = key.revocation_token()
     if as_json:
         token = json.dumps({"revocation-token": token, "sha256": key_hash(key.public_key).hex()})

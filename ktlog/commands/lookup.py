@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,19 +21,28 @@ from ktlog.wire.dial import load_dial
 from ktlog.wire.fetch import Fetcher
 
 
+def directory_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What :func:`open_directory` needs to be told."""
+    for option in (
+        click.option("--dial", type=click.Path(path_type=Path), help="Dial table, for tests; also KTLOG_DIAL."),
+        click.option("--max-age", type=click.IntRange(min=1), default=DEFAULT_MAX_AGE_SECONDS, show_default=True,
+                     metavar="SECONDS", help="How long ago the witnesses may have seen the head."),
+        click.option("--domain", "domains", multiple=True, metavar="DOMAIN=ORIGIN",
+                     help="Which log serves a domain; may be repeated. Beats domains.toml in the state directory."),
+        click.option("--state", type=click.Path(path_type=Path), default=DEFAULT_STATE, show_default=True,
+                     help="Where trusted heads, actors and handles are remembered between lookups."),
+        click.option("--policy", type=click.Path(path_type=Path), required=True,
+                     help="tlog-policy file: the logs, witnesses and verifiers you trust. The only root of trust."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("name")
-@click.option("--policy", type=click.Path(path_type=Path), required=True,
-              help="tlog-policy file: the logs and witnesses you trust. The only root of trust.")
-@click.option("--state", type=click.Path(path_type=Path), default=DEFAULT_STATE, show_default=True,
-              help="Where trusted heads, actors and handles are remembered between lookups.")
-@click.option("--domain", "domains", multiple=True, metavar="DOMAIN=ORIGIN",
-              help="Which log serves a domain; may be repeated. Beats domains.toml in the state directory.")
-@click.option("--max-age", type=click.IntRange(min=1), default=DEFAULT_MAX_AGE_SECONDS, show_default=True,
-              metavar="SECONDS", help="How long ago the witnesses may have seen the head.")
+@directory_options
 @click.option("--evidence-dir", type=click.Path(path_type=Path),
               help="Where to write evidence against a log that forked; by default STATE/evidence.")
-@click.option("--dial", type=click.Path(path_type=Path), help="Dial table, for tests; also KTLOG_DIAL.")
 @click.option("--full", is_flag=True, help="Check every message behind the keys, too; needs the log's map.")
 @click.option("--pq", is_flag=True, help="Count ML-DSA signatures and cosignatures alone.")
 @click.option("--save", type=click.Path(path_type=Path),

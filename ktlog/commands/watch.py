@@ -11,26 +11,16 @@ from pathlib import Path
 import click
 
 from ktlog.client import Answer, Present
-from ktlog.client.directory import DEFAULT_STATE
-from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS
-from ktlog.commands.lookup import open_directory, writing_evidence
+from ktlog.commands.lookup import directory_options, open_directory, writing_evidence
 from ktlog.errors import Stale, Unreachable
 
 
 @click.command()
 @click.argument("name")
-@click.option("--policy", type=click.Path(path_type=Path), required=True,
-              help="tlog-policy file: the logs, witnesses and verifiers you trust.")
-@click.option("--state", type=click.Path(path_type=Path), default=DEFAULT_STATE, show_default=True,
-              help="Where trusted heads, actors and handles are remembered between lookups.")
-@click.option("--domain", "domains", multiple=True, metavar="DOMAIN=ORIGIN",
-              help="Which log serves a domain; may be repeated. Beats domains.toml in the state directory.")
-@click.option("--max-age", type=click.IntRange(min=1), default=DEFAULT_MAX_AGE_SECONDS, show_default=True,
-              metavar="SECONDS", help="How long ago the witnesses may have seen the head.")
+@directory_options
 @click.option("--interval", type=click.FloatRange(min=0), default=60, show_default=True, metavar="SECONDS",
               help="How long to wait between two lookups.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N lookups.")
-@click.option("--dial", type=click.Path(path_type=Path), help="Dial table, for tests; also KTLOG_DIAL.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def command(
     name: str, policy: Path, state: Path, domains: tuple[str, ...], max_age: int, interval: float, count: int | None,

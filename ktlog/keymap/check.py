@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ktlog.errors import EncodingError, Invalid, NotLogged, Stale
+from ktlog.errors import EncodingError, Invalid, Stale
 from ktlog.keymap.bundle import Bundle, NoLeaf, Presented, Tombstone
 from ktlog.keymap.output import MapConfig, OutputLeaf, hash_config, map_origin, parse_leaf
 from ktlog.keymap.prefix import Kind, verify
@@ -188,11 +188,3 @@ def _aux(bundle: Bundle, value: Value) -> tuple[CurrentAux, ...]:
         CurrentAux(listed.aux_type, listed.aux_id, listed.leaf_index, text)
         for text, listed in zip(texts, value.aux, strict=True)
     )
-
-
-def find_key(mapped: Mapped, key_id: str) -> CurrentKey:
-    """The key of that id. Raises NotLogged(``UnlistedKey``): the complete list does not hold it."""
-    for key in mapped.keys:
-        if key.key_id == key_id:
-            return key
-    raise NotLogged("UnlistedKey", f"{mapped.actor_id} has no active key {key_id!a}; the list is complete")

@@ -28,6 +28,7 @@ from ktlog.errors import EncodingError, Invalid, MessageRejected
 from ktlog.keymap.bundle import Bundle, Tombstone, encode_bundle, parse_bundle
 from ktlog.keymap.check import Mapped, check_bundle
 from ktlog.keymap.output import MAP_SUFFIX, OutputLeaf, parse_leaf
+from ktlog.keymap.value import Value
 from ktlog.pkd.identity import check_actor_id
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64, encode_base64, naming
@@ -88,7 +89,16 @@ def actors_contradict(older: Mapped, newer: Mapped) -> str | None:
         return f"the erasures fell from {older.value.erasures} to {newer.value.erasures}"
     if isinstance(older.outcome, Tombstone) and newer.value is not None and new_generation == generation:
         return "an erased actor came back without a new beginning"
+    if older.value is not None and newer.value is not None and new_generation == generation:
+        # Else a beginning could hide behind the number of the one before, and nobody would be told of a reset.
+        if _beginning(older.value) != _beginning(newer.value):
+            return f"generation {generation} began in two ways"
     return None
+
+
+def _beginning(value: Value) -> tuple[int, int, int]:
+    """What stays the same for as long as a generation lasts."""
+    return value.erasures, value.cause, value.generation_leaf
 
 
 def history_grew(older: Mapped, newer: Mapped) -> bool:
@@ -134,9 +144,9 @@ def keep_lines(note_bytes: bytes, vkeys: Collection[Vkey]) -> bytes:
     return format_note(Note(note.text, kept))
 
 
-def leaf_statement(bundle: Bundle, note: bytes) -> bytes:
-    """A .tlog-proof of the bundle's output leaf, which it holds as ``extra``: sections 1 to 4 and 9."""
-    return format_proof(TlogProof(bundle.output_size - 1, bundle.output_path, note, bundle.output_leaf))
+def leaf_statement(output_size: int, output_path: tuple[bytes, ...], output_leaf: bytes, note: bytes) -> bytes:
+    """A .tlog-proof of a bundle's output leaf, which it holds as ``extra``: its sections 2 to 4 and 9."""
+    return format_proof(TlogProof(output_size - 1, output_path, note, output_leaf))
 
 
 def actor_statement(bundle: Bundle, note: bytes) -> bytes:
@@ -176,6 +186,9 @@ def open_actor_statement(data: bytes, actor_id: str) -> tuple[Note, Checkpoint, 
     if bundle.checkpoint is None or not bundle.origin.endswith(MAP_SUFFIX):
         raise EncodingError("MalformedBundle", "a statement has a checkpoint of a map's log")
     note, checkpoint = parse_signed_checkpoint(bundle.checkpoint)
+    # The actor's place in the map follows from the origin: under another name anybody is absent from any map.
+    if bundle.origin != checkpoint.origin:
+        raise Invalid("WrongLog", f"the bundle is of {bundle.origin!a}, and its checkpoint of {checkpoint.origin!a}")
     if bundle.output_size != checkpoint.size:
         raise Invalid("NotNewestLeaf", "the checkpoint is not of the bundle's size")
     time = parse_leaf(bundle.output_leaf).time
@@ -215,6 +228,23 @@ def verify_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> None
     """Raise unless *evidence* convicts the holder of its key, which must be *vkey* when that is given.
 
     Raises:
+        EncodingError, Invalid: as :func:`judge_map_evidence`.
+    """
+    judge_map_evidence(evidence, vkey)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What evidence that convicts shows: the two heads that were signed, and why both cannot be true."""
+
+    heads: tuple[Checkpoint, Checkpoint]
+    reason: str
+
+
+def judge_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> Judgement:
+    """What convicts the holder of the key of *evidence*, which must be *vkey* when that is given.
+
+    Raises:
         EncodingError: an item does not parse.
         Invalid: ``WrongLog``, ``BadLogSignature``, ``NotEvidence``, and what an item that proves nothing raises.
     """
@@ -224,11 +254,13 @@ def verify_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> None
         raise Invalid("NotEvidence", "the key is not that of a map's log")
     if evidence.actor_id is None:
         opened = [open_leaf_statement(item) for item in evidence.items]
-        _check_signed(evidence.vkey, [one[:2] for one in opened])
+        notes = [one[:2] for one in opened]
+        _check_signed(evidence.vkey, notes)
         reason = leaves_contradict(opened[0][2], opened[1][2])
     else:
         statements = [open_actor_statement(item, evidence.actor_id) for item in evidence.items]
-        _check_signed(evidence.vkey, [one[:2] for one in statements])
+        notes = [one[:2] for one in statements]
+        _check_signed(evidence.vkey, notes)
         older, newer = (one[2] for one in statements)
         if evidence.kind == ACTOR_ROLLED_BACK:
             reason = actors_contradict(older, newer)
@@ -236,6 +268,7 @@ def verify_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> None
             reason = histories_contradict(older, newer, statements[1][3])
     if (evidence.kind == MAP_CONTRADICTION) != (evidence.actor_id is None) or reason is None:
         raise Invalid("NotEvidence", "the two statements do not contradict each other")
+    return Judgement((notes[0][1], notes[1][1]), reason)
 
 
 def _check_signed(vkey: Vkey, opened: Sequence[tuple[Note, Checkpoint]]) -> None:

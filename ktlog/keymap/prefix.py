@@ -15,10 +15,11 @@ Proofs"; directory map v1 §1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from typing import NamedTuple
 
 from ktlog.errors import EncodingError, Invalid
 
@@ -29,8 +30,7 @@ MAX_DEPTH = 255
 """Two different indexes differ in one of 256 bits, so no leaf lies deeper than 255 and one more bit."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PrefixLeaf:
+class PrefixLeaf(NamedTuple):
     """index: where it lies, 32 bytes. commitment: what it says, 32 bytes; a tombstone's hash once erased."""
 
     index: bytes
@@ -195,38 +195,9 @@ def verify(
         Invalid: ``BadMapProof``.
     """
     searches = _with_leaves(proof, indexes, commitments)
-    if _climb(searches, indexes, proof.hashes, lambda start, end, depth: _terminal(searches, start, end)) != root:
+    if _climb(searches, indexes, proof.hashes) != root:
         raise _bad("it leads to another root")
     return [search.leaf if search.kind == Kind.INCLUSION else None for search in searches]
-
-
-def verify_update(
-    proof: PrefixProof, changes: Sequence[PrefixLeaf], old: Sequence[bytes | None], old_root: bytes
-) -> bytes:
-    """Check that *proof* shows where *changes* go in the tree of *old_root*, and return the root after them.
-
-    So "only these leaves changed" needs no copy of the tree: everything else is hashes that both roots share.
-
-    Args:
-        changes: the new leaves, sorted by distinct indexes. old: for each index its commitment before, None for new.
-
-    Raises:
-        Invalid: ``BadMapProof``.
-    """
-    indexes = [leaf.index for leaf in changes]
-    before = verify(proof, indexes, old_root, old)
-    for leaf, commitment in zip(before, old, strict=True):
-        if (leaf is None) != (commitment is None):
-            raise _bad("it finds a leaf where none was said to be, or none where one was")
-    searches = _with_leaves(proof, indexes, old)
-
-    def renewed(start: int, end: int, depth: int) -> bytes:
-        here = {leaf.index: leaf for leaf in changes[start:end]}
-        if (other := searches[start].leaf) is not None:
-            here.setdefault(other.index, other)
-        return subtree_hash(sorted(here.values()), depth)
-
-    return _climb(searches, indexes, proof.hashes, renewed)
 
 
 def _with_leaves(
@@ -270,13 +241,10 @@ def _same_prefix(one: bytes, other: bytes, depth: int) -> bool:
     return different >> (8 * HASH_BYTES - depth) == 0 if depth else True
 
 
-def _climb(
-    searches: Sequence[Search], indexes: Sequence[bytes], hashes: Sequence[bytes],
-    terminal: Callable[[int, int, int], bytes],
-) -> bytes:
-    """Hash from the ends of the searches to the root; terminal(start, end, depth) gives the hash at such an end."""
+def _climb(searches: Sequence[Search], indexes: Sequence[bytes], hashes: Sequence[bytes]) -> bytes:
+    """Hash from the ends of the searches to the root."""
     supply = iter(hashes)
-    root = _climb_from(searches, indexes, 0, len(searches), 0, supply, terminal)
+    root = _climb_from(searches, indexes, 0, len(searches), 0, supply)
     if next(supply, None) is not None:
         raise _bad("it holds more hashes than the searches need")
     return root
@@ -284,7 +252,7 @@ def _climb(
 
 def _climb_from(
     searches: Sequence[Search], indexes: Sequence[bytes], start: int, end: int, depth: int,
-    supply: Iterator[bytes], terminal: Callable[[int, int, int], bytes],
+    supply: Iterator[bytes],
 ) -> bytes:
     if start == end:
         value = next(supply, None)
@@ -297,12 +265,12 @@ def _climb_from(
     if depth in depths:
         if len(depths) > 1:
             raise _bad("a search ends where another goes on")
-        return terminal(start, end, depth)
+        return _terminal(searches, start, end)
     if min(depths) < depth or depth > MAX_DEPTH:
         raise _bad("a depth does not fit its neighbours'")
     border = _border(indexes, start, end, depth)
-    left = _climb_from(searches, indexes, start, border, depth + 1, supply, terminal)
-    return hash_parent(left, _climb_from(searches, indexes, border, end, depth + 1, supply, terminal))
+    left = _climb_from(searches, indexes, start, border, depth + 1, supply)
+    return hash_parent(left, _climb_from(searches, indexes, border, end, depth + 1, supply))
 
 
 def _terminal(searches: Sequence[Search], start: int, end: int) -> bytes:

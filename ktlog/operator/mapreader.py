@@ -2,24 +2,39 @@
 
 What is shown comes from one snapshot of the map's store, so leaf, proof, value and checkpoint belong together. The raw
 keys, texts and entries come from the log's store, which may be ahead: nothing of it is shown that the value does not
-list, but for the pending entries, which say what they are.
+list, but for the pending entries, which say what they are. Every answer is bounded: a long history comes in pages, and
+of many pending entries revocations come first.
 
-Spec: directory map §8.
+Spec: directory map §8; :mod:`ktlog.keymap.pages`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from ktlog.errors import EncodingError, MessageRejected, StoreError
-from ktlog.keymap.bundle import Bundle, HistoryItem, NoLeaf, Presented, Tombstone
+from ktlog.keymap.bundle import (
+    MAX_HISTORY,
+    MAX_PENDING,
+    MAX_PENDING_BYTES,
+    Bundle,
+    HistoryItem,
+    NoLeaf,
+    Page,
+    PendingItem,
+    Presented,
+    Tombstone,
+    encode_pending,
+)
 from ktlog.keymap.output import map_origin, parse_leaf
+from ktlog.keymap.pages import cut
 from ktlog.keymap.prefix import Kind, PrefixProof
 from ktlog.keymap.value import Value, parse_history_leaf, parse_value
 from ktlog.operator.nodes import LogNodes
 from ktlog.operator.proofs import Proofs
+from ktlog.pkd.actions import RevokeKey, RevokeKeyThirdParty
 from ktlog.pkd.actors import Actor
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import decode_public_key
@@ -28,8 +43,33 @@ from ktlog.store.contracts import LogStore, Record
 from ktlog.store.mapdb import MapState, MapStore
 from ktlog.tlog.tree import Frontier, hash_leaf, prove_inclusion
 
-PENDING_ENTRIES = 64
-"""At most, in one bundle; the next map has the others."""
+PAGE_ITEMS = 64
+PAGE_BYTES = 1 << 20
+"""Of the messages in one page of a history; the one that exceeds it still belongs to the page."""
+PAGE_LEAVES = 8192
+"""Items of one page without messages."""
+PENDING_SCAN = 1024
+"""Of more entries that wait for the next map only the first are looked at."""
+_REVOKING = (RevokeKey.action, RevokeKeyThirdParty.action)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer is to have beside the proof.
+
+    aux: the texts of auxiliary data. full: every entry behind the value. leaves: their places alone; not with *full*.
+    start: the item that a page of either begins with. checkpoint: the signed checkpoint itself.
+    """
+
+    aux: bool = False
+    full: bool = False
+    leaves: bool = False
+    start: int = 0
+    checkpoint: bool = False
+
+    @property
+    def history(self) -> bool:
+        return self.full or self.leaves
 
 
 class MapReader:
@@ -53,22 +93,22 @@ class MapReader:
         """The published checkpoint of the output log at *size*, or the newest; None if there is none."""
         return self._map.checkpoint(size)
 
-    def bundle(self, actor_id: str, *, aux: bool, full: bool, checkpoint: bool, published_size: int) -> Bundle:
-        """What the newest published map says of *actor_id*, who may be anybody.
+    def bundle(self, actor_id: str, wanted: Wanted, *, published_size: int) -> Bundle:
+        """What the newest published map says of *actor_id*, who may be anybody, and what of them is pending.
 
         Args:
-            aux: with the texts of auxiliary data. full: with every entry behind the value, and what is pending.
-            checkpoint: with the signed checkpoint itself. published_size: of the log; how far its tiles reach.
+            published_size: of the log; how far its tiles reach.
 
         Raises:
-            MessageRejected: ``not_published``; ``unavailable`` for an actor who is being erased this moment.
+            MessageRejected: ``not_published``; ``unavailable`` for an actor who is being erased this moment;
+                ``bad_request`` for a page that there is not.
         """
         try:
-            return self._bundle(actor_id, aux, full, checkpoint, published_size)
+            return self._bundle(actor_id, wanted, published_size)
         except EncodingError as error:
             raise StoreError("Corrupt", f"the stored map: {error}") from error
 
-    def _bundle(self, actor_id: str, aux: bool, full: bool, checkpoint: bool, published_size: int) -> Bundle:
+    def _bundle(self, actor_id: str, wanted: Wanted, published_size: int) -> Bundle:
         index = map_index(self._store.origin, actor_id)
         with self._map.snapshot():
             state = self._map.state()
@@ -77,23 +117,23 @@ class MapReader:
                 raise MessageRejected("not_published", "this log has not published its map yet")
             path, leaf = self._newest_leaf(state)
             proof = self._map.prove(index)
-            found = self._map.live(index)
+            found = self._map.presented(index)
             outcome: NoLeaf | Presented | Tombstone = NoLeaf()
             if found is not None:
-                outcome = Presented(found.value, found.opening)
+                outcome = Presented(*found)
             elif (dead := self._map.dead(index)) is not None:
                 outcome = Tombstone(dead.version, dead.generation, dead.erasure_number)
-            history = self._histories(index) if full and found is not None else None
-            note = self._map.checkpoint(size) if checkpoint else None
+            lists = self._histories(index) if wanted.history and found is not None else [()]
+            note = self._map.checkpoint(size) if wanted.checkpoint else None
         bundle = Bundle(
             map_origin(self._store.origin), size, leaf, path, _bare(proof), outcome, checkpoint=note,
         )
         with self._store.snapshot():
             if isinstance(outcome, Presented):
-                bundle = self._with_contents(bundle, parse_value(outcome.value), aux)
-            if full:
-                bundle = self._with_history(bundle, actor_id, history, max(published_size, state.input_size))
-        return bundle
+                bundle = self._with_contents(bundle, parse_value(outcome.value), wanted.aux)
+            if wanted.history:
+                bundle = self._with_history(bundle, lists, wanted, max(published_size, state.input_size))
+            return bundle if wanted.start else replace(bundle, pending=self._pending(actor_id, state.input_size))
 
     def _newest_leaf(self, state: MapState) -> tuple[tuple[bytes, ...], bytes]:
         """Its inclusion proof and the leaf itself, the same for everybody until the next one."""
@@ -108,15 +148,18 @@ class MapReader:
             self._path = size, path, leaf
         return path, leaf
 
-    def _histories(self, index: bytes) -> tuple[tuple[bytes, ...], list[tuple[bytes, ...]]]:
-        """The leaves of the history at *index*, and for each MOVED_IN among them those of the old name, if kept."""
-        own = self._map.history(index, 1 << 62)
-        old = []
+    def _histories(self, index: bytes) -> list[tuple[bytes, ...]]:
+        """The leaves of the history at *index*, then for each MOVED_IN among them those of the old name, if kept."""
+        own = self._map.history(index, MAX_HISTORY + 1)
+        lists, total = [own], len(own)
         for leaf in own:
             _role, leaf_index, moved_from = parse_history_leaf(leaf)
-            if moved_from is not None:
-                old.append(self._old_history(leaf_index, *moved_from))
-        return own, old
+            if moved_from is not None and total <= MAX_HISTORY:
+                lists.append(self._old_history(leaf_index, *moved_from))
+                total += len(lists[-1])
+        if total > MAX_HISTORY:
+            raise MessageRejected("too_large", f"more than {MAX_HISTORY} messages are behind this answer")
+        return lists
 
     def _old_history(self, leaf_index: int, size: int, root: bytes) -> tuple[bytes, ...]:
         name = self._store.records(leaf_index, leaf_index + 1)[0].plain.get("old-actor")
@@ -152,28 +195,47 @@ class MapReader:
         return self._store.records(leaf_index, leaf_index + 1)[0]
 
     def _with_history(
-        self, bundle: Bundle, actor_id: str, history: tuple[tuple[bytes, ...], list[tuple[bytes, ...]]] | None,
-        published_size: int,
+        self, bundle: Bundle, lists: Sequence[Sequence[bytes]], wanted: Wanted, published_size: int
     ) -> Bundle:
-        input_size = parse_leaf(bundle.output_leaf).input_size
-        own, old = history or ((), [])
-        rows = self._store.history(actor_id)
-        pending = tuple(
-            _item(b"", self._record(leaf_index), ())
-            for leaf_index, _role in rows if input_size <= leaf_index
-        )[:PENDING_ENTRIES]
-        return replace(
-            bundle, history=self._items(own, input_size, published_size),
-            old_histories=tuple(self._items(leaves, input_size, published_size) for leaves in old), pending=pending,
-        )
+        """*bundle* with the page of *lists*, the leaves of its own and of old histories, that is wanted."""
+        total = sum(map(len, lists))
+        if wanted.start and wanted.start >= total:
+            raise MessageRejected("bad_request", f"this history has {total} messages")
+        parts = cut(list(map(len, lists)), wanted.start, PAGE_ITEMS if wanted.full else PAGE_LEAVES)
+        input_size, left = parse_leaf(bundle.output_leaf).input_size, PAGE_BYTES
+        items: list[tuple[HistoryItem, ...]] = []
+        for leaves, part in zip(lists, parts, strict=True):
+            taken: list[HistoryItem] = []
+            for leaf in leaves[part.start : part.stop]:
+                if left <= 0:
+                    break
+                taken.append(self._item(leaf, wanted.full, input_size, published_size))
+                left -= _weight(taken[-1])
+            items.append(tuple(taken))
+        count = sum(map(len, items))
+        page = None if count == total else Page(wanted.start, total)
+        return replace(bundle, history=items[0], old_histories=tuple(items[1:]), page=page)
 
-    def _items(self, leaves: Sequence[bytes], size: int, published_size: int) -> tuple[HistoryItem, ...]:
-        items = []
-        for leaf in leaves:
-            leaf_index = parse_history_leaf(leaf)[1]
-            path = self._proofs.inclusion(leaf_index, size, published_size)
-            items.append(_item(leaf, self._record(leaf_index), tuple(path)))
-        return tuple(items)
+    def _item(self, leaf: bytes, full: bool, size: int, published_size: int) -> HistoryItem:
+        if not full:
+            return HistoryItem(leaf, b"", b"", {}, ())
+        leaf_index = parse_history_leaf(leaf)[1]
+        record, path = self._record(leaf_index), self._proofs.inclusion(leaf_index, size, published_size)
+        return HistoryItem(leaf, record.entry, record.preimage, dict(record.plain), tuple(path))
+
+    def _pending(self, actor_id: str, input_size: int) -> tuple[PendingItem, ...]:
+        """What waits for the next map. A revocation is never crowded out by anything else: it protects somebody."""
+        touches = self._store.touches(actor_id, input_size - 1, PENDING_SCAN)
+        taken: dict[int, PendingItem] = {}
+        left = MAX_PENDING_BYTES
+        for leaf_index in _urgent_first((touch.leaf_index, touch.action) for touch in touches):
+            record = self._record(leaf_index)
+            item = PendingItem(leaf_index, record.entry, record.preimage, dict(record.plain))
+            size = len(encode_pending(item))
+            if size <= left and len(taken) < MAX_PENDING:
+                taken[leaf_index] = item
+                left -= size
+        return tuple(taken[leaf_index] for leaf_index in sorted(taken))
 
 
 class _Output:
@@ -190,8 +252,14 @@ class _Output:
         return self._map.output_hashes(start, end)
 
 
-def _item(leaf: bytes, record: Record, path: tuple[bytes, ...]) -> HistoryItem:
-    return HistoryItem(leaf, record.entry, record.preimage, dict(record.plain), path)
+def _urgent_first(touches: Iterable[tuple[int, str]]) -> list[int]:
+    """Leaf indexes, each once: those of revocations, then the others, each in the order of the log."""
+    found = dict(touches)
+    return sorted(found, key=lambda leaf_index: (found[leaf_index] not in _REVOKING, leaf_index))
+
+
+def _weight(item: HistoryItem) -> int:
+    return len(item.entry) + len(item.preimage) + sum(len(text or "") for text in item.plain.values())
 
 
 def _bare(proof: PrefixProof) -> PrefixProof:

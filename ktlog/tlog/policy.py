@@ -162,12 +162,28 @@ class Policy:
         log = _open("BadLogSignature", note, log_keys)
         if not log:
             raise Invalid("BadLogSignature", f"no listed key of {checkpoint.origin!a} signed its checkpoint")
-        cosignatures = _open("BadCosignature", note, self._cosigners())
+        cosignatures = self.open_cosignatures(note)
+        return VerifiedCheckpoint(note, checkpoint, log, cosignatures, self.count(cosignatures, now))
+
+    def open_cosignatures(self, note: Note) -> tuple[Verified, ...]:
+        """The lines of the policy's cosigners, verified. They stay true; what they are worth, :meth:`count` says.
+
+        Raises:
+            Invalid: ``BadCosignature``: one of them does not verify, whatever the others say.
+        """
+        return _open("BadCosignature", note, self._cosigners())
+
+    def count(self, cosignatures: Collection[Verified], now: int) -> int | None:
+        """As of when the quorum stands behind a checkpoint with *cosignatures*; None if none is asked for.
+
+        Raises:
+            PolicyUnmet: as :meth:`open_checkpoint`.
+        """
         times = {item.vkey: item.timestamp for item in cosignatures}
         counted = [vkey for vkey, time in times.items() if time <= now + CLOCK_SKEW_SECONDS]
         if not self.satisfied(counted):
             raise self._too_few(counted)
-        return VerifiedCheckpoint(note, checkpoint, log, cosignatures, self.as_of(times, now))
+        return self.as_of(times, now)
 
     def splittable(self) -> bool:
         """Whether two sets of cosigners with no honest one in common can each make the quorum.

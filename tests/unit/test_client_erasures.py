@@ -47,7 +47,7 @@ class ErasingLog(TinyLog):
             if role == 3:
                 row = self.actors[name]
                 leaves = sorted(held.leaf_index for held in (*row.keys, *row.aux))
-                self.moved[index] = CarriedMove(index, row.fireproof, tuple(leaves))
+                self.moved[index] = CarriedMove(index, row.fireproof, tuple(leaves), 1, bytes(32))
         return receipt
 
     def erase(self, actor_id: str) -> ErasingLog:
@@ -85,7 +85,10 @@ class ErasingLog(TinyLog):
             return 200, format_bundle([decode_base64url(row["merkle-leaf"]) for row in self.rows[: self.published]])
         if path.startswith("/records/"):
             lines = [
-                json.dumps({"leaf-index": index, "message": row["encrypted-message"], "plain": row["plain"]})
+                json.dumps({
+                    "leaf-index": index, "message": row["encrypted-message"], "plain": row["plain"], "salts": {},
+                    "withheld": None in row["plain"].values(),
+                })
                 for index, row in enumerate(self.rows[: self.published])
             ]
             return 200, ("\n".join(lines) + "\n").encode()
@@ -177,7 +180,7 @@ def test_a_record_that_says_nothing_of_a_move_is_refused(moved):
 ])
 def test_a_record_that_lies_about_a_move_is_refused(moved, leaves, name):
     moved.log.erase(OLD).erase(MID).publish()
-    moved.log.records[1] = replace(moved.log.records[1], carried=(CarriedMove(6, True, leaves),))
+    moved.log.records[1] = replace(moved.log.records[1], carried=(CarriedMove(6, True, leaves, 1, bytes(32)),))
     moved.refuses(Invalid, name, CAROL)
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from keymap_world import ALICE, BOB, CAROL, CONFIG, DAVE, NOW, ORIGIN, World, key, listed, make_world
 
-from ktlog.errors import Invalid, KtlogError, NotLogged, Stale
+from ktlog.errors import Invalid, KtlogError, Stale
 from ktlog.keymap.bundle import Bundle, NoLeaf, Presented, Tombstone, encode_bundle, parse_bundle
-from ktlog.keymap.check import Mapped, check_bundle, find_key
+from ktlog.keymap.check import Mapped, check_bundle
 from ktlog.keymap.output import MapConfig
 from ktlog.keymap.value import encode_value
 from ktlog.pkd.keys import derive_key_id
@@ -33,9 +33,6 @@ def test_present_with_every_key():
     assert [k.public_key for k in mapped.keys] == [key(5), key(7)]
     assert [k.key_id for k in mapped.keys] == [derive_key_id(ORIGIN, 5), derive_key_id(ORIGIN, 7)]
     assert mapped.aux[0].aux_data == "age1…" and mapped.value == world.values[ALICE]
-    assert find_key(mapped, derive_key_id(ORIGIN, 7)).leaf_index == 7
-    with pytest.raises(NotLogged):
-        find_key(mapped, derive_key_id(ORIGIN, 6))
 
 
 def test_erased_and_never_enrolled():

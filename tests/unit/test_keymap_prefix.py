@@ -21,7 +21,6 @@ from ktlog.keymap.prefix import (
     prove_below,
     subtree_hash,
     verify,
-    verify_update,
 )
 
 
@@ -80,24 +79,6 @@ def test_indexes_that_share_254_bits():
     proof = prove(leaves_of(pairs), [other])
     assert proof.searches[0].depth == 255 and len(encode_prefix_proof(proof)) == 3 + 2 + 32 * 255
     assert verify(proof, [other], naive_map.root(pairs)) == [PrefixLeaf(other, b"\x02" * 32)]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_updates_need_no_copy_of_the_tree(seed):
-    rng = random.Random(seed)
-    pairs = tree(rng, rng.randrange(0, 40))
-    news = {some_index(rng, list(pairs)): rng.randbytes(32) for _ in range(rng.randrange(1, 12))}
-    news |= {index: rng.randbytes(32) for index in rng.sample(sorted(pairs), min(len(pairs), 5))}
-    changes = leaves_of(news)
-    indexes = [leaf.index for leaf in changes]
-    proof = prove(leaves_of(pairs), indexes)
-    old = [pairs.get(index) for index in indexes]
-    root = naive_map.root(pairs)
-    assert verify_update(proof, changes, old, root) == naive_map.root(pairs | news)
-    if any(old):
-        hidden = [None if value else value for value in old]
-        with pytest.raises(Invalid, match="BadMapProof|does not hold"):
-            verify_update(proof, changes, hidden, root)
 
 
 def test_forged_absence_proofs_are_refused():
