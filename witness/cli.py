@@ -18,13 +18,16 @@ import click
 from ktlog import __version__
 from ktlog.durable import read_seed_file
 from ktlog.errors import EncodingError, KtlogError, UsageError
+from ktlog.keymap.output import map_origin
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey, parse_vkey
 from ktlog.tlog.tree import EMPTY_ROOT
+from ktlog.wire.actor_id import parse_https_url
 from witness.config import SEED_BYTES, WitnessDir
 from witness.decide import LOG_KEY_ALGORITHMS
 from witness.keys import derive_signers, write_keys
+from witness.replays import ReplayStore
 from witness.store import Log, WitnessStore
 
 _ALGORITHM_NAMES = {ED25519: "Ed25519", COSIGNATURE_MLDSA44: "ML-DSA-44"}
@@ -71,6 +74,9 @@ def main() -> None:
       ktlog-witness init --dir D --name example.com/w1
       ktlog-witness add-log --dir D VKEY
       ktlog-witness serve --dir D --listen 127.0.0.1:7380
+
+    With --replay the two last make a verifier: it cosigns a log's directory map, and only what it has
+    derived from the log's entries itself.
     """
 
 
@@ -104,20 +110,45 @@ def init(directory: Path, name: str, seed_file: Path | None, as_json: bool) -> N
         click.echo(str(vkey))
 
 
+@main.command()
+@_dir_option
+@_json_option
+@_reporting
+def vkeys(directory: Path, as_json: bool) -> None:
+    """Print the vkeys of this witness or verifier: what others put into their policies."""
+    store = _open(directory, read_only=True)
+    store.close()
+    if as_json:
+        _print_json({"name": store.name, "vkeys": list(store.vkeys)})
+        return
+    for vkey in store.vkeys:
+        click.echo(vkey)
+
+
 @main.command("add-log", epilog=EXIT_CODES)
 @_dir_option
 @click.argument("vkeys", metavar="VKEY...", nargs=-1, required=True)
 @click.option("--origin", help="The log's origin line, where it differs from the key name.")
+@click.option(
+    "--replay", "url", metavar="URL",
+    help="Make this a verifier, which reads the log at URL and derives its map. The VKEYs are the log's and its map's.",
+)
 @_json_option
 @_reporting
-def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, as_json: bool) -> None:
+def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, url: str | None, as_json: bool) -> None:
     """Follow a log, trusting it under each VKEY (type 01 Ed25519, or 06 ML-DSA-44).
 
     Run it again to trust a further key of the same origin; adding what is there already changes
     nothing. It takes effect at once, also while the witness is being served. A log or a key
     cannot be removed: added again later, it would start without its record.
+
+    With --replay give at least one key named ORIGIN and one named ORIGIN/map. A verifier replays logs
+    and witnesses none, so its directory is one of its own; it must be restarted to see a new log or URL.
     """
     keys = [_parse_log_key(vkey) for vkey in vkeys]
+    if url is not None:
+        _add_replay(directory, keys, origin, url, as_json)
+        return
     names = sorted({key.name for key in keys})
     if origin is None and len(names) > 1:
         raise UsageError(
@@ -128,9 +159,12 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, as_json: 
     origin = _check_origin(names[0] if origin is None else origin)
     store = _open(directory, beside_daemon=True)
     try:
-        own = {parse_vkey(vkey).public_key for vkey in store.vkeys}
-        if any(key.public_key in own for key in keys):
-            raise UsageError("OwnKey", "a witness cannot follow a log that signs with the witness's own key")
+        _check_not_own(store, keys)
+        if ReplayStore(store).replays():
+            raise UsageError(
+                "VerifierDirectory", "this directory holds a verifier, which signs only for logs that it replays",
+                hint="Add the log with --replay, or to the directory of a witness.",
+            )
         added = store.add_log(origin, keys, int(time.time()))
         log = store.log(origin)
     finally:
@@ -146,6 +180,42 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, as_json: 
         click.echo(f"{origin}: trusts {_short(key)}")
 
 
+def _add_replay(directory: Path, keys: Sequence[Vkey], origin: str | None, url: str, as_json: bool) -> None:
+    names = {key.name for key in keys}
+    inputs = sorted(names - {map_origin(name) for name in names})
+    if len(inputs) != 1 or names != {inputs[0], map_origin(inputs[0])} or origin not in (None, inputs[0]):
+        raise UsageError(
+            "NotOneLog", f"the keys are named {', '.join(sorted(names))}; a log and its map are ORIGIN and ORIGIN/map",
+            hint="Give at least one key of each, as `ktlog init` prints them.",
+        )
+    (name,) = inputs
+    try:
+        base = str(parse_https_url(f"{url.rstrip('/')}/")).rstrip("/")
+    except EncodingError as error:
+        raise UsageError("BadAddress", f"{url!r} is no https URL: {error.message}") from None
+    if "?" in base:
+        raise UsageError("BadAddress", f"{url!r} has a query; the log's files lie under it as under a directory")
+    store = _open(directory, beside_daemon=True)
+    try:
+        _check_not_own(store, keys)
+        by_name = {one: [key for key in keys if key.name == one] for one in sorted(names)}
+        added = ReplayStore(store).add_replay(_check_origin(name), base, by_name, int(time.time()))
+    finally:
+        store.close()
+    if as_json:
+        _print_json({"origin": name, "map": map_origin(name), "url": base, "added": [str(key) for key in added]})
+        return
+    click.echo(f"{name}: replayed from {base}")
+    for key in added:
+        click.echo(f"  trusts {_short(key)}")
+
+
+def _check_not_own(store: WitnessStore, keys: Sequence[Vkey]) -> None:
+    own = {parse_vkey(vkey).public_key for vkey in store.vkeys}
+    if any(key.public_key in own for key in keys):
+        raise UsageError("OwnKey", "a witness cannot follow a log that signs with the witness's own key")
+
+
 @main.command("list-logs", epilog=EXIT_CODES)
 @_dir_option
 @_json_option
@@ -156,14 +226,23 @@ def list_logs(directory: Path, as_json: bool) -> None:
     try:
         logs = store.logs()
         evidence = store.count_evidence()
+        replays = ReplayStore(store)
+        replayed = {replay.origin: replay.url for replay in replays.replays()}
+        verdicts = {log.origin: replays.verdict(log.origin) for log in logs} if replayed else {}
     finally:
         store.close()
+    wrong = {origin: f"{verdict.name}: {verdict.message}" for origin, verdict in verdicts.items() if verdict}
     if as_json:
-        _print_json({"name": store.name, "logs": [_describe(log) for log in logs], "evidence": evidence})
+        members = {"name": store.name, "logs": [_describe(log) for log in logs], "evidence": evidence}
+        _print_json({**members, "replayed": replayed, "wrong": wrong} if replayed else members)
         return
     for log in logs:
         click.echo(log.origin)
-        if log.latest is None:
+        if log.origin in wrong:
+            click.echo(f"  WRONG, and never cosigned again: {wrong[log.origin]}")
+        if log.origin in replayed:
+            click.echo(f"  replayed from {replayed[log.origin]}")
+        elif log.latest is None:
             click.echo("  never cosigned")
         else:
             latest = log.latest
@@ -185,9 +264,10 @@ def list_logs(directory: Path, as_json: bool) -> None:
     envvar="KTLOG_WITNESS_LISTEN",
     help="Where to serve HTTP; port 0 takes a free one, fd://N an inherited socket. [env: KTLOG_WITNESS_LISTEN]",
 )
+@click.option("--replay", is_flag=True, help="As a verifier: replay the logs that were added with --replay.")
 @_reporting
-def serve(directory: Path, listen: str) -> None:
-    """Run the witness until SIGTERM or SIGINT.
+def serve(directory: Path, listen: str, replay: bool) -> None:
+    """Run the witness, or with --replay the verifier, until SIGTERM or SIGINT.
 
     It speaks plain HTTP: put TLS in front of it. Only one may run on a directory. A missing
     database is refused and never made anew.
@@ -196,12 +276,13 @@ def serve(directory: Path, listen: str) -> None:
       POST /add-checkpoint                 submissions
       GET  /<sha256 of origin>/checkpoint  the latest cosigned checkpoint, for monitors
       GET  /                               about, with the vkeys
+      GET  /replays                        of a verifier: how far each log was followed
       GET  /livez, /readyz                 for supervisors
     """
     from witness import web
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    web.serve(WitnessDir(directory), listen, on_ready=_announce)
+    web.serve(WitnessDir(directory), listen, on_ready=_announce, replaying=replay)
 
 
 def _announce(name: str, address: str) -> None:

@@ -6,7 +6,8 @@ A witness directory is made by ``init`` and by nothing else::
     ├─ ed25519.key      0600, 32 bytes: the seed of the 0x04 cosigning key
     ├─ mldsa44.key      0600, 32 bytes: the seed of the 0x06 cosigning key
     ├─ witness.db       name, vkeys, logs, the latest cosigned checkpoint of each, evidence
-    └─ serve.lock       held by the one running ``serve``
+    ├─ serve.lock       held by the one running ``serve``
+    └─ evidence/        of a verifier: a file for each log that it caught; copies of what witness.db has
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class WitnessDir:
     @property
     def lock(self) -> Path:
         return self.path / "serve.lock"
+
+    @property
+    def evidence(self) -> Path:
+        """Directory of what a verifier keeps about logs that it caught; made when there is something."""
+        return self.path / "evidence"
 
     def key_file(self, kind: str) -> Path:
         return self.path / f"{kind}.key"

@@ -27,81 +27,16 @@ from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.evidence import Evidence, format_evidence
 from ktlog.tlog.note import Vkey, parse_vkey
 from witness.decide import Cosigned
+from witness.schema import SCHEMA_VERSION, schema_statements
 
 #: The kill points of one accepted request, in their order. "checked" (see web.py) lies between
 #: the judgement and the transaction; the other two lie on both sides of COMMIT.
 BEFORE_COMMIT = "witness.before_commit"
 AFTER_COMMIT = "witness.after_commit"
 
-SCHEMA_VERSION = 1
-
 #: Per origin. One piece of evidence convicts a log for good; a log that keeps forking must
 #: not be able to fill our disk.
 MAX_EVIDENCE = 100
-
-_SCHEMA = """
-CREATE TABLE witness (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    schema_version INTEGER NOT NULL,
-    oldest_reader INTEGER NOT NULL,  -- the oldest schema_version whose code may open this file
-    name TEXT NOT NULL,
-    created INTEGER NOT NULL
-) STRICT;
-CREATE TABLE witness_keys (
-    vkey TEXT PRIMARY KEY
-) STRICT;
-CREATE TABLE logs (
-    origin TEXT PRIMARY KEY,
-    origin_hash TEXT NOT NULL UNIQUE,  -- lowercase hex SHA-256, the name on the monitoring path
-    added INTEGER NOT NULL
-) STRICT;
-CREATE TABLE log_keys (
-    origin TEXT NOT NULL REFERENCES logs (origin),
-    name TEXT NOT NULL,
-    key_id BLOB NOT NULL CHECK (length(key_id) = 4),
-    vkey TEXT NOT NULL,
-    added INTEGER NOT NULL,
-    PRIMARY KEY (origin, name, key_id)
-) STRICT;
-CREATE TABLE checkpoints (
-    origin TEXT PRIMARY KEY REFERENCES logs (origin),
-    revision INTEGER NOT NULL CHECK (revision > 0),
-    size INTEGER NOT NULL CHECK (size >= 0),
-    root BLOB NOT NULL CHECK (length(root) = 32),
-    time INTEGER NOT NULL CHECK (time > 0),
-    note BLOB NOT NULL
-) STRICT;
-CREATE TABLE evidence (
-    id INTEGER PRIMARY KEY,
-    origin TEXT NOT NULL REFERENCES logs (origin),
-    size INTEGER NOT NULL,
-    recorded INTEGER NOT NULL,
-    document BLOB NOT NULL,
-    UNIQUE (origin, size)
-) STRICT;
-CREATE TRIGGER checkpoints_only_grow BEFORE UPDATE ON checkpoints
-WHEN NEW.origin IS NOT OLD.origin
-    OR NEW.revision IS NOT OLD.revision + 1
-    OR NEW.size < OLD.size
-    OR (NEW.size = OLD.size AND NEW.root IS NOT OLD.root)
-    OR NEW.time < OLD.time
-BEGIN SELECT RAISE(ABORT, 'a cosigned checkpoint never rolls back'); END;
-"""
-
-_PERMANENT = ("witness", "witness_keys", "logs", "log_keys", "evidence")
-
-
-def _triggers() -> Iterator[str]:
-    for table in (*_PERMANENT, "checkpoints"):
-        yield (
-            f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} "
-            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        )
-    for table in _PERMANENT:
-        yield (
-            f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} "
-            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        )
 
 
 @dataclass(frozen=True)
@@ -134,8 +69,8 @@ class WitnessStore:
         self._lock = threading.Lock()
         self._reach = reach
         self._poison: str | None = None
-        with self._reading() as database:
-            row = database.execute("SELECT name, oldest_reader FROM witness").fetchone()
+        with self.reading() as database:
+            row = database.execute("SELECT name, oldest_reader, schema_version FROM witness").fetchone()
             keys = database.execute("SELECT vkey FROM witness_keys ORDER BY rowid").fetchall()
         if row is None:
             raise StoreError("BrokenDatabase", f"{path} has no witness in it: init did not finish")
@@ -145,6 +80,7 @@ class WitnessStore:
                 hint="Run the newer release that wrote it.",
             )
         self.name: str = row[0]
+        self.schema_version: int = row[2]
         self.vkeys: tuple[str, ...] = tuple(vkey for (vkey,) in keys)
 
     @classmethod
@@ -157,7 +93,7 @@ class WitnessStore:
         connection = sqlitefile.open_database(path, create=True)
         with sqlitefile.database_errors(path):
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _statements():
+            for statement in schema_statements():
                 connection.execute(statement)
             connection.execute(
                 "INSERT INTO witness VALUES (1, ?, ?, ?, ?)", (SCHEMA_VERSION, SCHEMA_VERSION, name, now)
@@ -204,26 +140,26 @@ class WitnessStore:
 
     def log(self, origin: str) -> Log | None:
         """The log of that origin, read in one piece; None when it is unknown."""
-        with self._reading() as database:
+        with self.reading() as database:
             return self._log(database, origin)
 
     def logs(self) -> tuple[Log, ...]:
         """Every log, by origin."""
-        with self._reading() as database:
+        with self.reading() as database:
             origins = [origin for (origin,) in database.execute("SELECT origin FROM logs ORDER BY origin")]
             return tuple(log for log in (self._log(database, origin) for origin in origins) if log)
 
     def count_logs(self) -> int:
-        with self._reading() as database:
+        with self.reading() as database:
             return int(database.execute("SELECT count(*) FROM logs").fetchone()[0])
 
     def count_evidence(self) -> int:
-        with self._reading() as database:
+        with self.reading() as database:
             return int(database.execute("SELECT count(*) FROM evidence").fetchone()[0])
 
     def cosigned_note(self, origin_hash: str) -> bytes | None:
         """The latest cosigned checkpoint by the hex SHA-256 of its origin."""
-        with self._reading() as database:
+        with self.reading() as database:
             row = database.execute(
                 "SELECT note FROM checkpoints JOIN logs USING (origin) WHERE origin_hash = ?", (origin_hash,)
             ).fetchone()
@@ -231,13 +167,13 @@ class WitnessStore:
 
     def evidence(self) -> tuple[bytes, ...]:
         """Every evidence document, oldest first."""
-        with self._reading() as database:
+        with self.reading() as database:
             return tuple(row[0] for row in database.execute("SELECT document FROM evidence ORDER BY id"))
 
     def check(self) -> None:
         """Raise StoreError unless reads work and writes are still allowed."""
         self._refuse_poisoned()
-        with self._reading() as database:
+        with self.reading() as database:
             database.execute("SELECT count(*) FROM witness").fetchone()
 
     # --- writing
@@ -251,24 +187,29 @@ class WitnessStore:
         Raises:
             UsageError: "KeyCollision": another key of the origin has that name and key id.
         """
+        with self.writing() as database:
+            return self.insert_log(database, origin, vkeys, now)
+
+    @staticmethod
+    def insert_log(
+        database: sqlite3.Connection, origin: str, vkeys: Sequence[Vkey], now: int
+    ) -> tuple[Vkey, ...]:
+        """``add_log`` inside a transaction."""
         added = []
-        with self._writing() as database:
-            database.execute(
-                "INSERT OR IGNORE INTO logs VALUES (?, ?, ?)", (origin, hash_origin(origin), now)
-            )
-            for vkey in vkeys:
-                known = database.execute(
-                    "SELECT vkey FROM log_keys WHERE origin = ? AND name = ? AND key_id = ?",
-                    (origin, vkey.name, vkey.key_id),
-                ).fetchone()
-                if known is None:
-                    database.execute(
-                        "INSERT INTO log_keys VALUES (?, ?, ?, ?, ?)",
-                        (origin, vkey.name, vkey.key_id, str(vkey), now),
-                    )
-                    added.append(vkey)
-                elif known[0] != str(vkey):
-                    raise UsageError("KeyCollision", f"{origin} has another key with the id of {vkey}")
+        database.execute("INSERT OR IGNORE INTO logs VALUES (?, ?, ?)", (origin, hash_origin(origin), now))
+        for vkey in vkeys:
+            known = database.execute(
+                "SELECT vkey FROM log_keys WHERE origin = ? AND name = ? AND key_id = ?",
+                (origin, vkey.name, vkey.key_id),
+            ).fetchone()
+            if known is None:
+                database.execute(
+                    "INSERT INTO log_keys VALUES (?, ?, ?, ?, ?)",
+                    (origin, vkey.name, vkey.key_id, str(vkey), now),
+                )
+                added.append(vkey)
+            elif known[0] != str(vkey):
+                raise UsageError("KeyCollision", f"{origin} has another key with the id of {vkey}")
         return tuple(added)
 
     def record_checkpoint(self, cosigned: Cosigned) -> None:
@@ -280,7 +221,7 @@ class WitnessStore:
         """
         checkpoint = cosigned.checkpoint
         values = (cosigned.revision, checkpoint.size, checkpoint.root, cosigned.time, cosigned.note)
-        with self._writing() as database:
+        with self.writing() as database:
             if cosigned.revision == 1:
                 changed = database.execute(
                     "INSERT INTO checkpoints (revision, size, root, time, note, origin) "
@@ -303,7 +244,7 @@ class WitnessStore:
 
     def record_evidence(self, evidence: Evidence, size: int, now: int) -> bool:
         """Keep the first proof of a fork of this origin at this size; True when it is new."""
-        with self._writing() as database:
+        with self.writing() as database:
             changed = database.execute(
                 "INSERT OR IGNORE INTO evidence (origin, size, recorded, document) SELECT ?, ?, ?, ? "
                 "WHERE (SELECT count(*) FROM evidence WHERE origin = ?) < ?",
@@ -336,7 +277,7 @@ class WitnessStore:
             )
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """Reads of one moment: a deferred transaction, so that two SELECTs cannot disagree."""
         with self._lock, sqlitefile.database_errors(self._path):
             self._connection.execute("BEGIN")
@@ -346,7 +287,7 @@ class WitnessStore:
                 self._connection.execute("ROLLBACK")
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction. An honest refusal inside it rolls back; any other failure poisons."""
         with self._lock:
             self._refuse_poisoned()
@@ -373,16 +314,3 @@ class WitnessStore:
     def _poisoned(self, error: BaseException) -> StoreError:
         self._poison = f"{type(error).__name__}: {error}"
         return StoreError("Poisoned", f"a write failed, so this process writes no more: {self._poison}")
-
-
-def _statements() -> Iterator[str]:
-    """The schema, statement by statement: executescript would commit behind our back."""
-    statement = ""
-    for line in _SCHEMA.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-    if statement.strip():
-        raise AssertionError("the schema ends in the middle of a statement")
-    yield from _triggers()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ktlog.durable import file_errors, read_file, sync_directory, write_atomic
 from ktlog.errors import EncodingError, StoreError
-from ktlog.keymap.codec import Reader, s32, u8, u32, u64
 from ktlog.operator.mapper import Draft
 from ktlog.store.mapdb import Dead, Live
+from ktlog.tlog.binary import Reader, s32, u8, u32, u64
 
 HEADER = b"ktlog-map-pending/v1\n"
 NAME = "BadPending"

@@ -66,6 +66,8 @@ HOOKS = (
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 16.0
+SOON = 60
+"""How often in a row the cosigners are asked again after the shortest pause, while one of them says "not yet"."""
 SCRUB_PAUSE_SECONDS = 60.0
 CHECK_ALL = 256
 """Leaves up to which a start checks each of them, and a sample beyond: it should take no longer for a large map."""
@@ -134,6 +136,8 @@ class MapCycle:
         self._last_tick = float("-inf")
         self._next_try = self._next_scrub = float("-inf")
         self._pause = FIRST_PAUSE_SECONDS
+        self._soon = SOON
+        self._later = False
         self._compared = False
         self._announce = True
         self._own_note: bytes | None = None
@@ -275,13 +279,16 @@ class MapCycle:
         try:
             self._compare()
             self._publish(draft)
-            self._pause = FIRST_PAUSE_SECONDS
+            self._pause, self._soon = FIRST_PAUSE_SECONDS, SOON
         except KtlogError as error:
             # As in publisher.py: only the witnesses and the clock get better by themselves.
             if isinstance(error, StoreError) and error.name != "ClockWentBack":
                 raise
             log.error("the map is not published: %s", error.diagnostics())
             self._announce = True
+            if self._later and self._soon:
+                self._soon -= 1
+                self._pause = FIRST_PAUSE_SECONDS
             self._next_try = self._ticks() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
@@ -365,16 +372,11 @@ class MapCycle:
             self._fetcher, self._peers, format_note(Note(text, lines)), text, size,
             lambda old, new: prove_consistency(old, new, nodes), self._pool, self._now,
         )
+        self._later = cosigned.later
         for url, failure in cosigned.failures.items():
             log.warning("no cosignature for the map from %s: %s", url, failure)
         reach("mapping.cosigned")
-        vkeys = [verified.vkey for verified in cosigned.verified]
-        if not self._policy.satisfied(vkeys):
-            have, need = self._policy.shortfall(vkeys)
-            raise PolicyUnmet(
-                "TooFewWitnesses", f"of the map's cosigners for size {size}, {have} count and the policy needs {need}",
-                have=have, need=need,
-            )
+        self._policy.count(cosigned.verified, self._now())
         if self._announce:
             names = sorted({verified.vkey.name for verified in cosigned.verified})
             log.warning("the map is published: %d leaves, cosigned by %s", size, ", ".join(names))
@@ -390,6 +392,7 @@ class MapCycle:
         self._pending = None
         self._next_scrub = self._last_tick = self._ticks()
         self._scrub_if_due()
+        self._map.settle()
         self.hurry.clear()
         # Last: whoever waits for this may rely on all of the above.
         self._state = after

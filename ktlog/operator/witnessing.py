@@ -35,20 +35,23 @@ class WitnessPeer:
     """One witness: where it listens and which keys it may sign with.
 
     ``size`` is the tree size it cosigned last, as far as we know; a wrong guess costs one 409.
+    ``later`` says that its last answer was "not yet": a verifier that is still deriving the map.
     """
 
     url: str
     vkeys: tuple[Vkey, ...]
     size: int = 0
     failure: str = ""
+    later: bool = False
 
 
 @dataclass(frozen=True)
 class Cosigned:
-    """What the witnesses gave: verified lines, and in words why others gave nothing."""
+    """What the witnesses gave: verified lines, in words why others gave nothing, and whether one said "not yet"."""
 
     verified: tuple[Verified, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
+    later: bool = False
 
 
 def peers_of(policy: Policy) -> tuple[WitnessPeer, ...]:
@@ -105,12 +108,14 @@ def collect_cosignatures(
     return Cosigned(
         tuple(verified for found in gathered for verified in found),
         {peer.url: peer.failure for peer in peers if peer.failure},
+        any(peer.later for peer in peers),
     )
 
 
 def _ask(
     fetcher: Fetcher, peer: WitnessPeer, checkpoint: bytes, text: bytes, size: int, prove: ProveConsistency
 ) -> tuple[Verified, ...]:
+    peer.later = False
     response = _post(fetcher, peer, checkpoint, size, prove)
     if response.status == 409:
         known = _conflict_size(response)
@@ -118,6 +123,7 @@ def _ask(
             raise Invalid("WitnessAhead", f"the witness says it has cosigned size {known}, beyond this log's {size}")
         peer.size = known
         response = _post(fetcher, peer, checkpoint, size, prove)
+    peer.later = response.status == 503
     if response.status != 200:
         words = response.body[:200].decode("utf-8", "replace").strip()
         raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")

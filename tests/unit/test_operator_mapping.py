@@ -20,6 +20,7 @@ from ktlog.operator.mappending import encode_pending, load_pending, parse_pendin
 from ktlog.operator.witnessing import input_policy
 from ktlog.pkd.actors import Cause, Role, Status
 from ktlog.pkd.erasure import encode_erasure_record, map_index
+from ktlog.pkd.history import history_leaf
 from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, MoveIdentity, RevokeKey
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.note import open_note
@@ -216,7 +217,8 @@ def test_a_log_older_than_its_map_gets_one_of_everything(press):
     press.cycle()
     assert press.answer(ALICE).outcome == Tombstone(3, 1, 0)
     assert keys(press.answer(CAROL)) == [public("a")] and keys(press.answer(BOB)) == [public("b")]
-    assert parse_history_leaf(press.map.history(map_index(ORIGIN, CAROL), 1)[0])[2] == (0, EMPTY_ROOT)
+    moved_from = parse_history_leaf(press.map.history(map_index(ORIGIN, CAROL), 1)[0])[2]
+    assert moved_from == (1, hash_leaf(history_leaf(Role.SUBJECT, 0)))
 
 
 # --- full bundles
@@ -243,12 +245,12 @@ def test_a_full_bundle_has_every_entry_and_what_is_pending(press):
         verify_inclusion(hash_leaf(item.entry), at, leaf.input_size, item.path, leaf.input_root)
         assert item.preimage == press.store.records(at, at + 1)[0].preimage
     (pending,) = full.pending
-    assert (pending.leaf, pending.path, pending.plain["public-key"] is not None) == (b"", (), True)
+    assert (pending.leaf_index, pending.plain["public-key"] is not None) == (press.store.state().size - 1, True)
     # What the store does not hold any more is shown as the map says, not as the newest entry does.
     assert full.keys == (public("a"), public("c"), public("d"))
     assert parse_signed_checkpoint(full.checkpoint)[1] == press.checkpoint()
     light = press.bundle(CAROL)
-    assert (light.history, light.pending, light.checkpoint) == (None, (), None)
+    assert (light.history, light.pending, light.checkpoint) == (None, full.pending, None)
     assert len(encode_bundle(press.bundle(BOB, full=True))) < 2000
 
 
@@ -521,7 +523,7 @@ def filled(press: MapPress) -> None:
     ("UPDATE map_values SET value = x'00'", "a value is malformed"),
     ("UPDATE map_values SET opening = zeroblob(16)", "a value is not the one in its leaf"),
     ("UPDATE map_values SET history = zeroblob(8)", "does not fit the frontier"),
-    ("UPDATE map_history SET item = x'0100000000000000ff' WHERE position = 0", "a history is not the one"),
+    ("UPDATE map_values SET leaves = x'090100000000000000ff'", "a history is not the one"),
     ("UPDATE map_tombstones SET version = version + 1", "a tombstone is not the one"),
     ("DELETE FROM map_tombstones", "neither"),
     ("UPDATE map_buckets SET leaves = CAST(leaves || zeroblob(64) AS BLOB)", "neither"),
