@@ -124,6 +124,16 @@ class Connections:
                 durable.reach("store.emptied")
             return not busy
 
+    def defer_checkpoints(self, pages: int) -> None:
+        """Let no commit move the write-ahead log into the file before it has *pages*: :meth:`checkpoint` does."""
+        with self._borrowed() as connection, sqlitefile.database_errors(self._path):
+            connection.execute(f"PRAGMA wal_autocheckpoint={pages}").fetchone()
+
+    def checkpoint(self) -> None:
+        """Move what is in the write-ahead log into the file, as far as readers let it."""
+        with self._borrowed() as connection, sqlitefile.database_errors(self._path):
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
     def _refuse_after_ambiguity(self) -> None:
         if self._needs_reopen:
             raise StoreError(

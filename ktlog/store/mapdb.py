@@ -3,28 +3,33 @@
 Nothing is kept in memory between two calls, so a restart costs nothing and a reader sees whole batches only. How the
 prefix tree lies in rows is ``ktlog.store.maptree``'s.
 
-``map_values`` is what an answer discloses (value, opening), ``map_history`` the leaves of each actor's history tree and
-the frontier from which the next value follows; an erasure removes them. Each output leaf is stored together with the
-signed checkpoint of the output log that it completes, so that what is in here was published, or is about to be.
+``map_values`` is what an answer discloses (value, opening), the leaves of the actor's history tree and the frontier
+from which the next value follows; an erasure removes them. All of it is one row, for a batch changes a thousand of
+them, and each costs a page. Each output leaf is stored together with the signed checkpoint of the output log that it
+completes, so that what is in here was published, or is about to be.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from ktlog import durable, sqlitefile
+from ktlog import sqlitefile
 from ktlog.errors import Conflict, StoreError
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
 from ktlog.store.connections import Connections
 from ktlog.store.maptree import prefix, prove, read_bucket, split_bucket, write_leaves
 from ktlog.tlog.tree import Frontier, hash_leaf
 
+SCHEMA_VERSION = 2
+PAGE_SIZE = 4096
+"""A batch changes rows all over the file, and each of them costs writing its page."""
+LOG_PAGES = 16384
+"""Of the write-ahead log, before a commit itself moves them into the file; see :meth:`MapStore.settle`."""
 SCHEMA = (
     """CREATE TABLE log_meta (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -47,20 +52,13 @@ SCHEMA = (
             OR NEW.output_size < OLD.output_size
         BEGIN SELECT RAISE(ABORT, 'the state of a map only advances'); END""",
     "CREATE TABLE map_buckets (number INTEGER PRIMARY KEY, leaves BLOB NOT NULL) STRICT",
-    """CREATE TABLE map_nodes (
-        depth INTEGER NOT NULL, number INTEGER NOT NULL, nodes BLOB NOT NULL, PRIMARY KEY (depth, number)
-    ) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE map_nodes (page INTEGER PRIMARY KEY, nodes BLOB NOT NULL) STRICT",
     """CREATE TABLE map_values (
         leaf BLOB PRIMARY KEY CHECK (length(leaf) = 32),
         value BLOB NOT NULL,
         opening BLOB NOT NULL CHECK (length(opening) = 16),
-        history BLOB NOT NULL
-    ) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE map_history (
-        leaf BLOB NOT NULL CHECK (length(leaf) = 32),
-        position INTEGER NOT NULL,
-        item BLOB NOT NULL,
-        PRIMARY KEY (leaf, position)
+        history BLOB NOT NULL,
+        leaves BLOB NOT NULL
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE map_tombstones (
         leaf BLOB PRIMARY KEY CHECK (length(leaf) = 32),
@@ -149,37 +147,13 @@ class MapStore:
     @classmethod
     def create(cls, path: Path, origin: str, config: bytes) -> None:
         """Make an empty map whose output log has *config* for its leaf 0. It appears whole or not at all."""
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            cls._create(unfinished, origin, config)
-            with durable.file_errors(path):
-                try:
-                    os.link(unfinished, path)
-                except FileExistsError:
-                    raise StoreError("StoreExists", f"{path}: exists, and is not replaced") from None
-        finally:
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(OSError):
-                    os.unlink(f"{unfinished}{suffix}")
-        durable.sync_directory(path.parent)
-
-    @staticmethod
-    def _create(path: Path, origin: str, config: bytes) -> None:
-        connection = sqlitefile.open_database(path, create=True)
-        try:
-            with sqlitefile.database_errors(path):
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in SCHEMA:
-                    connection.execute(statement)
-                connection.execute("INSERT INTO log_meta VALUES (1, ?, ?, 1)", (origin, config))
-                output = Frontier().append(hash_leaf(config))
-                connection.execute("INSERT INTO output_leaves VALUES (0, ?, ?)", (config, hash_leaf(config)))
-                connection.execute(
-                    "INSERT INTO map_state VALUES (1, 0, 0, ?, 0, 0, 1, ?)", (MISSING, output.encode())
-                )
-                connection.execute("COMMIT")
-        finally:
-            connection.close()
+        with sqlitefile.new_database(path, page_size=PAGE_SIZE) as connection:
+            for statement in SCHEMA:
+                connection.execute(statement)
+            connection.execute("INSERT INTO log_meta VALUES (1, ?, ?, ?)", (origin, config, SCHEMA_VERSION))
+            output = Frontier().append(hash_leaf(config))
+            connection.execute("INSERT INTO output_leaves VALUES (0, ?, ?)", (config, hash_leaf(config)))
+            connection.execute("INSERT INTO map_state VALUES (1, 0, 0, ?, 0, 0, 1, ?)", (MISSING, output.encode()))
 
     @classmethod
     def open(cls, path: Path, *, origin: str, config: bytes, read_only: bool = False) -> MapStore:
@@ -192,7 +166,7 @@ class MapStore:
         try:
             with sqlitefile.database_errors(path):
                 row = connection.execute("SELECT origin, config, schema_version FROM log_meta").fetchone()
-            if row is None or row[2] != 1:
+            if row is None or row[2] != SCHEMA_VERSION:
                 raise StoreError("Corrupt", f"{path}: not a map of a version known here")
             if row[0] != origin:
                 raise StoreError("WrongOrigin", f"{path}: is the map of {row[0]}, not of {origin}")
@@ -204,7 +178,10 @@ class MapStore:
         except BaseException:
             connection.close()
             raise
-        return cls(path, Connections(path, connection, read_only=read_only))
+        connections = Connections(path, connection, read_only=read_only)
+        if not read_only:
+            connections.defer_checkpoints(LOG_PAGES)
+        return cls(path, connections)
 
     def close(self) -> None:
         self._connections.close()
@@ -227,6 +204,11 @@ class MapStore:
             ).fetchone()
             return None if row is None else Live(index, self._commitment(connection, index), *row)
 
+    def presented(self, index: bytes) -> tuple[bytes, bytes] | None:
+        """Of :meth:`live` the value and the opening alone, which is all that a lookup shows."""
+        with self._connections.reading() as connection:
+            return connection.execute("SELECT value, opening FROM map_values WHERE leaf = ?", (index,)).fetchone()
+
     def dead(self, index: bytes) -> Dead | None:
         """The tombstone at *index*, or None."""
         with self.snapshot(), self._connections.reading() as connection:
@@ -238,15 +220,13 @@ class MapStore:
     def prove(self, index: bytes) -> PrefixProof:
         """Proof of the search for *index* in the map as it is now."""
         with self._connections.reading() as connection:
-            return prove(connection, _read_state(connection).depth, index)
+            return prove(connection, _read_depth(connection), index)
 
     def history(self, index: bytes, end: int) -> tuple[bytes, ...]:
         """The first *end* leaves of the history at *index*, before hashing; fewer if there are no more."""
         with self._connections.reading() as connection:
-            rows = connection.execute(
-                "SELECT item FROM map_history WHERE leaf = ? AND position < ? ORDER BY position", (index, end)
-            ).fetchall()
-        return tuple(row[0] for row in rows)
+            row = connection.execute("SELECT leaves FROM map_values WHERE leaf = ?", (index,)).fetchone()
+        return () if row is None else _split_history(row[0], end)
 
     def checkpoint(self, size: int | None = None) -> bytes | None:
         """The signed checkpoint of the output log at *size*, or its newest; None if there is none."""
@@ -289,7 +269,7 @@ class MapStore:
     def leaf_near(self, index: bytes) -> PrefixLeaf | None:
         """Some leaf at or after *index*, or else any; None in an empty map. For samples."""
         with self._connections.reading() as connection:
-            depth = _read_state(connection).depth
+            depth = _read_depth(connection)
             for first in (prefix(index, depth), 0):
                 row = connection.execute(
                     "SELECT leaves FROM map_buckets WHERE number >= ? ORDER BY number LIMIT 1", (first,)
@@ -300,8 +280,7 @@ class MapStore:
         return None
 
     def _commitment(self, connection: sqlite3.Connection, index: bytes) -> bytes:
-        depth = _read_state(connection).depth
-        for leaf in read_bucket(connection, prefix(index, depth)):
+        for leaf in read_bucket(connection, prefix(index, _read_depth(connection))):
             if leaf.index == index:
                 return leaf.commitment
         raise StoreError("Corrupt", f"{self._path}: a value without a leaf")
@@ -348,6 +327,10 @@ class MapStore:
             )
         return after
 
+    def settle(self) -> None:
+        """Move what updates wrote to its place in the file. It is durable before; nobody needs to wait for this."""
+        self._connections.checkpoint()
+
     def scrub(self) -> bool:
         """Leave no erased byte in the file, and return whether that succeeded. See ``LogStore.scrub``."""
         if not self._connections.rewrite():
@@ -366,23 +349,45 @@ def _read_state(connection: sqlite3.Connection) -> MapState:
     row = connection.execute(
         "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state"
     ).fetchone()
-    return MapState(*row[:5], Frontier.decode(row[5]))
+    return MapState(*row[:5], _decode_frontier(row[5]))
+
+
+# The same for every reader until the next batch.
+_decode_frontier = lru_cache(maxsize=4)(Frontier.decode)
+
+
+def _read_depth(connection: sqlite3.Connection) -> int:
+    return connection.execute("SELECT depth FROM map_state").fetchone()[0]
 
 
 def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]) -> None:
-    live = [(c.index, c.value, c.opening, c.history) for c in changes if isinstance(c, Live)]
+    live = [
+        (c.index, c.value, c.opening, c.history, _join_history(c.news)) for c in changes if isinstance(c, Live)
+    ]
     dead = [(c.index, c.version, c.generation, c.erasure_number) for c in changes if isinstance(c, Dead)]
-    connection.executemany("DELETE FROM map_values WHERE leaf = ?", ((row[0],) for row in dead))
     gone = [row[0] for row in dead] + [c.index for c in changes if isinstance(c, Live) and c.afresh]
-    connection.executemany("DELETE FROM map_history WHERE leaf = ?", ((index,) for index in gone))
+    connection.executemany("DELETE FROM map_values WHERE leaf = ?", ((index,) for index in gone))
     if gone:
         connection.execute("UPDATE housekeeping SET scrub_due = 1")
     connection.executemany("DELETE FROM map_tombstones WHERE leaf = ?", ((row[0],) for row in live))
-    connection.executemany("INSERT OR REPLACE INTO map_values VALUES (?, ?, ?, ?)", live)
+    connection.executemany(
+        "INSERT INTO map_values VALUES (?, ?, ?, ?, ?) ON CONFLICT (leaf) DO UPDATE SET value = excluded.value,"
+        " opening = excluded.opening, history = excluded.history, leaves = CAST(leaves || excluded.leaves AS BLOB)",
+        live,
+    )
     connection.executemany("INSERT OR REPLACE INTO map_tombstones VALUES (?, ?, ?, ?)", dead)
-    connection.executemany("INSERT INTO map_history VALUES (?, ?, ?)", (
-        (change.index, position, item)
-        for change in changes if isinstance(change, Live) and change.news
-        for position, item in enumerate(change.news, Frontier.decode(change.history).size - len(change.news))
-    ))
 
+
+def _join_history(leaves: Iterable[bytes]) -> bytes:
+    """Each after its length in one byte."""
+    return b"".join(len(leaf).to_bytes(1, "big") + leaf for leaf in leaves)
+
+
+def _split_history(data: bytes, end: int) -> tuple[bytes, ...]:
+    """The first *end* of what :func:`_join_history` joined."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data) and len(found) < end:
+        found.append(data[at + 1 : at + 1 + data[at]])
+        at += 1 + data[at]
+    return tuple(found)

@@ -1,16 +1,22 @@
 """The map's prefix tree in rows of SQLite.
 
-It is kept in two shapes. Its upper ``depth`` levels are node pages: a page holds the eight nodes three levels below its
-own, so a search reads depth / 3 small rows. Below lie buckets, a handful of leaves each, sorted. An update rewrites its
-bucket and the pages above it; a proof reads them and hashes a few dozen times.
+It is kept in two shapes. Its upper ``depth`` levels are node pages: a page holds a node and the three levels below it,
+so a search reads depth / 3 small rows. Below lie buckets, a handful of leaves each, sorted. An update rewrites its
+bucket and the pages above it; a proof reads them and hashes what lies in the bucket.
+
+Both are on the path of every lookup and of every update a thousand times over. So rows are read many at a time, and
+leaves and nodes stay slices of their rows.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
-from ktlog.keymap.prefix import PrefixLeaf, PrefixProof, bit, hash_parent, prove_below, subtree_hash
+from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof, prove_below
 
 LEVELS = 3
 """Of the tree in one node page."""
@@ -18,43 +24,43 @@ BUCKET_LEAVES = 8
 """Average leaves of a bucket at which the upper part grows by one page."""
 LEAF_BYTES = 64
 MAX_DEPTH = 36
-_NODE_BYTES = 33
 _WIDTH = 1 << LEVELS
-_EMPTY_NODE = bytes(_NODE_BYTES)
 _MANY = 2
+_EMPTY_PAGE = bytes(2 * _WIDTH) + MISSING * 2 * _WIDTH
+"""For each node how many leaves lie below (0, 1, 2 for more), then their hashes.
+
+Pages in the tree and nodes in a page are numbered alike: 1 for the top, and below n come 2n and 2n + 1.
+"""
 
 
 def prove(connection: sqlite3.Connection, bottom: int, index: bytes) -> PrefixProof:
     """Proof of the search for *index* in a tree whose buckets lie at depth *bottom*."""
+    path = prefix(index, bottom)
+    numbers = [1 << depth | path >> (bottom - depth) for depth in range(0, bottom, LEVELS)]
+    pages = _read_pages(connection, numbers)
     hashes_left: list[bytes] = []
     hashes_right: list[bytes] = []
-    depth = 0
-    while depth < bottom:
-        page = _read_page(connection, depth, prefix(index, depth))
-        for ends, sibling in _path_in_page(page, index, depth):
-            if ends:
+    for number in numbers:
+        page, node = pages.get(number, _EMPTY_PAGE), 1
+        for depth in range(number.bit_length() - 1, number.bit_length() - 1 + LEVELS):
+            if page[node] < _MANY:
                 # Everything below is one leaf or none: the search ends here, wherever its row lies.
-                leaves = _leaves_below(connection, bottom, index, depth)
-                search, _, _ = prove_below(leaves, depth, index)
+                search, _, _ = prove_below(_leaves_below(connection, bottom, index, depth), depth, index)
                 return PrefixProof((search,), (*hashes_left, *reversed(hashes_right)))
-            (hashes_left if bit(index, depth) else hashes_right).append(sibling)
-            depth += 1
-    search, left, right = prove_below(read_bucket(connection, prefix(index, bottom)), bottom, index)
+            node = 2 * node + (path >> (bottom - depth - 1) & 1)
+            (hashes_left if node & 1 else hashes_right).append(_hash_of(page, node ^ 1))
+    search, left, right = prove_below(read_bucket(connection, path), bottom, index)
     return PrefixProof((search,), (*hashes_left, *left, *right, *reversed(hashes_right)))
 
 
 def prefix(index: bytes, depth: int) -> int:
-    return int.from_bytes(index, "big") >> (256 - depth)
+    return int.from_bytes(index[:8], "big") >> (64 - depth)
 
 
 def split_bucket(blob: bytes) -> list[PrefixLeaf]:
     return [
         PrefixLeaf(blob[i : i + 32], blob[i + 32 : i + LEAF_BYTES]) for i in range(0, len(blob), LEAF_BYTES)
     ]
-
-
-def _join_bucket(leaves: Iterable[PrefixLeaf]) -> bytes:
-    return b"".join(leaf.index + leaf.commitment for leaf in leaves)
 
 
 def read_bucket(connection: sqlite3.Connection, number: int) -> list[PrefixLeaf]:
@@ -72,96 +78,119 @@ def _leaves_below(connection: sqlite3.Connection, bottom: int, index: bytes, dep
     return [] if row is None else split_bucket(row[0])
 
 
-def _read_page(connection: sqlite3.Connection, depth: int, number: int) -> bytes:
-    row = connection.execute(
-        "SELECT nodes FROM map_nodes WHERE depth = ? AND number = ?", (depth, number)
-    ).fetchone()
-    return _EMPTY_NODE * _WIDTH if row is None else row[0]
+def _read_pages(connection: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, bytes]:
+    return dict(connection.execute(
+        "SELECT page, nodes FROM map_nodes WHERE page IN (SELECT value FROM json_each(?))", (json.dumps(list(numbers)),)
+    ))
 
 
-def _node(leaves: Sequence[PrefixLeaf], depth: int) -> bytes:
-    """A node as it is stored: how many leaves lie below (0, 1, 2 for more), and its hash."""
-    return bytes([min(len(leaves), _MANY)]) + subtree_hash(leaves, depth)
+def _read_buckets(connection: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, bytes]:
+    return dict(connection.execute(
+        "SELECT number, leaves FROM map_buckets WHERE number IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(numbers)),),
+    ))
 
 
-def _combine(left: bytes, right: bytes) -> bytes:
-    if left[0] + right[0] < _MANY:
-        return left if left[0] else right
-    return bytes([_MANY]) + hash_parent(left[1:], right[1:])
+def _hash_of(page: bytes, node: int) -> bytes:
+    return page[2 * _WIDTH + 32 * node : 2 * _WIDTH + 32 * node + 32]
 
 
-def _nodes_of(page: bytes) -> list[bytes]:
-    return [page[i : i + _NODE_BYTES] for i in range(0, len(page), _NODE_BYTES)]
+def _set_node(page: bytearray, node: int, count: int, digest: bytes) -> None:
+    page[node] = count
+    page[2 * _WIDTH + 32 * node : 2 * _WIDTH + 32 * node + 32] = digest
 
 
-def _fold(nodes: Sequence[bytes]) -> bytes:
-    """The node above neighbours, of which there are 1, 2, 4 or 8."""
-    while len(nodes) > 1:
-        nodes = [_combine(nodes[i], nodes[i + 1]) for i in range(0, len(nodes), 2)]
-    return nodes[0]
-
-
-def _path_in_page(page: bytes, index: bytes, depth: int) -> Iterator[tuple[bool, bytes]]:
-    """From the page's own node downwards: (whether the search ends here, the hash beside its next step)."""
-    nodes = _nodes_of(page)
-    position = prefix(index, depth + LEVELS) & (_WIDTH - 1)
-    start, width = 0, _WIDTH
-    while width > 1:
-        ends = sum(node[0] for node in nodes[start : start + width]) < _MANY
-        width >>= 1
-        right = position & width
-        yield ends, b"" if ends else _fold(nodes[start : start + width] if right else
-                                           nodes[start + width : start + 2 * width])[1:]
-        start += width if right else 0
+def _hash_up(page: bytearray, changed: Iterable[int]) -> None:
+    """Compute the nodes above those of the lowest level that *changed*."""
+    nodes = set(changed)
+    for _ in range(LEVELS):
+        nodes = {node >> 1 for node in nodes}
+        for node in nodes:
+            left, right = page[2 * node], page[2 * node + 1]
+            if left + right < _MANY:
+                _set_node(page, node, left + right, _hash_of(page, 2 * node if left else 2 * node + 1))
+            else:
+                at = 2 * _WIDTH + 64 * node  # the two lie side by side
+                _set_node(page, node, _MANY, sha256(b"\x03" + page[at : at + 64]).digest())
 
 
 def write_leaves(
     connection: sqlite3.Connection, leaves: int, depth: int, root: bytes, changes: Sequence[PrefixLeaf]
 ) -> tuple[int, int, bytes]:
     """Put *changes* into the tree of *leaves* leaves, *depth* and *root*: the same three after it."""
-    by_bucket: dict[int, dict[bytes, bytes]] = {}
-    for change in changes:
-        bucket = by_bucket.setdefault(prefix(change.index, depth), {})
-        if change.index in bucket:
-            raise AssertionError("a batch changes an index once")
-        bucket[change.index] = change.commitment
-    added = 0
-    nodes: dict[int, bytes] = {}
+    if len({change.index for change in changes}) != len(changes):
+        raise AssertionError("a batch changes an index once")
+    by_bucket: dict[int, list[PrefixLeaf]] = {}
+    for change in sorted(changes):
+        by_bucket.setdefault(prefix(change.index, depth), []).append(change)
+    stored = _read_buckets(connection, by_bucket)
+    nodes: dict[int, tuple[int, bytes]] = {}
     rows: list[tuple[int, bytes]] = []
     for number, news in by_bucket.items():
-        old = {leaf.index: leaf.commitment for leaf in read_bucket(connection, number)}
-        merged = sorted(PrefixLeaf(index, commitment) for index, commitment in (old | news).items())
-        added += len(merged) - len(old)
-        rows.append((number, _join_bucket(merged)))
-        nodes[number] = _node(merged, depth)
+        old = stored.get(number, b"")
+        merged = _merge(old, news)
+        leaves += len(merged) - len(old) // LEAF_BYTES
+        rows.append((number, b"".join(merged)))
+        nodes[1 << depth | number] = min(len(merged), _MANY), _hash_leaves(merged, depth)
     connection.executemany("INSERT OR REPLACE INTO map_buckets VALUES (?, ?)", rows)
-    leaves += added
-    root = _write_pages(connection, depth, nodes)[1:] if changes else root
+    if changes:
+        root = _write_pages(connection, depth, nodes)
     while leaves > BUCKET_LEAVES << depth and depth < MAX_DEPTH:
         _grow(connection, depth)
         depth += LEVELS
     return leaves, depth, root
 
 
-def _write_pages(connection: sqlite3.Connection, depth: int, nodes: dict[int, bytes]) -> bytes:
-    """Store changed *nodes* of level *depth* in the pages above; returns the tree's top node."""
-    while depth:
-        depth -= LEVELS
+def _merge(blob: bytes, news: Sequence[PrefixLeaf]) -> list[bytes]:
+    """The leaves in *blob* and *news*, which replace those of the same index: each as 64 bytes, in order."""
+    merged = [blob[i : i + LEAF_BYTES] for i in range(0, len(blob), LEAF_BYTES)]
+    for index, commitment in news:
+        at = bisect_left(merged, index)
+        same = at < len(merged) and merged[at].startswith(index)
+        merged[at : at + same] = [index + commitment]
+    return merged
+
+
+def _hash_leaves(leaves: Sequence[bytes], depth: int) -> bytes:
+    """As ``subtree_hash``, of leaves of 64 bytes each."""
+    if len(leaves) == 1:
+        return sha256(b"\x02" + leaves[0]).digest()
+    if not leaves:
+        return MISSING
+    byte, mask = depth >> 3, 128 >> (depth & 7)
+    middle = next((place for place, leaf in enumerate(leaves) if leaf[byte] & mask), len(leaves))
+    depth += 1
+    return sha256(b"\x03" + _hash_leaves(leaves[:middle], depth) + _hash_leaves(leaves[middle:], depth)).digest()
+
+
+def _write_pages(connection: sqlite3.Connection, depth: int, nodes: dict[int, tuple[int, bytes]]) -> bytes:
+    """Store changed *nodes* of level *depth* in the pages above, all numbered as pages are; returns the root."""
+    numbers: set[int] = set()
+    above = nodes.keys()
+    for _ in range(0, depth, LEVELS):
+        above = {number >> LEVELS for number in above}
+        numbers |= above
+    pages = _read_pages(connection, numbers)
+    for _ in range(0, depth, LEVELS):
         by_page: dict[int, list[int]] = {}
         for number in nodes:
             by_page.setdefault(number >> LEVELS, []).append(number)
-        above: dict[int, bytes] = {}
-        rows = []
-        for page_number, numbers in by_page.items():
-            page = bytearray(_read_page(connection, depth, page_number))
-            for number in numbers:
-                at = (number & (_WIDTH - 1)) * _NODE_BYTES
-                page[at : at + _NODE_BYTES] = nodes[number]
-            rows.append((depth, page_number, bytes(page)))
-            above[page_number] = _fold(_nodes_of(bytes(page)))
-        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", rows)
-        nodes = above
-    return nodes[0]
+        above_nodes: dict[int, tuple[int, bytes]] = {}
+        for page_number, members in by_page.items():
+            page = bytearray(pages.get(page_number, _EMPTY_PAGE))
+            for number in members:
+                _set_node(page, _lowest(number), *nodes[number])
+            _hash_up(page, map(_lowest, members))
+            pages[page_number] = bytes(page)
+            above_nodes[page_number] = page[1], bytes(_hash_of(page, 1))
+        nodes = above_nodes
+    connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?)", sorted(pages.items()))
+    return nodes[1][1]
+
+
+def _lowest(number: int) -> int:
+    """Where the node of that number in the tree lies among the lowest of its page."""
+    return _WIDTH | number & (_WIDTH - 1)
 
 
 def _grow(connection: sqlite3.Connection, depth: int) -> None:
@@ -178,14 +207,14 @@ def _grow(connection: sqlite3.Connection, depth: int) -> None:
         connection.executemany("DELETE FROM map_buckets WHERE number = ?", ((number,) for number, _ in rows))
         buckets, pages = [], []
         for number, blob in rows:
-            page = []
-            split: list[list[PrefixLeaf]] = [[] for _ in range(_WIDTH)]
-            for leaf in split_bucket(blob):
-                split[prefix(leaf.index, depth + LEVELS) & (_WIDTH - 1)].append(leaf)
+            split: list[list[bytes]] = [[] for _ in range(_WIDTH)]
+            for leaf in _merge(blob, ()):
+                split[prefix(leaf, depth + LEVELS) & (_WIDTH - 1)].append(leaf)
+            buckets += [(number << LEVELS | place, b"".join(leaves)) for place, leaves in enumerate(split) if leaves]
+            page = bytearray(_EMPTY_PAGE)
             for place, leaves in enumerate(split):
-                page.append(_node(leaves, depth + LEVELS))
-                if leaves:
-                    buckets.append((number << LEVELS | place, _join_bucket(leaves)))
-            pages.append((depth, number, b"".join(page)))
+                _set_node(page, _WIDTH | place, min(len(leaves), _MANY), _hash_leaves(leaves, depth + LEVELS))
+            _hash_up(page, range(_WIDTH, 2 * _WIDTH))
+            pages.append((1 << depth | number, bytes(page)))
         connection.executemany("INSERT INTO map_buckets VALUES (?, ?)", buckets)
-        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?, ?)", pages)
+        connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?)", pages)
