@@ -22,7 +22,7 @@ SECONDS = 300
 """For a whole story, on a machine that does other things too."""
 
 PROCESSES = (
-    "front", "witness-w1", "witness-w2", "witness-w3", "instance-alpha", "instance-beta",
+    "front", "witness-w1", "witness-w2", "witness-w3", "verifier-v1", "instance-alpha", "instance-beta",
     "log-alpha", "sequencer-alpha", "web-alpha", "replies-alpha",
     "log-beta", "sequencer-beta", "web-beta", "replies-beta",
 )

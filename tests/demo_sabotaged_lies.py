@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from tests.demo_sabotages import A01, sabotage
+from tests.demo_sabotages import sabotage
 
 # The lies: each sabotage lets one through, or keeps it from being told.
 
 
 @sabotage("smaller", "the client believed the lie")
 def client_forgets_before_the_roll_back(saboteur):
-    for kind in ("heads", "actors"):
+    for kind in ("heads", "actors", "maps"):
         for path in (saboteur.client / kind).iterdir():
             path.unlink()
 
@@ -21,15 +21,19 @@ def auditor_forgets_before_the_roll_back(saboteur):
     saboteur.auditor_head.unlink()
 
 
-@sabotage("smaller", "a witness should answer 409", "200")
+@sabotage("smaller", "a cosigner should answer 409", "200")
 def old_checkpoint_is_the_newest(saboteur):
     saboteur.replace("earlier-checkpoint", saboteur.checkpoint.read_bytes())
 
 
-@sabotage("swapped-key", "the client should say UnlistedKey; it said OmittedKey")
-def there_is_no_key_to_swap(saboteur):
-    saboteur.sql("DELETE FROM directory_keys WHERE actor_number ="
-                 " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)", A01)
+@sabotage("smaller", "a cosigner should answer 409", "v1.verifier.example", "200")
+def old_map_is_the_newest(saboteur):
+    saboteur.replace("earlier-map-checkpoint", saboteur.map_checkpoint())
+
+
+@sabotage("swapped-key", "the client should say UnlistedKey; it said CommitmentMismatch")
+def answer_is_wrong_in_another_way(saboteur):
+    saboteur.sql("UPDATE map_values SET opening = zeroblob(16)", path="log-alpha/map.db")
 
 
 @sabotage("swapped-key", "the auditor could not audit keys.alpha.example", "Locked")
@@ -37,17 +41,37 @@ def auditor_cannot_see_the_swap(saboteur):
     saboteur.hold_auditor()
 
 
+@sabotage("hidden-revocation", "the witnesses should cosign", "w1.witness.example")
+def witness_is_not_there_to_cosign(saboteur):
+    saboteur.kill_all("witness-w1")
+
+
+@sabotage("hidden-revocation", "the verifier should answer 422", "v1.verifier.example")
+def verifier_is_not_there_to_refuse(saboteur):
+    saboteur.kill_all("verifier-v1")
+
+
+@sabotage("hidden-revocation", "MessageRejected unauthorized")
+def nobody_revokes_anything(saboteur):
+    saboteur.replace("instance-beta/keys/b01.key", b"13" * 32 + b"\n")
+
+
+@sabotage("hidden-revocation", "the auditor could not audit keys.beta.example", "Locked")
+def auditor_cannot_look(saboteur):
+    saboteur.hold_auditor("beta")
+
+
 @sabotage("same-size", "the client should say TwoRoots; it said TooFewWitnesses")
 def client_forgets_before_the_fork(saboteur):
-    saboteur.client_head.unlink()
+    (saboteur.directory / "client-alpha" / "heads" / "keys.beta.example%2Fmap.json").unlink()
 
 
 @sabotage("same-size", "the auditor said ['TreeMismatch'", "not TwoRoots")
 def auditor_forgets_before_the_fork(saboteur):
-    saboteur.auditor_head.unlink()
+    (saboteur.directory / "auditor-beta" / "heads" / "keys.beta.example.note").unlink()
 
 
-@sabotage("same-size", "a witness should answer 422", "409")
+@sabotage("same-size", "a cosigner should answer 422", "409")
 def witness_forgets_before_the_fork(saboteur):
     saboteur.sql("DELETE FROM checkpoints", path="witness-w1/witness.db")
 
@@ -66,8 +90,8 @@ def liar_is_not_understood(saboteur):
 @sabotage("same-size", "does not convict")
 def evidence_is_flipped(saboteur):
     def act() -> bool:
-        for path in (saboteur.directory / "auditor-alpha" / "evidence").glob("two-roots-*.json"):
-            saboteur.replace(f"auditor-alpha/evidence/{path.name}", _damage_evidence(path.read_bytes()))
+        for path in (saboteur.directory / "auditor-beta" / "evidence").glob("two-roots-*.json"):
+            saboteur.replace(f"auditor-beta/evidence/{path.name}", _damage_evidence(path.read_bytes()))
             return True
         return False
 
@@ -80,6 +104,16 @@ def evidence_is_flipped(saboteur):
 @sabotage("still-running", "witness-w3 (-9) ended by itself")
 def witness_dies(saboteur):
     saboteur.kill("witness-w3")
+
+
+@sabotage("still-running", "verifier-v1 (-9) ended by itself")
+def verifier_dies(saboteur):
+    saboteur.kill("verifier-v1")
+
+
+@sabotage("still-running", "v1.verifier.example does not answer")
+def verifier_falls_silent(saboteur):
+    saboteur.freeze("verifier-v1")
 
 
 @sabotage("still-running", "sequencer-alpha ended by itself")

@@ -15,7 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from ktlog.keymap.bundle import Bundle, parse_bundle
 from ktlog.pkd.canonical import canonical
 from ktlog.pkd.keys import encode_public_key, private_key_from_seed
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
@@ -23,6 +25,7 @@ from ktlog.tlog.encoding import decode_base64url, encode_base64, encode_base64ur
 from ktlog.tlog.envelope import Note, SignatureLine, format_note
 from ktlog.tlog.note import signer_from_seed
 from ktlog.tlog.policy import format_policy, parse_policy
+from tests.demo_between import Between
 from tests.demo_run import Paused, wait_for
 
 STRANGER = private_key_from_seed(b"\x77" * 32)
@@ -37,6 +40,11 @@ def flip(data: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
+def drop_lines(note: Note, *names: str) -> Note:
+    """*note* without the signature lines of *names*."""
+    return replace(note, signatures=tuple(line for line in note.signatures if line.name not in names))
+
+
 def flip_lines(note: Note, name: str) -> Note:
     """*note* with every signature line of *name* broken."""
     return replace(note, signatures=tuple(
@@ -46,7 +54,7 @@ def flip_lines(note: Note, name: str) -> Note:
 
 
 class Saboteur:
-    """Hands on one demo. ``log``, ``origin`` and the rest are of the instance alpha, which the story lies about."""
+    """Hands on one demo. ``log``, ``origin`` and the rest are of the instance alpha."""
 
     origin = "keys.alpha.example"
 
@@ -56,9 +64,12 @@ class Saboteur:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._locks: list[int] = []
+        self._between: list[Between] = []
 
     def close(self) -> None:
         self._stop.set()
+        for between in self._between:
+            between.close()
         for thread in self._threads:
             thread.join()
         for handle in self._locks:
@@ -81,7 +92,7 @@ class Saboteur:
 
     @property
     def client_head(self) -> Path:
-        return self.client / "heads" / "keys.alpha.example.json"
+        return self.client / "heads" / "keys.alpha.example%2Fmap.json"
 
     @property
     def auditor_head(self) -> Path:
@@ -221,37 +232,55 @@ class Saboteur:
         note, _ = parse_signed_checkpoint(self.checkpoint.read_bytes())
         self.replace("log-alpha/tiles/checkpoint", format_note(edit(note)))
 
-    def flip_signature(self, name: str) -> None:
-        """Break the signature lines of *name* on alpha's checkpoint."""
-        self.edit_checkpoint(lambda note: flip_lines(note, name))
+    def map_checkpoint(self, log: str = "log-alpha") -> bytes:
+        """The checkpoint that a log published last of its map."""
+        with self.database(f"{log}/map.db") as database:
+            return database.execute("SELECT note FROM output_checkpoints ORDER BY size DESC LIMIT 1").fetchone()[0]
 
-    def drop_cosignatures(self) -> None:
-        """Leave one witness of the two that are needed."""
-        self.edit_checkpoint(lambda note: replace(note, signatures=tuple(
-            line for line in note.signatures if line.name in (self.origin, "w1.witness.example")
-        )))
+    def publish_map_checkpoint(self, note: bytes) -> None:
+        """Put *note* in the place of the checkpoint that alpha published last of its map."""
+        self.sql(
+            "UPDATE output_checkpoints SET note = ? WHERE size = (SELECT max(size) FROM output_checkpoints)", note,
+            path="log-alpha/map.db",
+        )
 
-    def name_other_witnesses(self) -> None:
-        """Let the demo's trust policy name the right witnesses with keys that are not theirs."""
-        policy = parse_policy((self.directory / "trust.policy").read_bytes())
+    def edit_map_checkpoint(self, edit: Callable[[Note], Note]) -> None:
+        note, _ = parse_signed_checkpoint(self.map_checkpoint())
+        self.publish_map_checkpoint(format_note(edit(note)))
+
+    def edit_bundles(self, edit: Callable[[Bundle], Bundle | bytes], log: str = "alpha") -> None:
+        """Stand between a log and its readers, and change its answers from the map."""
+        self._between.append(Between(self.directory / "front", f"keys.{log}.example", edit))
+
+    def bundle(self, actor_id: str, log: str = "alpha") -> Bundle:
+        """What a log answers about an actor now."""
+        port = self._processes[f"log-{log}"][1]
+        url = f"http://127.0.0.1:{port}/map/bundle/{quote(actor_id, safe='')}?aux=true"
+        request = urllib.request.Request(url, headers={"Host": f"keys.{log}.example"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return parse_bundle(answer.read())
+
+    def name_other_cosigners(self, *roles: str, policy: str = "trust.policy") -> None:
+        """Let a policy of the demo name the cosigners of these roles (witness, verifier) with keys not theirs."""
+        found = parse_policy((self.directory / policy).read_bytes())
         witnesses = {
             name: replace(witness, vkey=signer_from_seed(
                 witness.vkey.name, witness.vkey.algorithm, bytes([number]) * 32
-            ).vkey)
-            for number, (name, witness) in enumerate(policy.witnesses.items(), 1)
+            ).vkey) if witness.vkey.name.split(".")[1] in roles else witness
+            for number, (name, witness) in enumerate(found.witnesses.items(), 1)
         }
-        self.replace("trust.policy", format_policy(replace(policy, witnesses=witnesses)))
+        self.replace(policy, format_policy(replace(found, witnesses=witnesses)))
 
     def remember_head(self, note: bytes) -> None:
-        """Let the client remember *note* as the head that it verified last."""
+        """Let the client remember *note* as the head of alpha's map that it verified last."""
         found = json.loads(self.client_head.read_text())
         self.replace(
-            "client-beta/heads/keys.alpha.example.json", canonical({**found, "note": encode_base64(note)})
+            str(self.client_head.relative_to(self.directory)), canonical({**found, "note": encode_base64(note)})
         )
 
-    def hold_auditor(self) -> None:
+    def hold_auditor(self, log: str = "alpha") -> None:
         """Be another auditor with the same directory: the lock is ours until the test ends."""
-        path = self.directory / "auditor-alpha" / "lock"
+        path = self.directory / f"auditor-{log}" / "lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._locks.append(os.open(path, os.O_RDWR | os.O_CREAT))
         fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,8 @@ import click
 
 from ktlog.demo import topology as places
 from ktlog.demo.processes import ENDING, Processes
-from ktlog.demo.story import CHECKS, CheckFailed, Result, Story
+from ktlog.demo.scene import CheckFailed, Result
+from ktlog.demo.story import CHECKS, Story
 from ktlog.demo.teller import Teller, choose_teller
 from ktlog.demo.topology import GUEST
 
@@ -34,10 +35,11 @@ from ktlog.demo.topology import GUEST
 def command(once: bool, as_json: bool, directory: Path | None, actors: int, pause_before: str | None) -> None:
     """Live through a whole federation on this machine.
 
-    Two instances with a log each, three witnesses, actors that enrol and rotate, clients that look
-    them up and check every proof, an auditor that replays everything, and three lies told with a
-    log's real keys. All of it real, in separate processes, on loopback only. Exit code 0 means
-    that every step held; 5 that a check did not, and then everything is kept for you to look at.
+    Two instances with a log each, three witnesses, a verifier, actors that enrol and rotate, clients
+    that look them up and check every proof (present, erased, never enrolled), an auditor that replays
+    everything, and four lies told with a log's real keys. All of it real, in separate processes, on
+    loopback only. Exit code 0 means that every step held; 5 that a check did not, and then everything
+    is kept for you to look at.
     """
     teller = choose_teller(as_json)
     with _ending_by_signal(), _home(directory) as home:
@@ -140,9 +142,15 @@ def _close(teller: Teller, found: dict[str, Any], failure: CheckFailed | None, d
         return
     teller.say("")
     teller.say(
-        f"{found['actors']} actors, {found['lookups_verified']} lookups verified, {found['entries_audited']} entries"
-        f" audited, {found['lies_refused']} refusals of 3 lies, {found['seconds']} s."
+        f"{found['actors']} actors, {found['lookups_verified']} lookups verified ({_count(found['answers'])}),"
+        f" {found['entries_audited']} entries audited, {found['lies_refused']} refusals of"
+        f" {len({lie['lie'] for lie in found['lies']})} lies,"
+        f" {found['seconds']} s."
     )
+
+
+def _count(answers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {answer.replace('-', ' ')}" for answer, number in answers.items())
 
 
 def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> int:
@@ -170,7 +178,7 @@ def _commands(topology: places.Topology) -> list[str]:
     """What to paste into a shell to enrol, look up and audit: this same program, wherever it was found."""
     home, first = topology.directory, topology.instances[0]
     key, http_key = home / "you.key", topology.instance_directory(first) / "keys" / f"{GUEST}.key"
-    trust = ["--policy", str(topology.trust_policy)]
+    trust, audit = ["--policy", str(topology.trust_policy)], ["--policy", str(topology.audit_policy)]
     domains = [word for pair in topology.domains().items() for word in ("--domain", "=".join(pair))]
     lines = [
         _program("ktlog", "key", "new", "--out", str(key)),
@@ -179,7 +187,7 @@ def _commands(topology: places.Topology) -> list[str]:
             "--key", str(key), "--http-key", str(http_key),
         ),
         _program("ktlog", "lookup", first.handle(GUEST), *trust, "--state", str(home / "mine"), *domains),
-        _program("ktlog-auditor", "audit", first.origin, *trust, "--dir", str(home / "my-audit")),
+        _program("ktlog-auditor", "audit", first.origin, *audit, "--dir", str(home / "my-audit")),
     ]
     return [f"export KTLOG_DIAL={shlex.quote(str(topology.dial_file))}", *map(shlex.join, lines)]
 

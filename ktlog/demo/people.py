@@ -21,7 +21,7 @@ class Person:
     def __init__(self, fetcher: Fetcher, topology: Topology, instance: Instance, user: str) -> None:
         self._fetcher = fetcher
         self._token = read_token(topology.instance_directory(instance), user)
-        self._instance = instance
+        self.instance = instance
         self._user = user
         self._key = SigningKey.generate()
         self.actor_id = instance.actor_id(user)
@@ -38,13 +38,13 @@ class Person:
             MessageRejected, Unreachable: the instance or the log did not take it.
             Invalid: the log's receipt does not hold.
         """
-        terms = fetch_terms(self._fetcher, self._instance.log_url)
+        terms = fetch_terms(self._fetcher, self.instance.log_url)
         self._send(terms, enrol(self.actor_id, self._key, recent_root=terms.recent_root, now=int(time.time())))
 
     def rotate(self) -> None:
         """Publish a new key, signed by the old one, then revoke the old one. Raises as enrol."""
         new = SigningKey.generate()
-        terms = fetch_terms(self._fetcher, self._instance.log_url)
+        terms = fetch_terms(self._fetcher, self.instance.log_url)
         for built in rotate(self.actor_id, self._key, new, recent_root=terms.recent_root, now=int(time.time())):
             self._send(terms, built)
         self._key = new
@@ -52,8 +52,8 @@ class Person:
     def _send(self, terms: Terms, built: Built) -> None:
         """Encrypt to the log, hand over to the instance, and check the log's receipt."""
         content = build_envelope(self.actor_id, seal(built, terms.encapsulation_key))
-        body = json.dumps({"directory": self._instance.log_url, "content": content}).encode()
-        url = f"https://{self._instance.domain}/users/{quote(self._user)}/outbox"
+        body = json.dumps({"directory": self.instance.log_url, "content": content}).encode()
+        url = f"https://{self.instance.domain}/users/{quote(self._user)}/outbox"
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         receipt = read_answer(self._fetcher.post(url, body, headers))
         check_receipt(receipt, built.preimage, built.dialect, terms.leaf_keys)

@@ -23,15 +23,16 @@ import pytest
 
 from ktlog.commands.demo import _commands
 from ktlog.demo.processes import is_alive
+from ktlog.demo.scene import Result
 from ktlog.demo.story import CHECKS
 from ktlog.demo.topology import plan
 from tests.demo_run import PROCESSES, SECONDS, DemoRun, demo, wait_for
 
 GUARD = Path(__file__).resolve().parents[1] / "guard"
 CHAPTERS = (
-    "1. Two instances, two logs, three witnesses", "2. Actors enrol", "3. Witnesses cosign", "4. A client",
-    "5. One actor rotates", "6. The client looks again", "7. An auditor", "8. Lie 1", "9. Lie 2", "10. Lie 3",
-    "11. Every process",
+    "1. Two instances, two logs, three witnesses, a verifier", "2. Actors enrol", "3. Witnesses cosign", "4. A client",
+    "5. One of them in full", "6. Somebody whom nobody enrolled", "7. One actor rotates", "8. The client looks again",
+    "9. An operator erases", "10. An auditor", "11. Lie 1", "12. Lie 2", "13. Lie 3", "14. Lie 4", "15. Every process",
 )
 
 
@@ -59,24 +60,32 @@ def _check_counts(report):
     assert report["ok"] is True
     assert "failed" not in report
     assert report["actors"] == 20
-    assert report["lookups_verified"] >= 22
+    # Everybody, one of them in full, two again; somebody who was never there; and one who was erased.
+    assert report["answers"] == {"present": 23, "never-enrolled": 1, "erased": 1}
+    assert report["lookups_verified"] == 25
     assert report["entries_audited"] == 20 + 2  # every actor enrols, and one rotates with two messages
     assert report["checks"] == list(CHECKS)
     assert 0 < report["seconds"] < SECONDS
+    assert [name for name in report if f"{name}:" not in Result.__doc__] == [], "every field is documented"
 
 
 def _check_lies(report):
-    assert report["lies_refused"] == len(report["lies"]) == 7
+    assert report["lies_refused"] == len(report["lies"]) == 10
     assert all(verdict.keys() == {"lie", "refused_by", "reason"} for verdict in report["lies"])
     found = [(one["lie"], one["refused_by"], re.match(r"\w+", one["reason"])[0]) for one in report["lies"]]
     assert found == [
-        ("smaller", "witness", "409"), ("smaller", "client", "RolledBack"),
+        ("smaller", "witness", "409"), ("smaller", "verifier", "409"), ("smaller", "client", "RolledBack"),
         ("swapped-key", "client", "UnlistedKey"), ("swapped-key", "auditor", "AnswerContradictsLog"),
+        ("hidden-revocation", "verifier", "422"), ("hidden-revocation", "client", "TooFewVerifiers"),
         ("same-size", "witness", "422"), ("same-size", "client", "TwoRoots"), ("same-size", "auditor", "TwoRoots"),
     ]
-    # A smaller tree alone convicts nobody: a finding, and evidence for the fork only.
+    hidden = next(one["reason"] for one in report["lies"] if one["lie"] == "hidden-revocation")
+    assert "WrongMap: MapMismatch" in hidden
+    # A smaller tree alone convicts nobody: a finding, and evidence for the fork only, of the log and of its map.
     assert report["findings"] == [{"lie": "smaller", "found_by": "auditor", "reason": "RolledBack"}]
-    assert [Path(path).name.startswith("two-roots-keys.alpha.example") for path in report["evidence"]] == [True]
+    own, of_the_map = (Path(path).name for path in report["evidence"])
+    assert own.startswith("two-roots-keys.beta.example")
+    assert of_the_map == "two-roots-of-the-map.json"
 
 
 def _check_processes(report):
@@ -97,7 +106,7 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         said = run.stdout
         for chapter in CHAPTERS:
             assert f"\n{chapter}" in said
-        assert (said.count("refused  "), said.count("noticed  ")) == (7, 1)  # seven verdicts and a finding
+        assert (said.count("refused  "), said.count("noticed  ")) == (10, 1)  # ten verdicts and a finding
         assert "ok       keys.alpha.example: 4 entries, 8 commitments, 2 actors, nothing amiss" in said
         assert "\x1b" not in said
         lines = [line.strip() for line in said.splitlines()]
@@ -110,10 +119,15 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         export, key, submit, lookup, audit = lines[start : start + 5]
         _shell(key)
         assert "accepted" in _shell(f"{export} && {submit}")
-        # Until the next checkpoint the log knows nobody of that name.
-        found = wait_for("the new key to be published", lambda: _shell(f"{export} && {lookup} || test $? = 4"))
-        assert found.startswith("@you@alpha.example\n")
-        assert "1 active key:" in found
+        # Until the next map the log proves that there is nobody of that name.
+        def enrolled() -> str:
+            said = _shell(f"{export} && {lookup}")
+            assert said.startswith("@you@alpha.example\n")
+            return "" if "NEVER ENROLLED in keys.alpha.example" in said else said
+
+        found = wait_for("the new key to be published", enrolled)
+        assert "1 active key, and no other:" in found
+        assert "verifiers v1.verifier.example" in found
         assert "keys.alpha.example" in _shell(f"{export} && {audit}")
         assert run.process.poll() is None
         run.process.send_signal(signal.SIGINT)
@@ -157,7 +171,7 @@ def test_a_terminal_shows_progress(tmp_path):
     assert re.search(r"enrolled [━╸╺ ]+ [0-3]/4 ", plain)  # a bar that moved, not one that was drawn at the end
     assert "\x1b[1m" in shown
     assert "✓ ok" in plain
-    assert (plain.count("✗ refused"), plain.count("! noticed")) == (7, 1)
+    assert (plain.count("✗ refused"), plain.count("! noticed")) == (10, 1)
     # The terminal breaks long lines, not we: what is copied from it stays whole.
     long = next(line for line in plain.splitlines() if "evidence: " in line)
     assert len(long) > 100
@@ -276,6 +290,6 @@ def test_the_commands_are_ones_that_a_shell_understands():
     export, *lines = _commands(plan(Path("/some where/it's"), 4))
     assert shlex.split(export) == ["export", "KTLOG_DIAL=/some where/it's/dial.json"]
     assert len(lines) == 4
-    for line in lines[2:]:
+    for line, policy in zip(lines[2:], ("trust", "audit"), strict=True):
         words = shlex.split(line)
-        assert words[words.index("--policy") + 1] == "/some where/it's/trust.policy"
+        assert words[words.index("--policy") + 1] == f"/some where/it's/{policy}.policy"
