@@ -24,6 +24,8 @@ from witness.replays import Replay, ReplayStore
 
 AHEAD = 1024
 """Entries checked and kept in memory before a leaf covers them."""
+AHEAD_BYTES = 32 << 20
+"""Of their messages: a log may hold many long ones, and there may be more logs."""
 
 _LOG = logging.getLogger("ktlog.verifier")
 
@@ -172,7 +174,7 @@ class Deriver:
             raise
 
     def _doubt_records(self, derivation: Derivation) -> None:
-        """Nobody signs the records but a leaf that commits to them: until it was checked, they may have been misread."""
+        """Nobody signs the records but a leaf that commits to them: before it was checked, they may be misread."""
         if derivation.erasures < self._foretold:
             self.forget()  # what was derived rests on them
         else:
@@ -240,6 +242,9 @@ class Deriver:
     def read_ahead(self) -> None:
         """Check what the log published and no leaf covers yet, so that a leaf finds it checked."""
         start = (0 if self.derivation is None else self.derivation.size) + len(self._ready)
-        while start < self._input.size and len(self._ready) < AHEAD:
-            self._ready.extend(self._input.read(start))
-            start = self._ready[-1].record.leaf_index + 1
+        kept = sum(len(entry.record.preimage) for entry in self._ready)
+        while start < self._input.size and len(self._ready) < AHEAD and kept < AHEAD_BYTES:
+            page = self._input.read(start)
+            self._ready.extend(page)
+            kept += sum(len(entry.record.preimage) for entry in page)
+            start += len(page)

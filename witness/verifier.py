@@ -17,6 +17,7 @@ Spec: directory map §6.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from typing import Any
 from ktlog import durable
 from ktlog.client.publicfiles import FileGetter
 from ktlog.client.verify import Head, check_two_roots
-from ktlog.errors import Forked, KtlogError
+from ktlog.errors import Forked, KtlogError, StoreError
 from ktlog.tlog.note import Note, format_note
 from witness.accuse import accuse_fork
 from witness.decide import Accept, Refuse, refuse
@@ -40,6 +41,8 @@ SHORT_BACKLOG = 64
 """Entries to be read beyond which no submission waits."""
 WAITERS = 4
 """Submissions that wait at once: the rest of the threads answer."""
+
+_LOG = logging.getLogger("ktlog.verifier")
 
 
 class Verifier:
@@ -138,7 +141,13 @@ class Verifier:
             verdict = follower.progress.verdict
             if verdict is not None:
                 durable.make_directories(self._evidence.parent, self._evidence)
-                durable.write_once(self._evidence / f"{evidence_name(follower.replay)}", verdict.document)
+                try:
+                    durable.write_once(self._evidence / evidence_name(follower.replay), verdict.document)
+                except StoreError as error:
+                    if error.name != "ImmutableChanged":
+                        raise
+                    # Of before the database was restored. One log that lied must not keep the others from being served.
+                    _LOG.error("%s", error)
 
     def status(self) -> list[dict[str, Any]]:
         """What is published about each log: how far it is followed, and since when its leaves were seen in time."""

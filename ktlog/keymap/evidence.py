@@ -89,10 +89,11 @@ def actors_contradict(older: Mapped, newer: Mapped) -> str | None:
         return f"the erasures fell from {older.value.erasures} to {newer.value.erasures}"
     if isinstance(older.outcome, Tombstone) and newer.value is not None and new_generation == generation:
         return "an erased actor came back without a new beginning"
-    if older.value is not None and newer.value is not None and new_generation == generation:
-        # Else a beginning could hide behind the number of the one before, and nobody would be told of a reset.
-        if _beginning(older.value) != _beginning(newer.value):
-            return f"generation {generation} began in two ways"
+    # Else a beginning could hide behind the number of the one before, and nobody would be told of a reset.
+    if older.value is not None and newer.value is not None and new_generation == generation and (
+        _beginning(older.value) != _beginning(newer.value)
+    ):
+        return f"generation {generation} began in two ways"
     return None
 
 

@@ -165,9 +165,15 @@ class MapCycle:
         return self._state.erasures
 
     def covers(self, input_size: int, erasures: int) -> bool:
-        """Whether the published map is of exactly that many entries and erasures."""
+        """Whether the published map is of exactly that many entries and erasures, and no leaf of the same waits.
+
+        Of a leaf that waits while somebody is erased, a verifier that begins then could never derive the map.
+        """
         state = self._state
-        return state.output.size > 1 and (state.input_size, state.erasures) == (input_size, erasures)
+        return (
+            self._pending is None and state.output.size > 1
+            and (state.input_size, state.erasures) == (input_size, erasures)
+        )
 
     def scrub_due(self) -> bool:
         return self._reader.scrub_due()
@@ -312,7 +318,10 @@ class MapCycle:
         self._compared = True
 
     def _publish(self, draft: Draft | None) -> None:
-        draft = draft if self._pending is None else self._pending.draft
+        if self._pending is not None:
+            draft = self._pending.draft
+        elif draft is not None and draft.erasures < self._store.erasure_count():
+            draft = None  # a heartbeat, overtaken by an erasure: the leaf of that comes next
         if draft is None:
             return
         note: list[bytes] = []

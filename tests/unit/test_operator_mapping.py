@@ -299,6 +299,34 @@ def test_without_its_quorum_nothing_of_the_map_is_shown_and_the_same_leaf_is_off
     assert {(cp.origin, cp.size, cp.root) for cp in press.network.checkpoints()} == {(*k, v) for k, v in heads.items()}
 
 
+def test_nobody_is_erased_while_a_heartbeat_waits(verified):
+    """A verifier that begins only then could never derive its map, and no other leaf could come before it."""
+    press = verified
+    press.desk.send(AddKey(ALICE, public("a"), NOW))
+    press.cycle()
+    assert press.mapping.covers(1, 0)
+    back = silence(press, press.verifier)
+    press.cycle(600)
+    assert load_pending(press.settings.map_pending).draft.input_size == 1 and not press.mapping.covers(1, 0)
+    press.network.answers |= back
+    press.cycle(40)
+    assert press.mapping.covers(1, 0)
+
+
+def test_a_heartbeat_that_an_erasure_overtook_is_dropped(press):
+    press.desk.send(AddKey(ALICE, public("a"), NOW))
+    press.cycle()
+    press.ticks += 600
+    press.clock.now += 600
+    draft = press.mapping.draft_if_due()
+    press.erase(ALICE)
+    size = press.checkpoint().size
+    press.mapping.tend(draft)
+    assert draft is not None and press.checkpoint().size == size and load_pending(press.settings.map_pending) is None
+    press.cycle(0.1)
+    assert press.mapping.covers(1, 1) and press.checkpoint().size == size + 1
+
+
 def test_verifiers_are_asked_for_the_map_only(verified):
     verified.desk.send(AddKey(ALICE, public("a"), NOW))
     verified.cycle()

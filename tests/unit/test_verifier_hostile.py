@@ -93,3 +93,14 @@ def test_an_erasure_that_somebody_on_the_way_has_invented(log, start):
     log.lies.clear()
     site.submit()
     assert site.submit().status == 200, site.status()
+
+
+def test_evidence_of_before_the_database_was_restored_keeps_nobody_from_being_served(log, start):
+    site = start()
+    log.enrol("dan", "s").grow(map_root=bytes(32))
+    site.directory.evidence.mkdir()
+    (path := site.directory.evidence / "keys.example.com.json").write_bytes(b"an older one\n")
+    assert site.submit().reason == "WrongMap MapMismatch"
+    site.restart()
+    assert site.submit().reason == "WrongMap MapMismatch" and path.read_bytes() == b"an older one\n"
+
