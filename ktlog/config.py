@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
+from ktlog.keymap.output import MAX_PROMISE_SECONDS
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.tlog.encoding import parse_decimal
 from ktlog.wire.compat import parse_compat
@@ -71,6 +72,10 @@ class Settings:
         if self.map_interval_ms > 1000 * MAP_MMD_SECONDS:
             raise UsageError(
                 "BadSetting", f"map_interval_ms is {self.map_interval_ms}; at most {1000 * MAP_MMD_SECONDS} are allowed"
+            )
+        if self.heartbeat_seconds > MAX_PROMISE_SECONDS:
+            raise UsageError(
+                "BadSetting", f"heartbeat_seconds is {self.heartbeat_seconds}; at most {MAX_PROMISE_SECONDS} are allowed"
             )
         for field in fields(self):
             value = getattr(self, field.name)

@@ -43,12 +43,13 @@ def check_config(data: bytes, origin: str) -> MapConfig:
     """Leaf 0 of the map's log of *origin*.
 
     Raises:
-        WrongLeaf: ``BadMapConfig``: it is no configuration that is known here. ``WrongConfig``: another log's.
+        WrongLeaf: ``WrongConfig``: another log's. Invalid: ``BadMapConfig``: none that is known here, which a later
+            version may: it convicts nobody.
     """
     try:
         config = parse_config(data)
     except EncodingError as error:
-        raise WrongLeaf(error.name, error.message, 0) from None
+        raise Invalid(error.name, error.message) from None
     if config.origin != origin:
         raise WrongLeaf("WrongConfig", f"it is the configuration of the map of {config.origin}", 0)
     return config

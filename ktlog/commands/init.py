@@ -10,6 +10,7 @@ import sqlite_utils  # noqa: F401  The store needs it to be made: better missed 
 
 from ktlog.config import Settings
 from ktlog.durable import read_seed_file
+from ktlog.keymap.output import MAX_PROMISE_SECONDS
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.pkd.dialects import DIALECTS
 
@@ -21,7 +22,8 @@ from ktlog.pkd.dialects import DIALECTS
               help="How bytes are laid out, for ever; spec unless you must match another implementation.")
 @click.option("--seed-file", type=click.Path(path_type=Path, dir_okay=False),
               help="Derive the keys from this file: 32 bytes in hex. Without it they are random.")
-@click.option("--heartbeat-seconds", type=click.IntRange(min=1), default=Settings.heartbeat_seconds, show_default=True,
+@click.option("--heartbeat-seconds", type=click.IntRange(1, MAX_PROMISE_SECONDS),
+              default=Settings.heartbeat_seconds, show_default=True,
               help="How often the map gets a leaf when nothing happens; for ever from the first start on.")
 @click.option("--notice-seconds", type=click.IntRange(min=1), default=Settings.notice_seconds, show_default=True,
               help="How long something must be public before it may be erased; for ever from the first start on.")

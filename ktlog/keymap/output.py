@@ -16,6 +16,8 @@ from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 
 MAP_SUFFIX = "/map"
 SUITE_HASH = "hash"
+MAX_PROMISE_SECONDS = 86_400
+"""The longest `mmd` and `heartbeat` that a log may promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,16 @@ def hash_config(config: MapConfig) -> bytes:
 
 
 def parse_config(data: bytes) -> MapConfig:
-    """Raises EncodingError(``BadMapConfig``). A suite that this version does not know is refused."""
+    """Raises EncodingError(``BadMapConfig``), also for a suite that this version does not know."""
     fields = _fields(data, "ktlog-map-config/v1", ("origin", "dialect", "suite", "mmd", "heartbeat", "notice"),
                      "BadMapConfig")
     origin, dialect, suite = (field[0] for field in fields[:3])
     if suite != SUITE_HASH or dialect not in ("spec", "vector", "php"):
         raise EncodingError("BadMapConfig", f"unknown suite {suite!a} or dialect {dialect!a}")
     mmd, heartbeat, notice = (_number(field[0], "BadMapConfig") for field in fields[3:])
+    if not (1 <= mmd <= MAX_PROMISE_SECONDS and 1 <= heartbeat <= MAX_PROMISE_SECONDS):
+        # A log could else be founded that may hold entries back for years and break no promise.
+        raise EncodingError("BadMapConfig", f"mmd and heartbeat are 1 to {MAX_PROMISE_SECONDS} seconds")
     return MapConfig(origin, dialect, suite, mmd, heartbeat, notice)
 
 

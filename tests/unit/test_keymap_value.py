@@ -149,7 +149,9 @@ def test_output_leaves_round_trip_and_have_one_form():
 def test_configurations_round_trip_and_have_one_form():
     data = format_config(MapConfig(ORIGIN, "php", mmd=1))
     assert format_config(parse_config(data)) == data
-    for bad in (data.replace(b"hash", b"vrf"), data.replace(b"php", b"xyz"), data.replace(b"mmd 1", b"mmd 01"), data[1:]):
+    for bad in (data.replace(b"hash", b"vrf"), data.replace(b"php", b"xyz"), data.replace(b"mmd 1", b"mmd 01"), data[1:],
+                data.replace(b"mmd 1", b"mmd 0"), data.replace(b"mmd 1", b"mmd 86401"),
+                data.replace(b"heartbeat 600", b"heartbeat 86401")):
         with pytest.raises(EncodingError) as refusal:
             parse_config(bad)
         assert refusal.value.name == "BadMapConfig"

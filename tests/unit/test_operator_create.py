@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from ktlog.commands import init
-from ktlog.config import load_settings
+from ktlog.config import Settings, load_settings
 from ktlog.errors import KtlogError, StoreError, UsageError
-from ktlog.keymap.output import parse_config
-from ktlog.operator.create import check_origin, create_log, load_public_keys
+from ktlog.keymap.output import format_config, parse_config
+from ktlog.operator.create import check_origin, create_log, load_public_keys, map_config
 from ktlog.operator.keys import (
     FETCH_KEY,
     PURPOSES,
@@ -199,3 +199,15 @@ def test_the_list_of_public_keys_is_plain_json(tmp_path):
     found = json.loads((settings.directory / "public-keys.json").read_text())
     assert found["leaf-keys"] == [encode_public_key(load_leaf_key(settings.keys).public)]
     assert len(found["vkeys"]) == 2
+
+
+@pytest.mark.parametrize(("setting", "seconds"), [
+    ("heartbeat_seconds", 0), ("heartbeat_seconds", -1), ("heartbeat_seconds", 86_401), ("notice_seconds", 0),
+])
+def test_promises_that_no_reader_would_take_are_refused_before_they_are_made(tmp_path, setting, seconds):
+    with pytest.raises(UsageError) as refusal:
+        Settings(tmp_path, ORIGIN, "spec", **{setting: seconds})
+    assert refusal.value.name == "BadSetting"
+    longest = Settings(tmp_path, ORIGIN, "spec", heartbeat_seconds=86_400, notice_seconds=10**9)
+    config = map_config(longest)
+    assert parse_config(format_config(config)) == config

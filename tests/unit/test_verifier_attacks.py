@@ -202,12 +202,17 @@ def test_an_erasure_of_somebody_else_s_deeds(site):
 
 @pytest.mark.parametrize("config", [
     b"ktlog-map-config/v2\n", format_config(MapConfig(ORIGIN, "spec")).replace(b"suite hash", b"suite vrf"),
+    format_config(MapConfig(ORIGIN, "spec", mmd=10**9)),
 ])
 def test_a_configuration_that_is_not_known(tmp_path, monkeypatch, config):
     quick_follower(monkeypatch)
     log = PublishedLog(Clock()).enrol("ann", "p").grow()
     log.output[0] = config
-    convicted(tmp_path, log, "BadMapConfig")
+    site = Daemon(tmp_path / "v", log, log.clock)
+    try:
+        silent(site, "BadMapConfig")
+    finally:
+        site.stop()
 
 
 def test_the_configuration_of_another_log_s_map(tmp_path, monkeypatch):
