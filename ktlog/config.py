@@ -75,7 +75,8 @@ class Settings:
             )
         if self.heartbeat_seconds > MAX_PROMISE_SECONDS:
             raise UsageError(
-                "BadSetting", f"heartbeat_seconds is {self.heartbeat_seconds}; at most {MAX_PROMISE_SECONDS} are allowed"
+                "BadSetting",
+                f"heartbeat_seconds is {self.heartbeat_seconds}; at most {MAX_PROMISE_SECONDS} are allowed",
             )
         for field in fields(self):
             value = getattr(self, field.name)
