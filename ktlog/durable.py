@@ -363,7 +363,7 @@ def read_secret_file(path: Path | str, maximum_bytes: int) -> bytes:
             if found.st_mode & 0o077:
                 raise StoreError(
                     "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
-                    hint=f"If nobody did: chmod 600 {path}",
+                    hint=f"If nobody else has read it: chmod 600 {path}",
                 )
             secret = file.read(maximum_bytes + 1)
     if len(secret) > maximum_bytes:

@@ -28,7 +28,7 @@ NOT_PROVEN = (
     "that nothing was left out: a message newer than the last one listed may be hidden, a revocation"
     " too (this needs the directory map)",
     "that the first key of this generation came from the person: the instance says so",
-    "that the handle means this actor id: WebFinger says so, and the pin remembers it",
+    "that a handle means this actor id: WebFinger says so, and a lookup by handle remembers what it said first",
     "that each message named a root that was recent then: an auditor checks it",
 )
 """What no answer of this version claims."""
@@ -36,7 +36,7 @@ NOT_PROVEN = (
 _NEVER_PROVEN = (
     "that nothing was left out, if every verifier counted here lies",
     "that the first key of this generation came from the person: the instance says so, and the log alone could",
-    "that the handle means this actor id: WebFinger says so, and the pin remembers it",
+    "that a handle means this actor id: WebFinger says so, and a lookup by handle remembers what it said first",
 )
 NOT_PROVEN_BY_LIGHT = (
     *_NEVER_PROVEN,
@@ -48,7 +48,7 @@ NOT_PROVEN_BY_FULL = _NEVER_PROVEN
 NOT_PROVEN_OF_ERASED = (
     "that the erasure was lawful, or that no copies are left",
     "that this holds if every verifier counted here lies",
-    "that the handle means this actor id: WebFinger says so, and the pin remembers it",
+    "that a handle means this actor id: WebFinger says so, and a lookup by handle remembers what it said first",
 )
 NOT_PROVEN_OF_ABSENT = NOT_PROVEN_OF_ERASED[1:]
 

@@ -142,6 +142,7 @@ def _only_origin(policy: Policy) -> str:
     if len(origins) != 1:
         raise UsageError(
             "UnknownLog", f"the policy names the maps of {len(origins)} logs; say which of them serves the actor",
+            hint="--origin ORIGIN on the command line, origin=\"ORIGIN\" in Python: the log's host name, without /map.",
         )
     return origins.pop().removesuffix(MAP_SUFFIX)
 

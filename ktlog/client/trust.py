@@ -148,7 +148,7 @@ class TrustStore:
         if mode & 0o022:
             raise StoreError(
                 "UnsafeState", f"{self.directory} may be written by others (mode {mode & 0o777:04o})",
-                hint=f"What is in it decides whom you trust. If nobody did: chmod 700 {self.directory}",
+                hint=f"What is in it decides whom you trust. If nobody else wrote there: chmod 700 {self.directory}",
             )
 
     @contextmanager

@@ -170,7 +170,8 @@ def check_cosigned(
             "OldCosignatures",
             f"the quorum last saw this head of {head.origin} {now - as_of} seconds ago;"
             f" at most {max_age} seconds are allowed",
-            hint="Either the log stopped publishing or somebody shows you an old copy. Check your clock, too.",
+            hint="Either the log stopped publishing or somebody shows you an old copy. Check your clock, too."
+            " (ktlog verify: an answer that was kept is checked as of its day, with --at.)",
         )
     names = dict.fromkeys(line.vkey.name for line in cosignatures)
     return Cosigned(tuple(names), as_of)

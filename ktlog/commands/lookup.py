@@ -126,8 +126,10 @@ def describe(answer: Answer) -> list[str]:
     else:
         lines.append(f"  NEVER ENROLLED in {answer.origin}: it has no keys there, and never had")
     if answer.reset:
+        since = "The keys that you knew are gone." if isinstance(answer, Erased) else (
+            "Somebody began again after your last lookup.")
         lines += [
-            "", f"RESET: {answer.reset}. Somebody began again after your last lookup.",
+            "", f"RESET: {answer.reset}. {since}",
             "Treat this person as a stranger until you compared keys in another way.",
         ]
     if isinstance(answer, Present):
@@ -146,7 +148,8 @@ def describe(answer: Answer) -> list[str]:
 
 def _describe_keys(answer: Present) -> list[str]:
     complete = "" if answer.map is None else ", and no other"
-    lines = ["", f"{len(answer.keys)} active key{'' if len(answer.keys) == 1 else 's'}{complete}:"]
+    count = f"{len(answer.keys)} active key{'' if len(answer.keys) == 1 else 's'}{complete}:"
+    lines = ["", count if answer.keys else "No active keys."]
     usable, new = set(answer.usable_keys), set(answer.new_keys)
     for key in answer.keys:
         marks = [] if key in usable else ["NOT USABLE: a revocation is pending"]

@@ -250,7 +250,7 @@ def judge_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> Judge
         Invalid: ``WrongLog``, ``BadLogSignature``, ``NotEvidence``, and what an item that proves nothing raises.
     """
     if vkey is not None and evidence.vkey != vkey:
-        raise Invalid("WrongLog", "the evidence is about another key")
+        raise Invalid("WrongLog", "the evidence is about another key than the one that you named")
     if evidence.vkey.algorithm not in (ED25519, COSIGNATURE_MLDSA44) or not evidence.origin.endswith(MAP_SUFFIX):
         raise Invalid("NotEvidence", "the key is not that of a map's log")
     if evidence.actor_id is None:

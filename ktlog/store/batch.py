@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ktlog.errors import Conflict, StoreError
+from ktlog.pkd.actors import Role
 from ktlog.pkd.keys import PUBLIC_KEY_BYTES
 from ktlog.pkd.state import Actor, Change
 from ktlog.store.contracts import Batch, LogState, Record
@@ -42,6 +43,7 @@ def check_batch(batch: Batch, *, mirrored: bool = False) -> None:
         _require(mirrored or not record.withheld, "a new record withholds nothing")
         _check_record(record)
         _check_change(record, change)
+        _check_roles(change, mirrored)
         first = seen.setdefault(record.unique_hash, leaf_index)
         if first != leaf_index:
             raise duplicate(leaf_index, first)
@@ -82,7 +84,7 @@ def _check_change(record: Record, change: Change) -> None:
         _check_actor(actor)
     for leaf in change.history:
         _require(leaf.actor_id in actor_ids, "history of an actor that the entry does not touch")
-        _require(leaf.role in (1, 2, 3), "a role is 1, 2 or 3")
+        _require(leaf.role in tuple(Role), "a role is 1, 2 or 3")
     _require(len(set(change.history)) == len(change.history), "an entry enters a history twice")
     if change.token_revoked is not None:
         _require(len(change.token_revoked) == HASH_SIZE, "a key hash has 32 bytes")
@@ -90,6 +92,14 @@ def _check_change(record: Record, change: Change) -> None:
     _require(set(new_salts) == set(change.needs_salt), "its salts are not those that the change needs")
     _require(set(new_salts) <= set(actor_ids), "a salt for an actor that the entry does not touch")
     _require(all(len(salt) == HASH_SIZE for salt in new_salts.values()), "a salt has 32 bytes")
+
+
+def _check_roles(change: Change, mirrored: bool) -> None:
+    """Who moves comes from somebody, whose history goes along; a mirror may not know either's name any more."""
+    moved = [leaf.role for leaf in change.history if leaf.role != Role.SUBJECT]
+    both = sorted(moved) == [Role.MOVED_OUT, Role.MOVED_IN] and len(change.history) == 2
+    one = mirrored and len(moved) == len(change.history) == 1
+    _require(not moved or both or one, "a move has one actor that moves out, one that moves in, and nobody else")
 
 
 def _check_actor(actor: Actor) -> None:

@@ -36,7 +36,15 @@ def insert_traces(
     """
     write_operator(db, record)
     at = record.leaf_index
-    move = carried_by(at, change, lambda old: told()[at] if old is None else history_before(db, old, at))
+
+    def before(old: str | None) -> Before:
+        if old is not None:
+            return history_before(db, old, at)
+        if at not in told():
+            raise StoreError("BadBatch", f"refused: no erasure tells with what history entry {at} moved somebody")
+        return told()[at]
+
+    move = carried_by(at, change, before)
     if move is not None:
         write_move(db, move)
         write_history(db, at, move.before)

@@ -119,7 +119,7 @@ def verify_evidence(evidence: Evidence, vkey: Vkey | None = None) -> None:
             ``NotEvidence`` when the statements do not contradict each other.
     """
     if vkey is not None and evidence.vkey != vkey:
-        raise Invalid("WrongLog", "the evidence is about another key")
+        raise Invalid("WrongLog", "the evidence is about another key than the one that you named")
     if evidence.vkey.algorithm not in (ED25519, COSIGNATURE_MLDSA44):
         raise Invalid("NotEvidence", "the key is a cosigner's, not a log's")
     # Otherwise a cosigner's 0x06 lines, or a key made up for the purpose, would seem to accuse a log.

@@ -228,7 +228,7 @@ class Policy:
         everyone = {witness.vkey for witness in self.witnesses.values()}
         for role, vkeys in roles.items():
             if self.satisfied(everyone - vkeys):
-                raise _unsafe(f"the quorum can be made without any of the {role}")
+                raise _unsafe(f"the quorum can be made without any of the {role}", _BOTH)
 
     def _cosigners(self) -> list[Vkey]:
         """The witnesses' keys, without those that are really a log's."""
@@ -248,7 +248,7 @@ class Policy:
     def _members(self, role: str) -> set[Vkey]:
         """The keys anywhere below the group *role*."""
         if role not in self.groups:
-            raise _unsafe(f"there is no group {role}")
+            raise _unsafe(f"there is no group {role}", _BOTH)
         names, vkeys = [role], set()
         while names:
             name = names.pop()
@@ -394,5 +394,8 @@ def _require(holds: bool, message: str) -> None:
         raise EncodingError("BadPolicy", message)
 
 
-def _unsafe(message: str) -> PolicyUnmet:
-    return PolicyUnmet("UnsafePolicy", message)
+_BOTH = "A map needs groups `witnesses` and `verifiers`, then `group both all witnesses verifiers` and `quorum both`."
+
+
+def _unsafe(message: str, hint: str = "") -> PolicyUnmet:
+    return PolicyUnmet("UnsafePolicy", message, hint=hint)

@@ -83,10 +83,10 @@ def test_an_actor_round_trips_in_every_field(backend: Backend) -> None:
         generation=12, erasures=13, cause=5, generation_leaf=2**62, status=4, status_leaf=2**63 - 1,
         revoked=frozenset({hash_of("one"), hash_of("two")}),
     )
-    append(backend.store, replace(enrol(ALICE), change=Change((actor,), (HistoryLeaf(ALICE, 2),), None, (ALICE,))))
+    append(backend.store, replace(enrol(ALICE), change=Change((actor,), (HistoryLeaf(ALICE, 1),), None, (ALICE,))))
     assert backend.store.actor(ALICE) == actor
     assert backend.reader().actor(ALICE) == actor
-    assert backend.store.history(ALICE) == ((0, 2),)
+    assert backend.store.history(ALICE) == ((0, 1),)
 
 
 def test_later_values_replace_earlier_ones(store: LogStore) -> None:
@@ -276,6 +276,7 @@ BROKEN: dict[str, Callable[[Batch], Batch]] = {
     "salt missing": lambda b: _record(b, salts={}),
     "short salt": lambda b: _record(b, salts={"actor": bytes(31)}),
     "history of a stranger": lambda b: _change(b, history=(HistoryLeaf(ALICE, 1),)),
+    "a move from nowhere": lambda b: _change(b, history=(HistoryLeaf(BOB, 3),)),
     "role 4": lambda b: _change(b, history=(HistoryLeaf(BOB, 4),)),
     "history twice": lambda b: _change(b, history=b.changes[1].history * 2),
     "actor twice": lambda b: _change(b, actors=b.changes[1].actors * 2),

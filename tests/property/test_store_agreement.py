@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlog.errors import StoreError
+from ktlog.pkd.actors import Role
 from ktlog.pkd.state import Change, HistoryLeaf
 from ktlog.store.memory import MemoryStore
 from ktlog.store.sqlite import SqliteStore
@@ -23,11 +24,22 @@ actors = st.builds(
     revoked=st.frozensets(st.sampled_from([hash_of("x"), hash_of("y"), hash_of("z")])),
 )
 steps = st.tuples(
-    st.lists(actors, unique_by=lambda actor: actor.actor_id, max_size=3), st.sampled_from([1, 2, 3]),
+    st.lists(actors, unique_by=lambda actor: actor.actor_id, max_size=3), st.booleans(),
     st.none() | st.sampled_from([hash_of("token 1"), hash_of("token 2")]), st.integers(0, 2**63 - 1),
     st.dictionaries(st.text(max_size=5).filter(lambda text: text.isprintable()), st.none() | st.text(max_size=5)),
     st.integers(0, 40),
 )
+
+
+def history(actors: list, moves: bool, known: set[str]) -> tuple[HistoryLeaf, ...]:
+    """Two of them move, or nobody; three of them are no move, which both stores refuse.
+
+    known: who has a history, without which nobody can move away; those of *actors* are added.
+    """
+    moves = moves and len(actors) > 1 and actors[0].actor_id in known
+    roles = [Role.MOVED_OUT, Role.MOVED_IN, Role.SUBJECT] if moves else [Role.SUBJECT] * 3
+    known.update(actor.actor_id for actor in actors)
+    return tuple(HistoryLeaf(actor.actor_id, role) for actor, role in zip(actors, roles, strict=False))
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,12 +49,12 @@ def test_both_stores_agree_on_random_logs(tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("agree") / "log.sqlite"
     with SqliteStore.create(path, ORIGIN, "spec") as sqlite:
         for batch in batches:
+            known = {actor_id for actor_id in NAMES if sqlite.history(actor_id)}
             drafts = [
                 Draft(
-                    f"message {number}", Change(tuple(new), tuple(HistoryLeaf(a.actor_id, role) for a in new), token),
-                    plain, time=time,
+                    f"message {number}", Change(tuple(new), history(new, moves, known), token), plain, time=time,
                 )
-                for new, role, token, time, plain, number in batch
+                for new, moves, token, time, plain, number in batch
             ]
             results = []
             for store in (memory, sqlite):
