@@ -220,7 +220,15 @@ def test_ctrl_c_ends_everything_and_the_guard_was_in_everything():
         assert run.stderr.strip() == "ktlog: aborted"
 
 
-def test_a_lost_terminal_ends_everything():
+@pytest.fixture
+def terminal_counts():
+    """Under nohup this process ignores the signal, and so would what it starts, rightly."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_lost_terminal_ends_everything(terminal_counts):
     with demo("--once", "--actors", "4", "--pause-before", "started") as run:
         run.paused()
         run.process.send_signal(signal.SIGHUP)
