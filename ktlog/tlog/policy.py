@@ -338,7 +338,11 @@ class _Reader:
 
     def _group(self, name: str, threshold: str, members: tuple[str, ...]) -> None:
         words = {"all": len(members), "any": 1}
-        count = words[threshold] if threshold in words else parse_decimal(threshold)
+        try:
+            count = words[threshold] if threshold in words else parse_decimal(threshold)
+        except EncodingError:
+            what = f"how many of group {name!a}: any, all or a number, not {threshold!a}"
+            raise EncodingError("BadPolicy", what) from None
         for member in members:
             _require(self._defined(member), f"{member!a} is not defined above")
         self._define(name)

@@ -164,6 +164,11 @@ BAD = {
 }
 
 
+def test_a_threshold_that_is_none_is_told_what_it_may_be():
+    with pytest.raises(EncodingError, match="any, all or a number, not 'every'"):
+        singles("group g every W1 W2 W3", "quorum g")
+
+
 @pytest.mark.parametrize("lines", BAD.values(), ids=BAD.keys())
 def test_bad_policies(lines):
     with pytest.raises(EncodingError) as caught:
