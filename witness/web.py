@@ -294,6 +294,13 @@ def create_app(witness: Witness) -> Flask:
         witness.store.check()
         return _respond(Answer(200, b"ok\n"))
 
+    _register_endings(app, witness)
+    return app
+
+
+def _register_endings(app: Flask, witness: Witness) -> None:
+    """What becomes of failures, and what every answer says of itself."""
+
     @app.errorhandler(StoreError)
     def unavailable(error: StoreError) -> Response:
         _LOG.error("%s", error)
@@ -316,8 +323,6 @@ def create_app(witness: Witness) -> Flask:
         if response.status_code == 503:
             response.headers["Retry-After"] = "5" if witness.verifier is None else "1"
         return response
-
-    return app
 
 
 def _answer(refusal: Refuse) -> Answer:
