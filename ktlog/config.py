@@ -13,19 +13,28 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.keymap.output import MAX_PROMISE_SECONDS
 from ktlog.pkd.dialects import DIALECTS
+from ktlog.store.place import Place, parse_place
 from ktlog.tlog.encoding import parse_decimal
+from ktlog.wire import logs
 from ktlog.wire.compat import parse_compat
 
 MAXIMUM_TIME_WINDOW_SECONDS = 2_592_000  # PKD specification, "Handling Protocol Messages"
 
 
+BENCH_ORIGIN = "bench.invalid"
+"""The name of a log that is measured and that nobody can have. Only such a log may leave out Argon2id."""
+
 MAP_MMD_SECONDS = 60
 """Within which an input checkpoint is followed by a leaf of the map's output log, which says so in its first leaf."""
+
+ALL, WEB, SEQUENCER = ROLES = ("all", "web", "sequencer")
+"""What of a log runs on a machine. Of several sequencers one works, and the others stand by."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Settings:
     witness_timeout_seconds: int = 5
     unpublished_limit: int = 10_000
     queue_limit: int = 256
+    free_space_floor_mib: int = 128
     aux_types: str = "age-v1 ssh-v2"
     actor_domains: str = ""
     hosts: str = ""
@@ -57,8 +67,23 @@ class Settings:
     directories: str = ""
     notice_seconds: int = 86_400
     compat: str = ""
+    explorer: bool = True
+    explorer_live: bool = True
     replicas: str = ""
     replica_interval_seconds: int = 60
+    store: str = ""
+    store_file: str = ""
+    role: str = "all"
+    objects: str = ""
+    objects_endpoint: str = ""
+    objects_region: str = ""
+    partials_kept: int = 60
+    signer: str = ""
+
+    metrics_listen: str = ""
+    log_format: str = "auto"
+    log_level: str = "info"
+    bench_without_argon2: bool = False
 
     def __post_init__(self) -> None:
         if self.dialect not in DIALECTS:
@@ -69,6 +94,18 @@ class Settings:
                 "BadSetting", f"time_window_seconds is {self.time_window_seconds}; PKD allows 1 to 2592000"
             )
         parse_compat(self.compat)
+        if self.bench_without_argon2 and self.origin != BENCH_ORIGIN:
+            raise UsageError("BadSetting", f"bench_without_argon2 is for measuring, and for a log named {BENCH_ORIGIN}")
+        _check_store(self.store, self.store_file)
+        for name, known in (("log_format", logs.FORMATS), ("log_level", logs.LEVELS)):
+            if getattr(self, name) not in known:
+                raise UsageError("BadSetting", f"{name} is {getattr(self, name)!a}; it is one of {', '.join(known)}")
+        if self.role not in ROLES:
+            raise UsageError("BadSetting", f"role is {self.role!r}; it is one of {', '.join(ROLES)}")
+        if self.role != ALL and not self.uses_postgres:
+            raise UsageError("BadSetting", "a log in files runs on one machine: its role is all")
+        if self.place is None and (self.objects_endpoint or self.objects_region):
+            raise UsageError("BadSetting", "objects_endpoint and objects_region go with objects, which is not set")
         if self.map_interval_ms > 1000 * MAP_MMD_SECONDS:
             raise UsageError(
                 "BadSetting", f"map_interval_ms is {self.map_interval_ms}; at most {1000 * MAP_MMD_SECONDS} are allowed"
@@ -80,8 +117,9 @@ class Settings:
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is int and value < 1:
-                raise UsageError("BadSetting", f"{field.name} is {value}; it must be at least 1")
+            least = 0 if field.name == "free_space_floor_mib" else 1
+            if type(value) is int and value < least:
+                raise UsageError("BadSetting", f"{field.name} is {value}; it must be at least {least}")
 
     @property
     def url(self) -> str:
@@ -103,8 +141,38 @@ class Settings:
         return self.directory / "log.db"
 
     @property
+    def uses_postgres(self) -> bool:
+        """Whether the log is in a PostgreSQL database and not in ``database``."""
+        return bool(self.store or self.store_file)
+
+    @property
+    def store_file_path(self) -> Path:
+        """The file that holds the database's URL; relative to the log's directory."""
+        return self.directory / self.store_file
+
+    @property
     def tiles(self) -> Path:
         return self.directory / "tiles"
+
+    @property
+    def place(self) -> Place | None:
+        """Where the published files are, if they are in an object store. Raises UsageError ``BadSetting``."""
+        return parse_place(self.objects, self.objects_endpoint, self.objects_region) if self.objects else None
+
+    @property
+    def swept(self) -> Path:
+        """Up to where superseded partial tiles are removed. May be lost."""
+        return self.directory / "partials-swept"
+
+    @property
+    def map_swept(self) -> Path:
+        """The same of the map's output log."""
+        return self.directory / "map-partials-swept"
+
+    @property
+    def map_updates_swept(self) -> Path:
+        """Which update of the map is the next to be removed. May be lost."""
+        return self.directory / "map-updates-swept"
 
     @property
     def map_database(self) -> Path:
@@ -131,6 +199,11 @@ class Settings:
         return self.directory / "keys"
 
     @property
+    def key_changes(self) -> Path:
+        """Every replacement of one of the log's keys, a signed line each; published."""
+        return self.directory / "keys.jsonl"
+
+    @property
     def publish_policy(self) -> Path:
         return self.directory / "publish.policy"
 
@@ -138,6 +211,16 @@ class Settings:
     def signed_head(self) -> Path:
         """The last head the log signed; written before the signature leaves the process."""
         return self.directory / "signed-head.json"
+
+    @property
+    def acked(self) -> Path:
+        """How far the sequencer on this machine has answered; see ktlog.operator.acked."""
+        return self.directory / "acked"
+
+    @property
+    def rules(self) -> Path:
+        """Whose messages are taken; see ktlog.operator.rules."""
+        return self.directory / "rules.json"
 
     @property
     def socket_record(self) -> Path:
@@ -189,6 +272,26 @@ class Settings:
         return frozenset(self.actor_domains.split())
 
 
+def _check_store(store: str, store_file: str) -> None:
+    """Refuse what names no database, or tells its password to whoever reads the file."""
+    if store and store_file:
+        raise UsageError("BadSetting", "store and store_file name the same thing: set one of them")
+    if not store:
+        return
+    try:
+        found = urlsplit(store)
+        parameters = parse_qs(found.query)
+    except ValueError:
+        raise UsageError("BadSetting", "store is no URL") from None
+    if found.scheme not in ("postgresql", "postgres"):
+        raise UsageError("BadSetting", "store begins with postgresql:// (or is empty: SQLite files in the directory)")
+    if found.password is not None or {"password", "sslpassword"} & parameters.keys():
+        raise UsageError(
+            "BadSetting", "store holds a password, and settings are not secret",
+            hint="Put the URL into a file that only ktlog's user can read (mode 0600), and name it in store_file.",
+        )
+
+
 _FIXED = ("directory", "origin", "dialect")
 
 
@@ -228,7 +331,8 @@ def load_settings(
     except FileNotFoundError:
         raise StoreError(
             "NoSuchLog", f"{path} does not exist",
-            hint="Make a log first: ktlog init --dir DIR --origin keys.example.com",
+            hint="Make a log first: ktlog init --dir DIR --origin keys.example.com. "
+            "If ktlog.toml.restoring is there, a restore is unfinished: repeat that ktlog restore.",
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError("BadConfiguration", f"{path}: {error}") from None

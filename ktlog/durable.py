@@ -27,6 +27,8 @@ from types import TracebackType
 from ktlog.errors import StoreError, UsageError
 
 KILL_VARIABLE = "KTLOG_KILL_AT"
+STOP_VARIABLE = "KTLOG_KILL_STOPS"
+"""If the environment has it, a process is stopped at its kill point, and whoever wants to may let it go on."""
 
 HOOKS = ("durable.staged", "durable.named")
 """Kill points of every file written here: its bytes are on disk under a temporary name; it has its
@@ -57,7 +59,7 @@ def reach(name: str) -> None:
     with _kill_lock:
         _kill_counts[name] = _kill_counts.get(name, 0) + 1
         if _kill_counts[name] == (int(number) if colon else 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSTOP if os.environ.get(STOP_VARIABLE) else signal.SIGKILL)
 
 
 # Files
@@ -140,7 +142,8 @@ def write_once_all(files: Mapping[Path, bytes], mode: int = 0o444) -> None:
                 os.fsync(directory)
     finally:
         for directory in directories.values():
-            os.close(directory)
+            with suppress(OSError):  # what counts was synced, or its failure is on its way up
+                os.close(directory)
 
 
 def make_directories(root: Path, directory: Path) -> None:
@@ -353,22 +356,49 @@ def read_secret_file(path: Path | str, maximum_bytes: int) -> bytes:
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise StoreError("MissingSecret", f"{path}: no such file") from None
+            raise _missing(path) from None
         with os.fdopen(handle, "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise StoreError("UnsafeSecret", f"{path}: not a regular file")
-            if found.st_uid != os.geteuid():
-                raise StoreError("UnsafeSecret", f"{path}: belongs to another user")
-            if found.st_mode & 0o077:
-                raise StoreError(
-                    "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
-                    hint=f"If nobody else has read it: chmod 600 {path}",
-                )
+            _check_safe(path, os.fstat(file.fileno()))
             secret = file.read(maximum_bytes + 1)
     if len(secret) > maximum_bytes:
         raise StoreError("BadSecret", f"{path}: must hold {maximum_bytes} bytes at most")
     return secret
+
+
+def check_secret(path: Path | str, size: int) -> None:
+    """What ``read_secret`` would refuse by, without a look at the secret: for a process that must not hold it.
+
+    Raises:
+        StoreError: as ``read_secret``.
+    """
+    path = Path(path)
+    with file_errors(path):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise _missing(path) from None
+    _check_safe(path, found)
+    if found.st_size != size:
+        raise StoreError("BadSecret", f"{path}: must hold exactly {size} bytes")
+
+
+def _missing(path: Path) -> StoreError:
+    return StoreError(
+        "MissingSecret", f"{path}: no such file",
+        hint="Restore it from where your secrets are kept, or put right what names it: nothing makes it again.",
+    )
+
+
+def _check_safe(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError("UnsafeSecret", f"{path}: not a regular file")
+    if found.st_uid != os.geteuid():
+        raise StoreError("UnsafeSecret", f"{path}: belongs to another user")
+    if found.st_mode & 0o077:
+        raise StoreError(
+            "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
+            hint=f"If nobody else has read it: chmod 600 {path}",
+        )
 
 
 _SEED_HEX = re.compile(rb"[0-9a-fA-F]{64}\r?\n?")

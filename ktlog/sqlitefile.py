@@ -36,7 +36,7 @@ def open_database(
         create: make a new file, mode 0600. Without it a missing file is an error, so that a mistyped
             path does not begin an empty database.
         page_size: of a new file, in bytes. What a write changes at random costs a whole page each time.
-        journal_mode: "WAL"; or "DELETE" for a small file that may be lost.
+        journal_mode: "WAL"; or "DELETE", or "TRUNCATE", for a small file that may be lost.
 
     Raises:
         StoreError: "MissingStore", "StoreExists", or what ``database_errors`` says.

@@ -1,11 +1,11 @@
 """What one map may not say after another, and portable evidence of a log that said both.
 
-A leaf of the output log that is the newest one under a signed checkpoint is the log's word for ever. Two such words
+A leaf of the output log under a signed checkpoint is the log's word for ever. Two such words
 that cannot both be true convict whoever holds the checkpoints' key, offline, without any verifier's help:
 
 ``map-contradiction``
     Two leaves: time, input size or erasures fell; or the same size with another root; or the same entries and
-    erasures with another map. Each item is a .tlog-proof with the leaf for its ``extra``.
+    erasures with another map. Each item is a .tlog-proof with the leaf for its ``extra``, the earlier leaf first.
 ``actor-rolled-back``
     Two bundles about one actor: a counter of the actor fell, or one version says two things.
 ``history-rewritten``
@@ -163,18 +163,18 @@ def actor_statement(bundle: Bundle, note: bytes) -> bytes:
     ))
 
 
-def open_leaf_statement(data: bytes) -> tuple[Note, Checkpoint, OutputLeaf]:
-    """The leaf that a statement proves to be the newest one; signatures are not looked at.
+def open_leaf_statement(data: bytes) -> tuple[Note, Checkpoint, OutputLeaf, int]:
+    """The leaf that a statement proves to be in the output log, and its index; signatures are not looked at.
 
     Raises:
         EncodingError, Invalid: it does not.
     """
     proof = parse_proof(data)
     note, checkpoint = parse_signed_checkpoint(proof.checkpoint_bytes)
-    if proof.extra is None or proof.leaf_index == 0 or proof.leaf_index != checkpoint.size - 1:
-        raise Invalid("NotNewestLeaf", "the proof is not of the newest leaf")
+    if proof.extra is None or proof.leaf_index == 0:
+        raise Invalid("NotEvidence", "the proof is not of a leaf that states a map")
     verify_inclusion(hash_leaf(proof.extra), proof.leaf_index, checkpoint.size, proof.hashes, checkpoint.root)
-    return note, checkpoint, parse_leaf(proof.extra)
+    return note, checkpoint, parse_leaf(proof.extra), proof.leaf_index
 
 
 def open_actor_statement(data: bytes, actor_id: str) -> tuple[Note, Checkpoint, Mapped, tuple[bytes, ...] | None]:
@@ -212,7 +212,7 @@ def open_actor_statement(data: bytes, actor_id: str) -> tuple[Note, Checkpoint, 
 class MapEvidence:
     """A claim that the holder of ``vkey`` made two statements that cannot both be true.
 
-    actor_id: None for ``map-contradiction``. items: the two statements, in the order of their output logs' sizes.
+    actor_id: None for ``map-contradiction``. items: the two statements, in the order of the output log.
     """
 
     kind: str
@@ -250,18 +250,22 @@ def judge_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> Judge
         Invalid: ``WrongLog``, ``BadLogSignature``, ``NotEvidence``, and what an item that proves nothing raises.
     """
     if vkey is not None and evidence.vkey != vkey:
-        raise Invalid("WrongLog", "the evidence is about another key than the one that you named")
+        raise Invalid(
+            "WrongLog", f"the evidence is about the key {evidence.vkey.name}+{evidence.vkey.key_id.hex()}, and not the"
+            f" one that you named, {vkey.name}+{vkey.key_id.hex()}",
+            hint="A log may have several keys: if you know that this one is the log's too, name it instead.",
+        )
     if evidence.vkey.algorithm not in (ED25519, COSIGNATURE_MLDSA44) or not evidence.origin.endswith(MAP_SUFFIX):
         raise Invalid("NotEvidence", "the key is not that of a map's log")
     if evidence.actor_id is None:
         opened = [open_leaf_statement(item) for item in evidence.items]
         notes = [one[:2] for one in opened]
-        _check_signed(evidence.vkey, notes)
+        _check_signed(evidence.vkey, notes, opened[0][3], opened[1][3])
         reason = leaves_contradict(opened[0][2], opened[1][2])
     else:
         statements = [open_actor_statement(item, evidence.actor_id) for item in evidence.items]
         notes = [one[:2] for one in statements]
-        _check_signed(evidence.vkey, notes)
+        _check_signed(evidence.vkey, notes, *(checkpoint.size for _, checkpoint in notes))
         older, newer = (one[2] for one in statements)
         if evidence.kind == ACTOR_ROLLED_BACK:
             reason = actors_contradict(older, newer)
@@ -272,8 +276,8 @@ def judge_map_evidence(evidence: MapEvidence, vkey: Vkey | None = None) -> Judge
     return Judgement((notes[0][1], notes[1][1]), reason)
 
 
-def _check_signed(vkey: Vkey, opened: Sequence[tuple[Note, Checkpoint]]) -> None:
-    if opened[0][1].size > opened[1][1].size:
+def _check_signed(vkey: Vkey, opened: Sequence[tuple[Note, Checkpoint]], older: int, newer: int) -> None:
+    if older > newer:
         raise Invalid("NotEvidence", "the statements are not in order")
     for note, checkpoint in opened:
         if checkpoint.origin != vkey.name:

@@ -121,8 +121,18 @@ def prove(leaves: Sequence[PrefixLeaf], indexes: Sequence[bytes]) -> PrefixProof
     """Search the tree of *leaves* (sorted, all of them in memory) for *indexes*, sorted and distinct."""
     found: list[Search] = []
     hashes: list[bytes] = []
-    _prove(leaves, 0, len(leaves), 0, indexes, 0, len(indexes), found, hashes)
+    prove_all_below(leaves, 0, indexes, found, hashes)
     return PrefixProof(tuple(found), tuple(hashes))
+
+
+def prove_all_below(
+    leaves: Sequence[PrefixLeaf], depth: int, indexes: Sequence[bytes], found: list[Search], hashes: list[bytes]
+) -> None:
+    """Search the subtree at *depth* that holds *leaves* for *indexes*, all of which lie in it.
+
+    Ends and hashes are appended, as a store needs them that comes from the left through the levels above.
+    """
+    _prove(leaves, 0, len(leaves), depth, indexes, 0, len(indexes), found, hashes)
 
 
 def prove_below(
@@ -232,11 +242,12 @@ def _check_end(search: Search, index: bytes) -> None:
     if (leaf.index == index) != (search.kind == Kind.INCLUSION):
         raise _bad("the leaf is not the one of this kind of result")
     # A leaf from elsewhere in the tree would otherwise stand for the absence of any index.
-    if not _same_prefix(leaf.index, index, search.depth):
+    if not same_prefix(leaf.index, index, search.depth):
         raise _bad("the other leaf does not lie where the search went")
 
 
-def _same_prefix(one: bytes, other: bytes, depth: int) -> bool:
+def same_prefix(one: bytes, other: bytes, depth: int) -> bool:
+    """Whether the first *depth* bits of two indexes are the same."""
     different = int.from_bytes(one, "big") ^ int.from_bytes(other, "big")
     return different >> (8 * HASH_BYTES - depth) == 0 if depth else True
 

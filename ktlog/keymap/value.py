@@ -111,6 +111,19 @@ def parse_value(data: bytes) -> Value:
     return value
 
 
+def parse_version(data: bytes) -> int:
+    """The version that a value says, without reading the rest of it: for one that was checked before it was stored.
+
+    Raises:
+        EncodingError: ``BadValue``.
+    """
+    read = Reader(data, "BadValue")
+    if read.u8() != 1:
+        raise read.refuse("the value has an unknown version")
+    read.s16()
+    return read.u32()
+
+
 def _actor_id(read: Reader) -> str:
     raw = read.s16()
     if not raw.isascii():

@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
-from cryptography.hazmat.primitives.hashes import SHA512
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ktlog.errors import EncodingError, Invalid
+from ktlog.pkd.argon2 import argon2id
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.pae import prefixed, utf8
 from ktlog.pkd.xsalsa20 import xsalsa20_xor
@@ -43,6 +41,7 @@ HEADER_BYTES = 1 + 32 + 32 + 32
 KDF_ENCRYPT_KEY = b"FediE2EE-v1-Compliance-Encryption-Key"
 KDF_AUTH_KEY = b"FediE2EE-v1-Compliance-Message-Auth-Key"
 KDF_COMMIT_SALT = b"FediE2EE-v1-Compliance-KDF-Salt"
+_NO_SALT = bytes(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +55,6 @@ class _Sealed:
     ciphertext: bytes
 
 
-def argon2id(password: bytes, salt: bytes) -> bytes:
-    """Argon2id with PKD's parameters: 3 passes, 16384 KiB, 1 lane, 32 bytes out.
-
-    The one place where the slow function is called; the library releases the GIL inside.
-    """
-    return Argon2id(salt=salt, length=32, iterations=3, lanes=1, memory_cost=16384).derive(password)
-
-
 def _parse_sealed(text: str) -> _Sealed:
     try:
         raw = decode_base64url(text)
@@ -75,8 +66,11 @@ def _parse_sealed(text: str) -> _Sealed:
 
 
 def _derive(key: bytes, label: bytes, random: bytes, name: str, size: int) -> bytes:
+    """HKDF-SHA-512 without a salt, of one block at most: two HMACs (RFC 5869 §2)."""
+    if size > 64:
+        raise AssertionError("one block of HKDF-SHA-512 has 64 bytes")
     info = label + VERSION + random + prefixed(name)
-    return HKDF(SHA512(), size, None, info).derive(key)
+    return hmac.digest(hmac.digest(_NO_SALT, key, "sha512"), info + b"\x01", "sha512")[:size]
 
 
 def _stream(dialect: Dialect, name: str, key: bytes, random: bytes, data: bytes) -> bytes:

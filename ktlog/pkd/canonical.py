@@ -64,8 +64,13 @@ _DECODER = json.JSONDecoder(
     parse_int=_bounded_integer,
 )
 
+# What holds itself is refused by its depth, before it is written.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"), sort_keys=True)
+
 
 def _check_text(text: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -86,7 +91,8 @@ def _check_value(value: Any, depth: int = 1) -> None:
                     raise EncodingError("BadJson", "an object key is not a string")
                 _check_text(name)
         for item in value.values() if kind is dict else value:
-            _check_value(item, depth + 1)
+            if type(item) is not str or not item.isascii():  # most are plain text, and need no call
+                _check_value(item, depth + 1)
     elif kind is int:
         if abs(value) > MAX_INTEGER:
             raise EncodingError("BadJson", "an integer is outside the exact range")
@@ -119,7 +125,9 @@ def parse_json(data: bytes | str) -> Any:
         raise EncodingError("BadJson", f"nested deeper than {MAX_DEPTH}") from None
     except ValueError as error:
         raise EncodingError("BadJson", f"not a JSON document: {error}") from None
-    _check_value(value)
+    # The decoder makes nothing else that has no canonical form; and neither can be in a text without these.
+    if "\\u" in text or not text.isascii() or text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_value(value)
     return value
 
 
@@ -143,7 +151,7 @@ def canonical(obj: Any, *, escape_unicode: bool = False) -> bytes:
     of code points used here is the byte order of UTF-8.
     """
     _check_value(obj)
-    text = json.dumps(obj, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    text = _ENCODER.encode(obj)
     if escape_unicode:
         text = _NOT_ASCII.sub(_escape, text)
     else:

@@ -21,8 +21,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ktlog.errors import EncodingError, Invalid
 from ktlog.tlog.encoding import decode_base64url, encode_base64url
@@ -70,8 +68,9 @@ def key_schedule(kem_id: int, shared_secret: bytes, info: bytes) -> KeySchedule:
         return hmac.digest(salt, b"HPKE-v1" + suite_id + label + material, "sha256")
 
     def expand(secret: bytes, label: bytes, context: bytes, size: int) -> bytes:
+        # No more than one block of HKDF-Expand, which is one HMAC (RFC 5869 §2.3).
         labelled = size.to_bytes(2, "big") + b"HPKE-v1" + suite_id + label + context
-        return HKDFExpand(SHA256(), size, labelled).derive(secret)
+        return hmac.digest(secret, labelled + b"\x01", "sha256")[:size]
 
     context = b"\x00" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
     secret = extract(shared_secret, b"secret", b"")

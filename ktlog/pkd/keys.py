@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from binascii import b2a_base64
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
@@ -18,6 +19,8 @@ ROOT_BYTES = 32
 
 KEY_PREFIX = "mldsa44:"
 ROOT_PREFIX = "pkd-mr-v1:"
+_KEY_PREFIX = KEY_PREFIX.encode()
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 KEY_ID_LABEL = "ktlog/v1/key-id"
 
 ZERO_ROOT_BYTES = bytes(ROOT_BYTES)
@@ -45,8 +48,12 @@ def encode_public_key(raw: bytes) -> str:
     Spec: PKD "Public Key Encoding".
     """
     if len(raw) != PUBLIC_KEY_BYTES:
-        raise EncodingError("BadPublicKey", f"an ML-DSA-44 public key is {PUBLIC_KEY_BYTES} bytes long")
+        raise _bad_length()
     return KEY_PREFIX + encode_base64url(raw)
+
+
+def _bad_length() -> EncodingError:
+    return EncodingError("BadPublicKey", f"an ML-DSA-44 public key is {PUBLIC_KEY_BYTES} bytes long")
 
 
 def decode_public_key(text: str) -> bytes:
@@ -68,7 +75,10 @@ def key_hash(raw: bytes) -> bytes:
     Raises:
         EncodingError: ``BadPublicKey``.
     """
-    return hashlib.sha256(encode_public_key(raw).encode("ascii")).digest()
+    # Of as many keys as an actor has whenever one is read, so the text itself is not made.
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise _bad_length()
+    return hashlib.sha256(_KEY_PREFIX + b2a_base64(raw, newline=False).translate(_TO_URL, b"=")).digest()
 
 
 def encode_root(root_hash: bytes) -> str:
@@ -157,7 +167,7 @@ def verify_mldsa44(public_raw: bytes, sig: bytes, data: bytes) -> None:
     Spec: FIPS 204 Algorithm 3.
     """
     if len(public_raw) != PUBLIC_KEY_BYTES:
-        raise EncodingError("BadPublicKey", f"an ML-DSA-44 public key is {PUBLIC_KEY_BYTES} bytes long")
+        raise _bad_length()
     try:
         MLDSA44PublicKey.from_public_bytes(bytes(public_raw)).verify(bytes(sig), bytes(data))
     except InvalidSignature:

@@ -39,8 +39,8 @@ def utf8(text: str | bytes) -> bytes:
 
 def prefixed(piece: str | bytes) -> bytes:
     """``len(x) || x``, the building block of :func:`pae` and of attribute encryption."""
-    data = utf8(piece)
-    return le64(len(data)) + data
+    data = piece if type(piece) is bytes else utf8(piece)
+    return len(data).to_bytes(8, "little") + data
 
 
 def pae(pieces: Sequence[str | bytes]) -> bytes:
@@ -51,4 +51,4 @@ def pae(pieces: Sequence[str | bytes]) -> bytes:
 
     Spec: PKD "PreAuthEncode"; PASETO, Common Implementation Details, "PAE Definition".
     """
-    return le64(len(pieces)) + b"".join(prefixed(piece) for piece in pieces)
+    return le64(len(pieces)) + b"".join(map(prefixed, pieces))

@@ -131,6 +131,10 @@ class Directory:
                 return erased_actor(actor_id, tombstone.version, tombstone.generation, tombstone.erasures)
         return actor
 
+    def actor_at(self, index: bytes) -> Actor | None:
+        """The actor with this map index, if it can be read."""
+        return self.actors.get(self._ids.get(index, ""))
+
     def check_unique(self, wire: WireMessage) -> None:
         """Raises MessageRejected(``duplicate_message``)."""
         if wire.unique_hash in self.seen:
@@ -228,7 +232,7 @@ class Directory:
 
     def _log(self, leaf_index: int, wire: WireMessage, change: Change, created: int, entry: bytes) -> None:
         move = carried_by(
-            leaf_index, change, lambda old: self._told[leaf_index].before if old is None else self._history(old)
+            leaf_index, change, lambda old: self._told[leaf_index].before if old is None else self.history(old)
         )
         if move is not None:
             self.moves[leaf_index] = move
@@ -358,7 +362,7 @@ class Directory:
         self._size_of_root[root] = self.size
         self._erase_due()
 
-    def _history(self, actor_id: str) -> Before:
+    def history(self, actor_id: str) -> Before:
         """Size and root of the actor's history. Each of its leaves is hashed once, however often it moves."""
         tree, rows = self._trees.get(actor_id, Frontier()), self.histories.get(actor_id, [])
         tree = extend_history(tree, rows[tree.size:], lambda leaf_index: self.moves[leaf_index].before)

@@ -35,6 +35,9 @@ class Checkpoint:
     extensions: tuple[str, ...] = ()
 
 
+_CONTROLS = bytes(set(range(0x20)) - {0x0A})
+
+
 def parse_checkpoint(text: bytes) -> Checkpoint:
     """Read a note's text as a checkpoint.
 
@@ -51,7 +54,7 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         raise EncodingError("BadCheckpoint", "fewer than three lines")
     if not all(lines):
         raise EncodingError("BadCheckpoint", "an empty line")
-    if any(character < " " for line in lines for character in line):
+    if text.translate(None, _CONTROLS) != text:  # in UTF-8 each such byte stands for itself
         raise EncodingError("BadCheckpoint", "a control character")
     if len(lines[0].encode("utf-8")) > MAXIMUM_ORIGIN_BYTES:
         raise EncodingError("BadCheckpoint", f"the origin exceeds {MAXIMUM_ORIGIN_BYTES} bytes")
@@ -64,16 +67,21 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
 
 def format_checkpoint(checkpoint: Checkpoint) -> bytes:
     """Inverse of :func:`parse_checkpoint`; raises its error for a value that could not be read back."""
+    text = encode_checkpoint(checkpoint)
+    if parse_checkpoint(text) != checkpoint:
+        raise EncodingError("BadCheckpoint", "a line holds a newline")
+    return text
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """As :func:`format_checkpoint`, for who holds it against what *checkpoint* was parsed from: it is not read back."""
     if not 0 <= checkpoint.size <= MAXIMUM_INTEGER:
         raise EncodingError("BadCheckpoint", "the tree size is out of range")
     lines = (checkpoint.origin, str(checkpoint.size), encode_base64(checkpoint.root), *checkpoint.extensions)
     try:
-        text = "".join(f"{line}\n" for line in lines).encode("utf-8")
+        return "".join(f"{line}\n" for line in lines).encode("utf-8")
     except UnicodeEncodeError:
         raise EncodingError("BadCheckpoint", "not Unicode text") from None
-    if parse_checkpoint(text) != checkpoint:
-        raise EncodingError("BadCheckpoint", "a line holds a newline")
-    return text
 
 
 def parse_signed_checkpoint(data: bytes) -> tuple[Note, Checkpoint]:

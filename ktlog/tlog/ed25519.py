@@ -49,12 +49,17 @@ def verify_ed25519(public_key: bytes, signature: bytes, message: bytes) -> None:
         Invalid: ``BadSignature``.
     """
     _check_encoding(public_key)
+    verify_loaded(Ed25519PublicKey.from_public_bytes(public_key), signature, message)
+
+
+def verify_loaded(public_key: Ed25519PublicKey, signature: bytes, message: bytes) -> None:
+    """As :func:`verify_ed25519`, with a key that :func:`load_ed25519_public_key` found good."""
     if len(signature) != SIGNATURE_BYTES:
         raise Invalid("BadSignature", f"an Ed25519 signature has 64 bytes, not {len(signature)}")
     if int.from_bytes(signature[32:], "little") >= _L:
         raise Invalid("BadSignature", "an Ed25519 signature is not in its canonical form")
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+        public_key.verify(signature, message)
     except InvalidSignature:
         raise Invalid("BadSignature", "an Ed25519 signature does not verify") from None
 

@@ -8,11 +8,12 @@ so nothing but the canonical text is read here. All failures are :class:`~ktlog.
 from __future__ import annotations
 
 import binascii
-from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ktlog.errors import EncodingError
+
+# The URL-safe alphabet to the standard one, whose own two characters, and the padding, are none here.
+_TO_STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 
 MAXIMUM_INTEGER = 2**63 - 1
 """Tree sizes, indexes and times never exceed this."""
@@ -20,7 +21,7 @@ MAXIMUM_INTEGER = 2**63 - 1
 
 def encode_base64(data: bytes) -> str:
     """Standard alphabet, padded. Spec: RFC 4648 §4."""
-    return b64encode(data).decode("ascii")
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 def decode_base64(text: str, size: int | None = None) -> bytes:
@@ -35,10 +36,10 @@ def decode_base64(text: str, size: int | None = None) -> bytes:
     if not text.isascii():
         raise EncodingError("BadBase64", "base64 holds a character outside ASCII")
     try:
-        data = b64decode(text, validate=True)
+        data = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise EncodingError("BadBase64", f"not base64: {error}") from None
-    if b64encode(data).decode("ascii") != text:
+    if encode_base64(data) != text:
         raise EncodingError("BadBase64", "base64 is not in its canonical form")
     _check_size(data, size)
     return data
@@ -46,7 +47,7 @@ def decode_base64(text: str, size: int | None = None) -> bytes:
 
 def encode_base64url(data: bytes) -> str:
     """URL-safe alphabet, no padding. Spec: RFC 4648 §5."""
-    return urlsafe_b64encode(data).decode("ascii").rstrip("=")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
 
 
 def decode_base64url(text: str, size: int | None = None) -> bytes:
@@ -57,11 +58,13 @@ def decode_base64url(text: str, size: int | None = None) -> bytes:
     """
     if not text.isascii():
         raise EncodingError("BadBase64", "base64url holds a character outside ASCII")
+    raw, left = text.encode("ascii").translate(_TO_STANDARD), len(text) % 4
     try:
-        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        data = binascii.a2b_base64(raw + b"=" * (-left % 4), strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise EncodingError("BadBase64", f"not base64url: {error}") from None
-    if encode_base64url(data) != text:
+    # Only the last characters can have bits to spare.
+    if left and binascii.b2a_base64(data[-(left - 1):], newline=False)[:left] != raw[-left:]:
         raise EncodingError("BadBase64", "base64url is not in its canonical form")
     _check_size(data, size)
     return data
@@ -92,10 +95,20 @@ def parse_decimal(text: str, maximum: int = MAXIMUM_INTEGER) -> int:
     return value
 
 
-@contextmanager
-def naming(name: str, what: str) -> Iterator[None]:
-    """Give an EncodingError from within the *name* of the format being read, and say *what* failed."""
-    try:
-        yield
-    except EncodingError as error:
-        raise EncodingError(name, f"{what}: {error.message}") from error
+class naming:  # noqa: N801  (a verb, as the with statement reads it)
+    """Give an EncodingError from within the *name* of the format being read, and say *what* failed.
+
+    A class, because a generator costs as much as what it is mostly put around.
+    """
+
+    __slots__ = ("_name", "_what")
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name, self._what = name, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EncodingError):
+            raise EncodingError(self._name, f"{self._what}: {error.message}") from error

@@ -6,10 +6,12 @@ Spec: c2sp.org/signed-note, "Format".
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ktlog.errors import EncodingError
-from ktlog.tlog.encoding import decode_base64, encode_base64, naming
+from ktlog.tlog.encoding import decode_base64, naming
 
 MAXIMUM_NOTE_BYTES = 1 << 20
 MAXIMUM_SIGNATURES = 100
@@ -21,6 +23,7 @@ _SPACES = frozenset(
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
+_UNFIT = _SPACES | {"+"} | {chr(code) for code in range(0x20)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def check_key_name(name: str) -> None:
     """Refuse (``BadKeyName``) a key name that is empty, or holds a space, a plus or a control character."""
     if not name:
         raise EncodingError("BadKeyName", "a key name is empty")
-    if any(character in _SPACES or character == "+" or character < " " for character in name):
+    if not _UNFIT.isdisjoint(name):
         raise EncodingError("BadKeyName", "a key name holds a space, a plus or a control character")
 
 
@@ -63,7 +66,10 @@ def parse_note(data: bytes) -> Note:
     split = data.rfind(b"\n\n")
     if split < 0:
         raise EncodingError("BadNote", "a note has no empty line before its signatures")
-    return Note(data[: split + 1], parse_signature_lines(data[split + 2 :]))
+    lines = data[split + 2 :]
+    if not lines:
+        raise EncodingError("BadNote", "a note has no signature line")
+    return Note(data[: split + 1], _parse_lines(lines))  # which is as long, and of such bytes, as all of it may be
 
 
 def format_note(note: Note) -> bytes:
@@ -81,6 +87,10 @@ def parse_signature_lines(data: bytes) -> tuple[SignatureLine, ...]:
         EncodingError: ``BadNote``, or ``DuplicateSignature``.
     """
     _check_text(data)
+    return _parse_lines(data)
+
+
+def _parse_lines(data: bytes) -> tuple[SignatureLine, ...]:
     lines = data.decode("utf-8").split("\n")[:-1]
     if len(lines) > MAXIMUM_SIGNATURES:
         raise EncodingError("BadNote", f"more than {MAXIMUM_SIGNATURES} signatures")
@@ -92,13 +102,19 @@ def parse_signature_lines(data: bytes) -> tuple[SignatureLine, ...]:
 
 def format_signature_line(line: SignatureLine) -> bytes:
     """The line with its newline. Raises EncodingError ``BadNote`` for a line that cannot be written."""
-    with naming("BadNote", "signature line"):
-        check_key_name(line.name)
+    head = _head(line.name)
     if len(line.key_id) != KEY_ID_BYTES or not line.blob:
         raise EncodingError("BadNote", "a signature line needs a 4-byte key id and a signature")
-    text = f"{_DASH}{line.name} {encode_base64(line.key_id + line.blob)}\n"
+    # The dash makes any text that it is in a wide one, so the long part is joined as bytes.
+    return head + b2a_base64(line.key_id + line.blob)
+
+
+@lru_cache(256)  # most lines written are under a few names
+def _head(name: str) -> bytes:
+    with naming("BadNote", "signature line"):
+        check_key_name(name)
     try:
-        return text.encode("utf-8")
+        return f"{_DASH}{name} ".encode()
     except UnicodeEncodeError:
         raise EncodingError("BadNote", "a key name is not Unicode text") from None
 

@@ -74,14 +74,17 @@ class Evidence:
     proof: tuple[bytes, ...] = ()
 
 
-def two_roots(vkey: Vkey, note_a: bytes, note_b: bytes) -> Evidence:
+def two_roots(vkey: Vkey, note_a: bytes, note_b: bytes, *, origin: str | None = None) -> Evidence:
     """Evidence from two signed checkpoints of one size, under the log's key *vkey* (0x01 or 0x06).
+
+    Args:
+        origin: the log whose key the caller knows *vkey* to be, whatever its name.
 
     Raises:
         EncodingError: a note is no signed checkpoint.
         Invalid: they do not convict; see :func:`verify_evidence`.
     """
-    return _build(TWO_ROOTS, vkey, (note_a, note_b), ())
+    return _build(TWO_ROOTS, vkey, (note_a, note_b), (), origin=origin)
 
 
 def inconsistent(
@@ -107,11 +110,15 @@ def inconsistent(
     return _build(INCONSISTENT, vkey, (old_note, new_note), hashes)
 
 
-def verify_evidence(evidence: Evidence, vkey: Vkey | None = None) -> None:
+def verify_evidence(evidence: Evidence, vkey: Vkey | None = None, *, origin: str | None = None) -> None:
     """Raise unless *evidence* convicts the holder of its key.
 
     With *vkey* the evidence must be about that very key. Without it only this is shown: whoever
     holds ``evidence.vkey`` forked; that the key is the log's, the caller must know from elsewhere.
+    A key that is not named after the log (sum.golang.org's signs ``go.sum database tree``) is
+    believed to be the log's only if *origin* says so as well: the caller knows *vkey* as the key of
+    that very log. To know a key as some log's is not enough: its holder could sign two roots in
+    any other log's name, and convict it.
 
     Raises:
         EncodingError: a note is no signed checkpoint.
@@ -119,11 +126,17 @@ def verify_evidence(evidence: Evidence, vkey: Vkey | None = None) -> None:
             ``NotEvidence`` when the statements do not contradict each other.
     """
     if vkey is not None and evidence.vkey != vkey:
-        raise Invalid("WrongLog", "the evidence is about another key than the one that you named")
+        raise Invalid(
+            "WrongLog", f"the evidence is about the key {evidence.vkey.name}+{evidence.vkey.key_id.hex()}, and not the"
+            f" one that you named, {vkey.name}+{vkey.key_id.hex()}",
+            hint="A log may have several keys: if you know that this one is the log's too, name it instead.",
+        )
     if evidence.vkey.algorithm not in (ED25519, COSIGNATURE_MLDSA44):
         raise Invalid("NotEvidence", "the key is a cosigner's, not a log's")
     # Otherwise a cosigner's 0x06 lines, or a key made up for the purpose, would seem to accuse a log.
-    if evidence.vkey.name != evidence.origin:
+    if origin is not None and origin != evidence.origin:
+        raise Invalid("WrongLog", "the evidence is about another log than the one that the key is known for")
+    if (vkey is None or origin is None) and evidence.vkey.name != evidence.origin:
         raise Invalid("WrongLog", "the key is not named after the log's origin")
     if len(evidence.notes) != 2:
         raise Invalid("NotEvidence", "evidence holds two notes")
@@ -218,7 +231,9 @@ def _list(value: Any, maximum: int) -> list[Any]:
     return value
 
 
-def _build(kind: str, vkey: Vkey, notes: tuple[bytes, bytes], proof: tuple[bytes, ...]) -> Evidence:
+def _build(
+    kind: str, vkey: Vkey, notes: tuple[bytes, bytes], proof: tuple[bytes, ...], *, origin: str | None = None
+) -> Evidence:
     kept = []
     for data in notes:
         note, checkpoint = parse_signed_checkpoint(data)
@@ -228,7 +243,7 @@ def _build(kind: str, vkey: Vkey, notes: tuple[bytes, bytes], proof: tuple[bytes
             raise Invalid("BadLogSignature", "the accused key did not sign both notes")
         kept.append(format_note(Note(note.text, lines)))
     evidence = Evidence(kind, checkpoint.origin, vkey, tuple(kept), proof)
-    verify_evidence(evidence)
+    verify_evidence(evidence, None if origin is None else vkey, origin=origin)
     return evidence
 
 

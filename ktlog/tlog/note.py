@@ -22,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import sha256
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
 
 from ktlog.errors import EncodingError, Invalid, UsageError
@@ -99,6 +100,11 @@ class Vkey:
         return sha256(material).digest()[:KEY_ID_BYTES]
 
     @cached_property
+    def ed25519(self) -> Ed25519PublicKey:
+        """The loaded key, of a vkey with such an algorithm; that it is a good one was checked when this was made."""
+        return Ed25519PublicKey.from_public_bytes(self.public_key)
+
+    @cached_property
     def mldsa44(self) -> MLDSA44PublicKey:
         """The loaded key, of a vkey with that algorithm; loading takes half as long as verifying."""
         return MLDSA44PublicKey.from_public_bytes(self.public_key)
@@ -128,15 +134,21 @@ def parse_vkey(text: str) -> Vkey:
     return vkey
 
 
+class SigningKey(Protocol):
+    """What signs: a private key of the library's, or one that is kept elsewhere."""
+
+    def sign(self, data: bytes, /) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Signer:
     """A private key and the verifier key that goes with it."""
 
     vkey: Vkey
-    private_key: Ed25519PrivateKey | MLDSA44PrivateKey = field(repr=False, compare=False)
+    private_key: SigningKey = field(repr=False, compare=False)
 
-    def sign(self, text: bytes, time: int) -> SignatureLine:
-        """Sign a note's *text* at *time* (Unix seconds).
+    def sign(self, text: bytes, time: int, checkpoint: Checkpoint | None = None) -> SignatureLine:
+        """Sign a note's *text* at *time* (Unix seconds). checkpoint: what *text* says, if that is known already.
 
         0x01 signs any text and ignores the time. 0x04 and 0x06 sign a checkpoint; 0x06 refuses one
         with extension lines, since it would not cover them.
@@ -144,14 +156,20 @@ class Signer:
         Raises:
             EncodingError: ``BadCheckpoint``, or ``BadCosignature`` for a time out of range.
         """
+        return self.line(self.private_key.sign(self.message(text, time, checkpoint)), time)
+
+    def message(self, text: bytes, time: int, checkpoint: Checkpoint | None = None) -> bytes:
+        """What ``sign`` has the private key sign. It raises the same."""
         if self.vkey.algorithm == ED25519:
-            blob = self.private_key.sign(text)
-        else:
-            checkpoint = parse_checkpoint(text)
-            if self.vkey.algorithm == COSIGNATURE_MLDSA44 and checkpoint.extensions:
-                raise EncodingError("BadCheckpoint", "an ML-DSA-44 signature would not cover the extension lines")
-            message = _cosigned_message(self.vkey, text, time, checkpoint)
-            blob = cosignature.join_timestamped(time, self.private_key.sign(message))
+            return text
+        checkpoint = checkpoint or parse_checkpoint(text)
+        if self.vkey.algorithm == COSIGNATURE_MLDSA44 and checkpoint.extensions:
+            raise EncodingError("BadCheckpoint", "an ML-DSA-44 signature would not cover the extension lines")
+        return _cosigned_message(self.vkey, text, time, checkpoint)
+
+    def line(self, signature: bytes, time: int) -> SignatureLine:
+        """The line of a *signature* on ``message`` at *time*."""
+        blob = signature if self.vkey.algorithm == ED25519 else cosignature.join_timestamped(time, signature)
         return SignatureLine(self.vkey.name, self.vkey.key_id, blob)
 
 
@@ -191,7 +209,7 @@ def _verify_line(vkey: Vkey, text: bytes, line: SignatureLine, checkpoint: Calla
     if (line.name, line.key_id) != (vkey.name, vkey.key_id):
         raise Invalid("BadSignature", f"a line of {line.name!a} is not one of the key {vkey.name!a}")
     if vkey.algorithm == ED25519:
-        ed25519.verify_ed25519(vkey.public_key, line.blob, text)
+        ed25519.verify_loaded(vkey.ed25519, line.blob, text)
         return 0
     is_mldsa = vkey.algorithm == COSIGNATURE_MLDSA44
     size = MLDSA44_SIGNATURE_BYTES if is_mldsa else ed25519.SIGNATURE_BYTES
@@ -201,7 +219,7 @@ def _verify_line(vkey: Vkey, text: bytes, line: SignatureLine, checkpoint: Calla
     except EncodingError as error:
         raise Invalid("BadSignature", f"{vkey.name!a}: {error.message}") from error
     if not is_mldsa:
-        ed25519.verify_ed25519(vkey.public_key, signature, message)
+        ed25519.verify_loaded(vkey.ed25519, signature, message)
         return time
     try:
         vkey.mldsa44.verify(signature, message)
@@ -229,9 +247,15 @@ def open_note(note: Note, vkeys: Collection[Vkey]) -> tuple[Verified, ...]:
         UsageError: ``AmbiguousKeys`` when two known keys share a name and key id.
     """
     known = {(vkey.name, vkey.key_id): vkey for vkey in vkeys}
-    if len(known) != len(set(vkeys)):
+    if len(known) != len(vkeys) and len(known) != len(set(vkeys)):
         raise UsageError("AmbiguousKeys", "two known keys share a name and key id")
-    checkpoint = cache(lambda: parse_checkpoint(note.text))
+    parsed: list[Checkpoint] = []
+
+    def checkpoint() -> Checkpoint:
+        if not parsed:
+            parsed.append(parse_checkpoint(note.text))
+        return parsed[0]
+
     return tuple(
         Verified(vkey, line, _verify_line(vkey, note.text, line, checkpoint))
         for line in note.signatures

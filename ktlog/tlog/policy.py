@@ -233,7 +233,8 @@ class Policy:
     def _cosigners(self) -> list[Vkey]:
         """The witnesses' keys, without those that are really a log's."""
         keys = {log.vkey.public_key for log in self.logs}
-        names = {log.vkey.name for log in self.logs}
+        # A log and the log of its map are one operator's: neither's keys may vouch for the other.
+        names = {name for log in self.logs for name in _names_of_one_operator(log.vkey.name)}
         vkeys = [witness.vkey for witness in self.witnesses.values()]
         return [vkey for vkey in vkeys if vkey.public_key not in keys and vkey.name not in names]
 
@@ -398,8 +399,14 @@ def _require(holds: bool, message: str) -> None:
         raise EncodingError("BadPolicy", message)
 
 
+_MAP = "/map"
 _BOTH = "A map needs groups `witnesses` and `verifiers`, then `group both all witnesses verifiers` and `quorum both`."
 
 
 def _unsafe(message: str, hint: str = "") -> PolicyUnmet:
     return PolicyUnmet("UnsafePolicy", message, hint=hint)
+
+
+def _names_of_one_operator(origin: str) -> tuple[str, str]:
+    log = origin.removesuffix(_MAP)
+    return log, log + _MAP

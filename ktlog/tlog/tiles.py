@@ -24,6 +24,13 @@ MAXIMUM_ENTRY_BYTES = 65535
 ENTRIES: Literal["entries"] = "entries"
 Level = int | Literal["entries"]
 
+GROUP_HEIGHT = 3
+GROUP_WIDTH = 1 << GROUP_HEIGHT
+"""Hashes of a tile that are verified by themselves once the tile was."""
+UPPER_FOR_ONE = 16
+"""Tiles of which the upper levels are kept, for each that is kept whole."""
+
+_Place = tuple[int, int]  # level and number of a full tile
 _Levels = list[list[bytes]]
 
 _PATH = re.compile(r"tile/(entries|[0-9]{1,2})/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([0-9]{1,3}))?", re.ASCII)
@@ -181,8 +188,10 @@ class TileHashReader:
     The right edge is fetched first and folded into *root_hash*; from there every full tile must
     hash to its place in the tile above it. Only then is a hash computed from it. Of partial tiles,
     only those of exactly *tree_size* are asked for, and the full tile instead when the log has
-    dropped one. Verified tiles are kept with the levels inside them (about 35 kB for each), the oldest
-    dropped beyond *cache_tiles*.
+    dropped one.
+
+    Of verified tiles the *cache_tiles* read last are kept. Of 16 times as many the upper levels are, 2 kB each. They
+    vouch for what is read of such a tile again, eight hashes at a time.
 
     Args:
         fetch: path to bytes; raises Unreachable or NotLogged for what is not there.
@@ -198,13 +207,20 @@ class TileHashReader:
     def __init__(
         self, fetch: Callable[[str], bytes], tree_size: int, root_hash: bytes, *, cache_tiles: int = 512
     ) -> None:
-        _check_sizes(0, tree_size)
         self._fetch = fetch
+        self._cache_tiles = cache_tiles
+        self._tiles: dict[_Place, bytes] = {}  # full ones as they were fetched, the one read last at the end
+        self._upper: dict[_Place, bytes] = {}  # of verified ones the hashes at heights GROUP_HEIGHT to TILE_HEIGHT
+        self.advance(tree_size, root_hash)
+
+    def advance(self, tree_size: int, root_hash: bytes) -> None:
+        """Read another tree from now on: a larger one of the same log. What is kept is checked against its root."""
+        _check_sizes(0, tree_size)
         self._tree_size = tree_size
         self._root_hash = root_hash
-        self._cache_tiles = cache_tiles
-        self._edge: dict[tuple[int, int], _Levels] | None = None
-        self._full: dict[tuple[int, int], _Levels] = {}
+        self._edge: dict[_Place, _Levels] | None = None
+        self._vouched: set[_Place] = set()  # those of _upper that belong to this root
+        self._group: tuple[_Place, int, _Levels] | None = None
 
     def __call__(self, nodes: Sequence[Node]) -> list[bytes]:
         for level, index in nodes:
@@ -215,30 +231,62 @@ class TileHashReader:
         return [self._node(level, index) for level, index in nodes]
 
     def _node(self, level: int, index: int) -> bytes:
-        tile_level, height = divmod(level, TILE_HEIGHT)
-        number, place = divmod(index, TILE_WIDTH >> height)
-        return self._tile(tile_level, number)[height][place]
-
-    def _tile(self, level: int, number: int) -> _Levels:
-        """One tile, verified."""
-        place = (level, number)
         if self._edge is None:
             raise AssertionError("a tile was asked for before the right edge was verified")
-        if (known := self._edge.get(place) or self._full.get(place)) is not None:
-            return known
+        tile_level, height = divmod(level, TILE_HEIGHT)
+        number, at = divmod(index, TILE_WIDTH >> height)
+        place = (tile_level, number)
+        if (edge := self._edge.get(place)) is not None:
+            return edge[height][at]
+        upper = self._upper_levels(place)
+        if height >= GROUP_HEIGHT:
+            return _hash_in(upper, height, at)
+        group, at = divmod(at, GROUP_WIDTH >> height)
+        return self._read_group(place, group, upper)[height][at]
+
+    def _upper_levels(self, place: _Place) -> bytes:
+        """The upper levels of a full tile, verified."""
+        level, number = place
+        upper = self._upper.get(place)
+        if upper is not None and place in self._vouched:
+            return upper
         # Full, since every partial tile is on the edge; so its hash stands in the tile above.
-        expected = self._tile(level + 1, number // TILE_WIDTH)[0][number % TILE_WIDTH]
-        levels = _levels(_split_tile(self._fetch(tile_path(level, number)), TILE_WIDTH))
-        if levels[TILE_HEIGHT] != [expected]:
+        expected = self._node((level + 1) * TILE_HEIGHT, number)
+        data = None
+        if upper is None:
+            data = self._tile(place)
+            upper = b"".join(node for row in _levels(_split_tile(data, TILE_WIDTH))[GROUP_HEIGHT:] for node in row)
+        if _hash_in(upper, TILE_HEIGHT, 0) != expected:
+            self._upper.pop(place, None)
             raise Invalid("BadTile", f"{tile_path(level, number)} does not belong to the tree's root")
-        if self._full and len(self._full) >= self._cache_tiles:
-            del self._full[next(iter(self._full))]
-        self._full[place] = levels
+        _keep(self._upper, place, upper, UPPER_FOR_ONE * self._cache_tiles)
+        if data is not None:
+            _keep(self._tiles, place, data, self._cache_tiles)
+        if len(self._vouched) > 2 * UPPER_FOR_ONE * self._cache_tiles:
+            self._vouched.clear()
+        self._vouched.add(place)
+        return upper
+
+    def _read_group(self, place: _Place, group: int, upper: bytes) -> _Levels:
+        """The levels of GROUP_WIDTH hashes of a tile, which *upper* vouches for."""
+        if self._group is not None and self._group[:2] == (place, group):
+            return self._group[2]
+        data = self._tile(place)
+        start = group * GROUP_WIDTH * HASH_BYTES
+        levels = _levels(_split_tile(data[start : start + GROUP_WIDTH * HASH_BYTES], GROUP_WIDTH), GROUP_HEIGHT)
+        if levels[GROUP_HEIGHT] != [_hash_in(upper, GROUP_HEIGHT, group)]:
+            raise Invalid("BadTile", f"{tile_path(*place)} is not what it was when it was verified")
+        self._group = place, group, levels
+        _keep(self._tiles, place, data, self._cache_tiles)
         return levels
 
-    def _read_edge(self) -> dict[tuple[int, int], _Levels]:
+    def _tile(self, place: _Place) -> bytes:
+        """A full tile as it is, not verified, or not all of it."""
+        return self._tiles.pop(place, None) or self._fetch(tile_path(*place))
+
+    def _read_edge(self) -> dict[_Place, _Levels]:
         """Fetch the partial tiles of this size; together they hold all that the root is made of."""
-        edge: dict[tuple[int, int], _Levels] = {}
+        edge: dict[_Place, _Levels] = {}
         for level in range(MAXIMUM_LEVEL // TILE_HEIGHT + 1):
             number, width = divmod(self._tree_size >> TILE_HEIGHT * level, TILE_WIDTH)
             if width:
@@ -270,12 +318,26 @@ def _split_tile(data: bytes, width: int) -> list[bytes]:
     return [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
 
 
-def _levels(hashes: list[bytes]) -> _Levels:
-    """The hashes of every complete subtree inside a tile, by height: its own hashes first."""
+def _levels(hashes: list[bytes], height: int = TILE_HEIGHT) -> _Levels:
+    """The hashes of every complete subtree up to *height* inside a tile, by height: its own hashes first."""
     levels = [hashes]
-    while len(levels) <= TILE_HEIGHT:
+    while len(levels) <= height:
         levels.append(hash_level(levels[-1]))
     return levels
+
+
+def _hash_in(upper: bytes, height: int, at: int) -> bytes:
+    """A hash of what is kept of a tile: 32 of GROUP_HEIGHT, then 16, and so on."""
+    row = 2 * (TILE_WIDTH >> GROUP_HEIGHT) - (2 * TILE_WIDTH >> height)
+    return upper[(row + at) * HASH_BYTES : (row + at + 1) * HASH_BYTES]
+
+
+def _keep(kept: dict[_Place, bytes], place: _Place, data: bytes, limit: int) -> None:
+    kept.pop(place, None)
+    while kept and len(kept) >= limit:
+        del kept[next(iter(kept))]
+    if limit:
+        kept[place] = data
 
 
 def _check_tile(level: Level, number: int, width: int) -> None:

@@ -73,8 +73,8 @@ def complete_subtrees(start: int, end: int) -> list[Node]:
 
 def root_hash(tree_size: int, read: HashReader) -> bytes:
     """The root of the first *tree_size* leaves."""
-    _check_range(0 <= tree_size <= MAXIMUM_INTEGER)
-    return _hash_ranges([(0, tree_size)], read)[0]
+    check_range(0 <= tree_size <= MAXIMUM_INTEGER)
+    return hash_ranges([(0, tree_size)], read)[0]
 
 
 def prove_inclusion(leaf_index: int, tree_size: int, read: HashReader) -> list[bytes]:
@@ -83,18 +83,18 @@ def prove_inclusion(leaf_index: int, tree_size: int, read: HashReader) -> list[b
     Raises:
         UsageError: ``OutOfRange`` unless 0 <= leaf_index < tree_size.
     """
-    _check_range(0 <= leaf_index < tree_size <= MAXIMUM_INTEGER)
+    check_range(0 <= leaf_index < tree_size <= MAXIMUM_INTEGER)
     ranges = []
     start, end = 0, tree_size
     while end - start > 1:
-        middle = start + _split(end - start)
+        middle = start + split(end - start)
         if leaf_index < middle:
             ranges.append((middle, end))
             end = middle
         else:
             ranges.append((start, middle))
             start = middle
-    return _hash_ranges(ranges[::-1], read)
+    return hash_ranges(ranges[::-1], read)
 
 
 def prove_consistency(old_size: int, tree_size: int, read: HashReader) -> list[bytes]:
@@ -105,13 +105,13 @@ def prove_consistency(old_size: int, tree_size: int, read: HashReader) -> list[b
     Raises:
         UsageError: ``OutOfRange`` unless 0 <= old_size <= tree_size.
     """
-    _check_range(0 <= old_size <= tree_size <= MAXIMUM_INTEGER)
+    check_range(0 <= old_size <= tree_size <= MAXIMUM_INTEGER)
     if old_size in (0, tree_size):
         return []
     ranges = []
     start, end = 0, tree_size
     while old_size < end:
-        middle = start + _split(end - start)
+        middle = start + split(end - start)
         if old_size <= middle:
             ranges.append((middle, end))
             end = middle
@@ -121,7 +121,7 @@ def prove_consistency(old_size: int, tree_size: int, read: HashReader) -> list[b
     # The verifier holds the old root; only when the old tree is not that very subtree does it need its hash.
     if start > 0:
         ranges.append((start, end))
-    return _hash_ranges(ranges[::-1], read)
+    return hash_ranges(ranges[::-1], read)
 
 
 def verify_inclusion(
@@ -145,7 +145,7 @@ def verify_inclusion(
     """
     if not 0 <= leaf_index < tree_size <= MAXIMUM_INTEGER:
         raise Invalid("BadInclusionProof", f"the leaf {leaf_index} is not in a tree of {tree_size}")
-    _check_hashes("BadInclusionProof", leaf_hash, root_hash, *proof)
+    check_hashes("BadInclusionProof", leaf_hash, root_hash, *proof)
     inner, border = _path_shape(leaf_index, tree_size)
     if len(proof) != inner + border:
         raise Invalid("BadInclusionProof", f"the proof has {len(proof)} hashes, not {inner + border}")
@@ -175,7 +175,7 @@ def consistency_roots(
     """
     if not 0 < old_size <= tree_size <= MAXIMUM_INTEGER:
         raise Invalid("BadConsistencyProof", f"no proof leads from {old_size} to {tree_size} leaves")
-    _check_hashes("BadConsistencyProof", old_root, *proof)
+    check_hashes("BadConsistencyProof", old_root, *proof)
     if old_size == tree_size:
         if proof:
             raise Invalid("BadConsistencyProof", "equal sizes need no proof")
@@ -211,7 +211,7 @@ def verify_consistency(
     Raises:
         Invalid: ``BadConsistencyProof``.
     """
-    _check_hashes("BadConsistencyProof", old_root, root_hash)
+    check_hashes("BadConsistencyProof", old_root, root_hash)
     if tree_size == 0 and root_hash != EMPTY_ROOT:
         raise Invalid("BadConsistencyProof", "an empty tree has another root")
     if old_size == 0:
@@ -257,6 +257,19 @@ class Frontier:
             size += 1
         return Frontier(size, tuple(hashes))
 
+    def append_each(self, leaf_hashes: Iterable[bytes]) -> tuple[Frontier, list[bytes]]:
+        """The frontier after all the leaves, and the root of the tree after each of them."""
+        size, hashes, roots = self.size, list(self.hashes), []
+        for leaf_hash in leaf_hashes:
+            result, remaining = leaf_hash, size
+            while remaining & 1:
+                result = hash_node(hashes.pop(), result)
+                remaining >>= 1
+            hashes.append(result)
+            size += 1
+            roots.append(fold_right(hashes))
+        return Frontier(size, tuple(hashes)), roots
+
     def root(self) -> bytes:
         """The root of the whole tree."""
         return fold_right(self.hashes)
@@ -283,19 +296,19 @@ def leaf_reader(leaf_hashes: Iterable[bytes]) -> HashReader:
         for level, index in nodes:
             while len(levels) <= level:
                 levels.append(hash_level(levels[-1]))
-            _check_range(0 <= index < len(levels[level]))
+            check_range(0 <= index < len(levels[level]))
             hashes.append(levels[level][index])
         return hashes
 
     return read
 
 
-def _split(count: int) -> int:
+def split(count: int) -> int:
     """The largest power of two below *count* (count > 1)."""
     return 1 << ((count - 1).bit_length() - 1)
 
 
-def _hash_ranges(ranges: Sequence[tuple[int, int]], read: HashReader) -> list[bytes]:
+def hash_ranges(ranges: Sequence[tuple[int, int]], read: HashReader) -> list[bytes]:
     """The hash of each range of leaves, from one batch of nodes."""
     pieces = [complete_subtrees(start, end) for start, end in ranges]
     nodes = [node for piece in pieces for node in piece]
@@ -316,12 +329,12 @@ def _path_shape(index: int, count: int) -> tuple[int, int]:
     return inner, (index >> inner).bit_count()
 
 
-def _check_range(fits: bool) -> None:
+def check_range(fits: bool) -> None:
     if not fits:
         raise UsageError("OutOfRange", "a leaf, node or size lies outside the tree")
 
 
-def _check_hashes(name: str, *hashes: bytes) -> None:
+def check_hashes(name: str, *hashes: bytes) -> None:
     for item in hashes:
         if len(item) != HASH_BYTES:
             raise Invalid(name, "a hash does not have 32 bytes")

@@ -56,12 +56,14 @@ class ActorDocument:
     """What is needed of an actor document. assertion_method: its keys of the two known algorithms.
 
     public_key: the RSA key in ``publicKey``, if it was asked for.
+    key_packages: the URL of the collection in ``keyPackages``, if it is on the actor's own host; see ktlog.wire.mls.
     """
 
     id: str
     inbox: str
     assertion_method: tuple[Multikey, ...]
     public_key: Multikey | None = None
+    key_packages: str | None = None
 
 
 def encode_base58btc(data: bytes) -> str:
@@ -163,7 +165,17 @@ def parse_actor(document: Any, actor_id: str, compat: Collection[str] = ()) -> A
     known = tuple(key for key in keys if key is not None)
     if len({key.id for key in known}) != len(known):
         raise Invalid("BadActor", f"{actor_id} lists two keys under one id")
-    return ActorDocument(actor_id, inbox, known, _parse_rsa_key(document, actor_id) if RSA in compat else None)
+    rsa = _parse_rsa_key(document, actor_id) if RSA in compat else None
+    return ActorDocument(actor_id, inbox, known, rsa, _parse_collection(document.get("keyPackages"), actor_id))
+
+
+def _parse_collection(value: Any, actor_id: str) -> str | None:
+    """The URL of a collection, or of the object that it is; None for what is elsewhere or is no URL."""
+    url = value.get("id") if isinstance(value, dict) else value
+    try:
+        return url if isinstance(url, str) and _host(url) == _host(actor_id) else None
+    except Invalid:  # nothing else of the document hangs on it
+        return None
 
 
 def _parse_rsa_key(document: dict[str, Any], actor_id: str) -> Multikey | None:

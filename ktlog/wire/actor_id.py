@@ -22,14 +22,15 @@ from ktlog.errors import EncodingError
 MAX_ACTOR_ID_LENGTH = 2048
 MAX_URL_LENGTH = 8000
 
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 # A last label that begins with a letter cannot be part of an IPv4 address in any of the spellings that
 # resolvers take (127.1, 0x7f.1, 2130706433).
-_LAST_LABEL = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])")
+_HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 _TARGET = re.compile(
     r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
     r"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?"
 )
+# What nearly every actor id and key id is, known by one look: no port, and no dot in a path that has no query.
+_PLAIN = re.compile(r"https://([a-z0-9.-]{1,253})((?:/[A-Za-z0-9_~@-]*)+)")
 _USER = re.compile(r"[A-Za-z0-9._~+-]{1,64}")
 
 
@@ -54,13 +55,7 @@ def parse_host(text: str) -> str:
     Raises:
         EncodingError: ``BadHost``.
     """
-    labels = text.split(".")
-    if (
-        len(text) > 253
-        or len(labels) < 2
-        or not all(_LABEL.fullmatch(label) for label in labels)
-        or not _LAST_LABEL.fullmatch(labels[-1])
-    ):
+    if len(text) > 253 or not _HOST.fullmatch(text):
         raise EncodingError("BadHost", f"{_show(text)} is not a host name in its canonical form")
     return text
 
@@ -83,6 +78,9 @@ def parse_https_url(text: str) -> HttpsUrl:
 
     Spec: RFC 3986 §3.
     """
+    plain = _PLAIN.fullmatch(text) if len(text) <= MAX_ACTOR_ID_LENGTH else None
+    if plain is not None and _HOST.fullmatch(plain[1]):
+        return HttpsUrl(plain[1], "", plain[2])
     if not text.isascii() or len(text) > MAX_URL_LENGTH or not text.startswith("https://"):
         raise EncodingError("BadUrl", f"{_show(text)} is not an https URL in ASCII, or is too long")
     authority, slash, rest = text[len("https://"):].partition("/")
@@ -97,7 +95,7 @@ def parse_https_url(text: str) -> HttpsUrl:
     if not _TARGET.fullmatch(target):
         raise EncodingError("BadUrl", f"{_show(text)} has no path, a fragment, or characters to be escaped")
     path = target.partition("?")[0].lower().replace("%2e", ".")
-    if any(segment in (".", "..") for segment in path.split("/")):
+    if "/." in path and any(segment in (".", "..") for segment in path.split("/")):
         raise EncodingError("BadUrl", f"{_show(text)} has dot segments in its path")
     return HttpsUrl(host, colon + port, target)
 

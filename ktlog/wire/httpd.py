@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, UsageError
@@ -33,6 +34,7 @@ GRACEFUL_SECONDS = 10
 BACKLOG = 1024
 CONNECTIONS = 1000
 
+_DEADLINES = "ktlog.wire.deadline.DeadlineWorker"
 _LINES = "ktlog.header_lines"
 _FD = re.compile(r"fd://([0-9]+)")
 _LISTEN = re.compile(r"(?:([0-9.]+|localhost)|\[([0-9a-f:]+)\]):([0-9]+)")
@@ -118,7 +120,9 @@ def serve(
     on_starting: Callable[[], None] | None = None,
     on_ready: Callable[[str], None] | None = None,
     after_fork: Callable[[], None] | None = None,
+    on_worker_exit: Callable[[], None] | None = None,
     on_exit: Callable[[], None] | None = None,
+    whole: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; return when every request in hand is answered.
 
@@ -130,7 +134,10 @@ def serve(
         on_starting: in this process, before the first worker.
         on_ready: in this process, with ``ADDRESS:PORT``, when connections are accepted.
         after_fork: in each worker, before *app_factory*.
+        on_worker_exit: in each worker, when its last request is answered.
         on_exit: in this process, after the last worker.
+        whole: hand requests to the app when all of them is here, at most so many bytes of a body (ktlog.wire.whole);
+            the app answers whole, and has neither raw_target nor header_lines beyond what WSGI says.
 
     Raises:
         UsageError: ``BadListen``.
@@ -139,16 +146,33 @@ def serve(
     listener = open_listener(listen)
     address = format_address(listener)
     settings = _settings(workers, threads, name)
+    if whole is not None:
+        settings |= _whole_settings(whole)
     settings["bind"] = f"fd://{listener.detach()}"
-    if on_starting is not None:
-        settings["on_starting"] = lambda _arbiter: on_starting()
+
+    def starting(arbiter: Any) -> None:
+        if workers == 1:
+            _stay_one(arbiter)
+        if on_starting is not None:
+            on_starting()
+
+    settings["on_starting"] = starting
     if on_ready is not None:
         settings["when_ready"] = lambda _arbiter: on_ready(address)
     if after_fork is not None:
         settings["post_fork"] = lambda _arbiter, _worker: after_fork()
+    if on_worker_exit is not None:
+        settings["worker_exit"] = lambda _arbiter, _worker: on_worker_exit()
     if on_exit is not None:
         settings["on_exit"] = lambda _arbiter: on_exit()
     _run(app_factory, settings)
+
+
+def _stay_one(arbiter: Any) -> None:
+    """Who asks for one worker must not get a second by a signal, not even for the moment of a reload."""
+    say = logging.getLogger("ktlog.httpd").warning
+    for name in ("HUP", "TTIN", "TTOU", "USR2"):
+        setattr(arbiter, f"handle_{name.lower()}", partial(say, "SIG%s does nothing here: restart the service", name))
 
 
 def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
@@ -156,7 +180,7 @@ def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
         "workers": workers,
         "threads": threads,
         "worker_connections": connections_limit(threads),
-        "worker_class": "ktlog.wire.deadline.DeadlineWorker",
+        "worker_class": _DEADLINES,
         "proc_name": name,
         "keepalive": KEEPALIVE_SECONDS,
         "timeout": REQUEST_TIMEOUT_SECONDS,
@@ -179,6 +203,15 @@ def _settings(workers: int, threads: int, name: str) -> dict[str, Any]:
     }
 
 
+def _whole_settings(body_limit: int) -> dict[str, Any]:
+    from ktlog.wire.whole import WholeWorker, raise_descriptors
+
+    return {
+        "worker_class": type("BoundWorker", (WholeWorker,), {"body_limit": body_limit}),
+        "worker_connections": raise_descriptors(),
+    }
+
+
 def connections_limit(threads: int) -> int:
     """How many connections a worker holds: at most half of its descriptors. The rest is for what requests need."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -188,6 +221,7 @@ def connections_limit(threads: int) -> int:
 def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
     from gunicorn.app.base import BaseApplication  # late: only servers need it installed
     from gunicorn.arbiter import Arbiter
+    from gunicorn.errors import HaltServer
 
     class Application(BaseApplication):
         def load_config(self) -> None:
@@ -197,7 +231,8 @@ def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
 
         def load(self) -> WsgiApp:
             try:
-                return _with_lines(app_factory())
+                app = app_factory()
+                return app if settings["worker_class"] != _DEADLINES else _with_lines(app)
             except KtlogError as error:
                 print(f"{settings['proc_name']}: {error.diagnostics()}", file=sys.stderr, flush=True)
                 # The code that tells the master not to try for ever.
@@ -208,7 +243,10 @@ def _run(app_factory: Callable[[], WsgiApp], settings: dict[str, Any]) -> None:
     os.environ.pop("SCRIPT_NAME", None)
     master = os.getpid()
     try:
-        Application().run()
+        try:
+            Application().run()
+        except HaltServer as halted:  # when a second worker failed before the first was cleared away
+            raise SystemExit(halted.exit_status) from None
     except SystemExit as leaving:
         if os.getpid() != master:
             # A worker: the frames above belong to the parent, and so does their cleaning up.

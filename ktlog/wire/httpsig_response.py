@@ -17,6 +17,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import http_sf
@@ -120,7 +121,7 @@ def sign_response(
     base = "\n".join(f"{component}: {value}" for component, value in values)
     inputs, signatures = [], []
     for number, (key_id, key) in enumerate(keys, 1):
-        parse_https_url(key_id.partition("#")[0])
+        _check_key_id(key_id)
         algorithm = ED25519 if isinstance(key, Ed25519PrivateKey) else ML_DSA_44
         parameters = f'({covered});created={created};keyid="{key_id}";alg="{algorithm}"'
         signature = key.sign(f'{base}\n"@signature-params": {parameters}'.encode())
@@ -129,6 +130,11 @@ def sign_response(
     return {
         "Content-Digest": digest, "Signature-Input": ", ".join(inputs), "Signature": ", ".join(signatures),
     }
+
+
+@lru_cache(maxsize=16)  # the same two for every answer
+def _check_key_id(key_id: str) -> None:
+    parse_https_url(key_id.partition("#")[0])
 
 
 def verify_response(

@@ -35,8 +35,9 @@ def parse_foreign_json(data: bytes) -> Any:
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-        # A lone surrogate can be read from an escape, and can never be written again.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in data:
+            # A lone surrogate can be read from an escape, and can never be written again.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise EncodingError("BadJson", f"not JSON: {type(error).__name__}") from None
     return value
