@@ -8,7 +8,7 @@ from ktlog.errors import Conflict, StoreError
 from ktlog.pkd.actors import Role
 from ktlog.pkd.keys import PUBLIC_KEY_BYTES
 from ktlog.pkd.state import Actor, Change
-from ktlog.store.contracts import Batch, LogState, Record
+from ktlog.store.contracts import Batch, LogState, Record, Standing
 from ktlog.tlog.tree import hash_leaf
 
 HASH_SIZE = 32
@@ -32,14 +32,14 @@ def check_batch(batch: Batch, *, mirrored: bool = False) -> None:
     _check_states(batch)
     _check_totp_uses(batch)
     _require(len(batch.changes) == len(batch.records), "there must be one change per record")
-    frontier = batch.expected.frontier
+    leaf_hashes = [hash_leaf(record.entry) for record in batch.records]
+    frontier, roots = batch.expected.frontier.append_each(leaf_hashes)
     seen: dict[bytes, int] = {}
-    pairs = zip(batch.records, batch.changes, strict=True)
-    for leaf_index, (record, change) in enumerate(pairs, batch.expected.size):
+    rows = zip(batch.records, batch.changes, leaf_hashes, roots, strict=True)
+    for leaf_index, (record, change, leaf_hash, root) in enumerate(rows, batch.expected.size):
         _require(record.leaf_index == leaf_index, f"record {record.leaf_index} stands for {leaf_index}")
-        _require(hash_leaf(record.entry) == record.leaf_hash, f"leaf hash {leaf_index} is not the entry's")
-        frontier = frontier.append(record.leaf_hash)
-        _require(frontier.root() == record.root, f"root after entry {leaf_index} does not follow")
+        _require(leaf_hash == record.leaf_hash, f"leaf hash {leaf_index} is not the entry's")
+        _require(root == record.root, f"root after entry {leaf_index} does not follow")
         _require(mirrored or not record.withheld, "a new record withholds nothing")
         _check_record(record)
         _check_change(record, change)
@@ -108,10 +108,10 @@ def _check_actor(actor: Actor) -> None:
         actor.status_leaf,
     )
     _check_text(actor.actor_id)
-    for key in actor.keys:
-        _require(len(key.public_key) == PUBLIC_KEY_BYTES, "a public key of another length")
-        _check_number(key.leaf_index, key.created)
-        _check_text(key.key_id)
+    if actor.keys:
+        _require({len(key.public_key) for key in actor.keys} == {PUBLIC_KEY_BYTES}, "a public key of another length")
+        _check_number(*[key.leaf_index for key in actor.keys], *[key.created for key in actor.keys])
+        _check_text(*[key.key_id for key in actor.keys])
     for aux in actor.aux:
         _check_number(aux.leaf_index, aux.created)
         _check_text(aux.aux_type, aux.aux_id, aux.aux_data or "")
@@ -147,6 +147,15 @@ def salts_by_actor(record: Record) -> Mapping[str, bytes]:
     return salts
 
 
+def standing_of(span: tuple[int, int] | None, actor: Actor | None) -> Standing | None:
+    """``LogStore.standing`` for stores that read an actor's span and the actor one after the other."""
+    if span is None:
+        return None
+    if actor is None:
+        raise StoreError("CorruptHistory", "an actor that is not in the directory has a history")
+    return Standing(*span, actor.keys, actor.aux)
+
+
 def last_actors(changes: Iterable[Change]) -> dict[str, Actor]:
     """Every actor that the changes touch, with the value that it has after the last of them."""
     return {actor.actor_id: actor for change in changes for actor in change.actors}
@@ -178,11 +187,11 @@ def is_text(text: str) -> bool:
 
 
 def _check_number(*numbers: int) -> None:
-    _require(all(0 <= number <= GREATEST_NUMBER for number in numbers), "a number is out of range")
+    _require(min(numbers, default=0) >= 0 and max(numbers, default=0) <= GREATEST_NUMBER, "a number is out of range")
 
 
 def _check_text(*texts: str) -> None:
-    _require(all(is_text(text) for text in texts), "text without a UTF-8 form")
+    _require(is_text("".join(texts)), "text without a UTF-8 form")  # two halves of a pair do not make one
 
 
 def _require(condition: bool, what: str) -> None:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ktlog import durable, sqlitefile
@@ -45,25 +45,48 @@ class Connections:
         self._local = threading.local()  # .snapshot: the connection of this thread's snapshot
         self._closed = False
         self._needs_reopen = False
+        self._watch_lock = threading.Lock()
+        self._watcher: sqlite3.Connection | None = None
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed when it is given back."""
         with self._pool_lock:
             self._closed = True
             idle, self._idle = self._idle, []
+        with self._watch_lock:
+            if self._watcher is not None:
+                idle, self._watcher = [*idle, self._watcher], None
         for connection in idle:
             with sqlitefile.database_errors(self._path):
                 connection.close()
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """A connection for one read: it sees one commit, the snapshot's if the thread is in one."""
-        with self.snapshot() as connection, sqlitefile.database_errors(self._path):
+        outer: sqlite3.Connection | None = getattr(self._local, "snapshot", None)
+        return self._one_read() if outer is None else _Within(outer, self._path)
+
+    def glance(self) -> AbstractContextManager[sqlite3.Connection]:
+        """As :meth:`reading`, for one statement of which all rows are fetched: that is a transaction by itself."""
+        outer: sqlite3.Connection | None = getattr(self._local, "snapshot", None)
+        return self._one_statement() if outer is None else _Within(outer, self._path)
+
+    @contextmanager
+    def _one_statement(self) -> Iterator[sqlite3.Connection]:
+        with self._borrowed() as connection, sqlitefile.database_errors(self._path):
             yield connection
 
     @contextmanager
-    def snapshot(self) -> Iterator[sqlite3.Connection]:
+    def _one_read(self) -> Iterator[sqlite3.Connection]:
+        with self._transaction(chosen=False) as connection, sqlitefile.database_errors(self._path):
+            yield connection
+
+    def snapshot(self) -> AbstractContextManager[sqlite3.Connection]:
         """One commit for all reads of this thread inside; the outermost context counts."""
+        return self._transaction(chosen=True)
+
+    @contextmanager
+    def _transaction(self, *, chosen: bool) -> Iterator[sqlite3.Connection]:
+        """chosen: the commit to be seen is that of the beginning; else of the first read inside."""
         outer: sqlite3.Connection | None = getattr(self._local, "snapshot", None)
         if outer is not None:
             yield outer
@@ -72,13 +95,26 @@ class Connections:
             try:
                 with sqlitefile.database_errors(self._path):
                     connection.execute("BEGIN")
-                    # BEGIN alone does not choose the commit to be seen; the first read does.
-                    connection.execute("SELECT id FROM log_meta WHERE id = 1").fetchone()
+                    if chosen:
+                        # BEGIN alone does not choose it; the first read does.
+                        connection.execute("SELECT id FROM log_meta WHERE id = 1").fetchone()
                 self._local.snapshot = connection
                 yield connection
             finally:
                 self._local.snapshot = None
                 _roll_back(connection)
+
+    def version(self) -> int:
+        """A number that another one has followed as soon as anybody committed anything to the file."""
+        if self._process != os.getpid():
+            raise StoreError("WrongProcess", f"{self._path}: opened before a fork; open it after")
+        with self._watch_lock, sqlitefile.database_errors(self._path):
+            if self._closed:
+                raise StoreError("ClosedStore", f"{self._path}: the store was closed")
+            if self._watcher is None:
+                # One of its own: what it counts are the commits of all others.
+                self._watcher = sqlitefile.open_database(self._path, read_only=True)
+            return self._watcher.execute("PRAGMA data_version").fetchone()[0]
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -186,6 +222,27 @@ class Connections:
                 return
         with suppress(sqlite3.Error):
             connection.close()
+
+
+class _Within:
+    """One of many reads in a snapshot, which holds the connection: ``sqlitefile.database_errors`` and no more.
+
+    Written out, because a message does some twenty of them, and a generator costs more than what it reads.
+    """
+
+    __slots__ = ("_connection", "_path")
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, sqlite3.Error | UnicodeDecodeError):
+            with sqlitefile.database_errors(self._path):
+                raise error
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

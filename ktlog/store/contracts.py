@@ -49,13 +49,13 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention
-from ktlog.pkd.state import Actor, Change
+from ktlog.pkd.state import Actor, Aux, Change, Key
 from ktlog.tlog.tree import Frontier
 
 AMBIGUOUS = "AmbiguousCommit"
@@ -176,6 +176,16 @@ class Batch:
     totp_uses: tuple[TotpUse, ...] = ()
 
 
+@dataclass(frozen=True)
+class Standing:
+    """first, last: leaf indexes of the history. keys, aux: what the actor holds now."""
+
+    first: int
+    last: int
+    keys: tuple[Key, ...]
+    aux: tuple[Aux, ...]
+
+
 class LogStore(Protocol):
     """The log and what is derived from it. The module says what every method guarantees."""
 
@@ -254,6 +264,13 @@ class LogStore(Protocol):
         inside one is an ``AssertionError``. Keep it short: it holds back the store's house-keeping.
         """
 
+    def version(self) -> Hashable:
+        """Another value after every commit that any read could notice; equal values mean equal answers.
+
+        Comparable only between calls on one handle. It costs next to nothing, so that whoever keeps answers can ask
+        before each.
+        """
+
     def state(self) -> LogState:
         """Where the log stands."""
 
@@ -271,6 +288,12 @@ class LogStore(Protocol):
 
     def size_of_root(self, root: bytes) -> int | None:
         """Greatest tree size that had this root (0 for the empty tree's), or None."""
+
+    def sizes_at(self, times: Sequence[int]) -> tuple[int, ...]:
+        """How many entries were accepted before each of *times*, which ascend. Unix seconds.
+
+        As far as the operator's clock ever went back, it is a number between those that are right.
+        """
 
     def seen(self, unique_hash: bytes) -> int | None:
         """Leaf index of the entry with this unique hash, or None."""
@@ -310,6 +333,9 @@ class LogStore(Protocol):
     def holders(self, key_hash: bytes) -> tuple[str, ...]:
         """Ids of the actors that hold this key now, sorted."""
 
+    def owners(self, item_id: str, limit: int) -> tuple[str, ...]:
+        """Ids of actors that now hold the key, or the auxiliary data, with this key id or aux id; *limit* at most."""
+
     def token_revoked(self, key_hash: bytes) -> bool:
         """Whether a revocation token for this key is in the log."""
 
@@ -319,8 +345,14 @@ class LogStore(Protocol):
     def history_span(self, actor_id: str) -> tuple[int, int] | None:
         """Leaf index of the first and of the last of them; None without any. Costs the same for every length."""
 
+    def standing(self, actor_id: str) -> Standing | None:
+        """The span of the actor's history and what the actor holds now, as of one commit; None without a history."""
+
     def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
         """The part of the history beyond entry *after*, at most *limit* entries of it, ascending."""
+
+    def newest_touches(self, actor_id: str, before: int | None, limit: int) -> tuple[Touch, ...]:
+        """The part of the history up to entry *before*, less that entry; at most *limit* entries, the newest first."""
 
     def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
         """When the newest *limit* entries of the history were accepted, the newest entry first."""
@@ -344,19 +376,34 @@ class LogStore(Protocol):
 class TileStore(Protocol):
     """The published files: immutable tiles and entry bundles, and one checkpoint that moves.
 
-    Paths are those of tlog-tiles (``tile/0/x001/234.p/5``, ``tile/entries/000``); anything that
-    ``ktlog.tlog.tiles.parse_tile_path`` refuses is an ``EncodingError`` and reaches no file.
+    What a failed write means is told as by a ``LogStore``: after ``StoreError(AMBIGUOUS)`` nobody knows
+    what is there, and all has to be read again. ``Unreachable`` is for a store elsewhere that does not
+    answer: nothing was read or replaced, and asking again later is safe.
+
+    Paths are those of tlog-tiles (``tile/0/x001/234.p/5``, ``tile/entries/000``) and of updates of the map
+    (``updates/x001/234``); anything else is an ``EncodingError`` ("BadTilePath") and reaches no file.
     """
 
     def read(self, path: str) -> bytes | None:
-        """Content of a tile or an entry bundle, or None when there is no such file."""
+        """Content of a tile, an entry bundle or an update, or None when there is no such file."""
 
     def write_tiles(self, files: Mapping[str, bytes]) -> None:
-        """Store every file durably; each appears whole or not at all, in the order given.
+        """Store every file durably; each appears whole or not at all, and all are there when this returns.
 
-        A path that exists with the same bytes is left alone, so a run that was cut short can be
-        repeated. With other bytes: ``StoreError("ImmutableChanged")``, and the file stays as it is.
+        In which order they appear is open: whoever needs one says so by a second call. A path that
+        exists with the same bytes is left alone, so a run that was cut short can be repeated. With
+        other bytes: ``StoreError("ImmutableChanged")``, and the file stays as it is.
         """
+
+    def remove_partials(self, path: str) -> int:
+        """Remove every partial version of the full tile or bundle *path*; return how many there were.
+
+        Refused as ``StoreError("NotFull")`` while the full one is not there. Whoever calls this
+        knows that nobody reads them any more, or takes the full one in their place.
+        """
+
+    def remove_update(self, path: str) -> None:
+        """Remove an update of the map, which may be gone already. Of no other file can this be asked."""
 
     def checkpoint(self) -> bytes | None:
         """The published checkpoint, a signed note, or None before the first."""

@@ -140,6 +140,10 @@ def read_tombstone(db: sqlite3.Connection, index: bytes, actor_id: str) -> Actor
     return None if row is None else erased_actor(actor_id, *row)
 
 
+def read_tombstones(db: sqlite3.Connection) -> tuple[tuple[bytes, int, int, int], ...]:
+    return tuple(db.execute("SELECT map_index, version, generation, erasures FROM tombstones ORDER BY map_index"))
+
+
 def read_erasure_count(db: sqlite3.Connection, size: int | None) -> int:
     if size is None:
         (last,) = db.execute("SELECT max(number) FROM erasures").fetchone()

@@ -11,25 +11,29 @@ completes, so that what is in here was published, or is about to be.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ktlog import sqlitefile
-from ktlog.errors import Conflict, StoreError
+from ktlog.errors import StoreError
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
 from ktlog.store.connections import Connections
-from ktlog.store.maptree import prefix, prove, read_bucket, split_bucket, write_leaves
+from ktlog.store.mapbatch import prove_all
+from ktlog.store.mapcoding import advanced, check_meta, decode_frontier, join_history, split_history
+from ktlog.store.mapcontract import Dead, Live, MapState
+from ktlog.store.maptree import damaged, grow, grown_depth, prefix, prove, split_bucket, write_leaves
 from ktlog.tlog.tree import Frontier, hash_leaf
 
 SCHEMA_VERSION = 2
 PAGE_SIZE = 4096
 """A batch changes rows all over the file, and each of them costs writing its page."""
 LOG_PAGES = 16384
-"""Of the write-ahead log, before a commit itself moves them into the file; see :meth:`MapStore.settle`."""
+"""Of the write-ahead log, before a commit itself moves them into the file; see :meth:`SqliteMapStore.settle`."""
+WRITER_CACHE_KIB = 32_768
+"""At most. An update of a thousand changes 18 MiB of pages; what finds no room is written at once, and read again."""
 SCHEMA = (
     """CREATE TABLE log_meta (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -91,51 +95,8 @@ SCHEMA = (
 )
 
 
-@dataclass(frozen=True)
-class MapState:
-    """leaves: indexes in the map, tombstones too. root: of the map. input_size, erasures: what it is derived from.
-
-    output: the output log's frontier, whose size is the number of its leaves. depth: levels kept as node pages.
-    """
-
-    leaves: int
-    depth: int
-    root: bytes
-    input_size: int
-    erasures: int
-    output: Frontier
-
-
-@dataclass(frozen=True)
-class Live:
-    """An index with a value. value: encoded. history: frontier of its history tree, encoded.
-
-    news: what a change appends to the history, the leaves before hashing; empty when read.
-    afresh: a change that begins a new history, for whatever there was before was erased.
-    """
-
-    index: bytes
-    commitment: bytes
-    value: bytes
-    opening: bytes
-    history: bytes
-    news: tuple[bytes, ...] = ()
-    afresh: bool = False
-
-
-@dataclass(frozen=True)
-class Dead:
-    """An erased index: its commitment is the tombstone of these numbers."""
-
-    index: bytes
-    commitment: bytes
-    version: int
-    generation: int
-    erasure_number: int
-
-
-class MapStore:
-    """One map. A writing handle belongs to one process; readers see whole batches.
+class SqliteMapStore:
+    """``MapStore`` over the SQLite file *path*. A writing handle belongs to one process.
 
     Raises, from every method: StoreError, with the names of ``ktlog.sqlitefile`` and ``Connections``.
     """
@@ -156,7 +117,7 @@ class MapStore:
             connection.execute("INSERT INTO map_state VALUES (1, 0, 0, ?, 0, 0, 1, ?)", (MISSING, output.encode()))
 
     @classmethod
-    def open(cls, path: Path, *, origin: str, config: bytes, read_only: bool = False) -> MapStore:
+    def open(cls, path: Path, *, origin: str, config: bytes, read_only: bool = False) -> SqliteMapStore:
         """Open the map of the log *origin*.
 
         Raises:
@@ -166,20 +127,13 @@ class MapStore:
         try:
             with sqlitefile.database_errors(path):
                 row = connection.execute("SELECT origin, config, schema_version FROM log_meta").fetchone()
-            if row is None or row[2] != SCHEMA_VERSION:
-                raise StoreError("Corrupt", f"{path}: not a map of a version known here")
-            if row[0] != origin:
-                raise StoreError("WrongOrigin", f"{path}: is the map of {row[0]}, not of {origin}")
-            if row[1] != config:
-                raise StoreError(
-                    "WrongConfig", f"{path}: the output log began with other settings: {_differences(row[1], config)}",
-                    hint="heartbeat_seconds and notice_seconds are for ever once the log was started: put them back.",
-                )
+            check_meta(path, row, origin=origin, config=config, version=SCHEMA_VERSION)
         except BaseException:
             connection.close()
             raise
         connections = Connections(path, connection, read_only=read_only)
         if not read_only:
+            connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
             connections.defer_checkpoints(LOG_PAGES)
         return cls(path, connections)
 
@@ -187,17 +141,18 @@ class MapStore:
         self._connections.close()
 
     def snapshot(self) -> AbstractContextManager[object]:
-        """Within this context all reads of this thread see one batch."""
         return self._connections.snapshot()
 
     # Reading
+
+    def version(self) -> int:
+        return self._connections.version()
 
     def state(self) -> MapState:
         with self._connections.reading() as connection:
             return _read_state(connection)
 
     def live(self, index: bytes) -> Live | None:
-        """The value at *index*, or None: no leaf, or an erased one."""
         with self.snapshot(), self._connections.reading() as connection:
             row = connection.execute(
                 "SELECT value, opening, history FROM map_values WHERE leaf = ?", (index,)
@@ -205,12 +160,10 @@ class MapStore:
             return None if row is None else Live(index, self._commitment(connection, index), *row)
 
     def presented(self, index: bytes) -> tuple[bytes, bytes] | None:
-        """Of :meth:`live` the value and the opening alone, which is all that a lookup shows."""
         with self._connections.reading() as connection:
             return connection.execute("SELECT value, opening FROM map_values WHERE leaf = ?", (index,)).fetchone()
 
     def dead(self, index: bytes) -> Dead | None:
-        """The tombstone at *index*, or None."""
         with self.snapshot(), self._connections.reading() as connection:
             row = connection.execute(
                 "SELECT version, generation, erasure_number FROM map_tombstones WHERE leaf = ?", (index,)
@@ -218,18 +171,19 @@ class MapStore:
             return None if row is None else Dead(index, self._commitment(connection, index), *row)
 
     def prove(self, index: bytes) -> PrefixProof:
-        """Proof of the search for *index* in the map as it is now."""
         with self._connections.reading() as connection:
-            return prove(connection, _read_depth(connection), index)
+            return prove(_Rows(connection), _read_depth(connection), index)
+
+    def prove_all(self, indexes: Sequence[bytes]) -> PrefixProof:
+        with self.snapshot(), self._connections.reading() as connection:
+            return prove_all(_Rows(connection), _read_depth(connection), indexes)
 
     def history(self, index: bytes, end: int) -> tuple[bytes, ...]:
-        """The first *end* leaves of the history at *index*, before hashing; fewer if there are no more."""
         with self._connections.reading() as connection:
             row = connection.execute("SELECT leaves FROM map_values WHERE leaf = ?", (index,)).fetchone()
-        return () if row is None else _split_history(row[0], end)
+        return () if row is None else split_history(row[0], end)
 
     def checkpoint(self, size: int | None = None) -> bytes | None:
-        """The signed checkpoint of the output log at *size*, or its newest; None if there is none."""
         with self._connections.reading() as connection:
             row = connection.execute(
                 "SELECT note FROM output_checkpoints WHERE size = ?"
@@ -239,16 +193,13 @@ class MapStore:
         return None if row is None else row[0]
 
     def scrub_due(self) -> bool:
-        """Whether a value was erased since the last :meth:`scrub` that succeeded."""
         with self._connections.reading() as connection:
             return bool(connection.execute("SELECT scrub_due FROM housekeeping").fetchone()[0])
 
     def output_leaves(self, start: int, end: int) -> tuple[bytes, ...]:
-        """Leaves of the output log, before hashing."""
         return self._output("SELECT leaf FROM output_leaves", start, end)
 
     def output_hashes(self, start: int, end: int) -> tuple[bytes, ...]:
-        """Their leaf hashes."""
         return self._output("SELECT leaf_hash FROM output_leaves", start, end)
 
     def _output(self, select: str, start: int, end: int) -> tuple[bytes, ...]:
@@ -261,13 +212,17 @@ class MapStore:
         return tuple(row[0] for row in rows)
 
     def leaves(self) -> Iterator[PrefixLeaf]:
-        """Every leaf of the map, in order; for checks and rebuilds."""
         with self._connections.reading() as connection:
             for (blob,) in connection.execute("SELECT leaves FROM map_buckets ORDER BY number"):
                 yield from split_bucket(blob)
 
+    def damaged_rows(self) -> Iterator[str]:
+        with self._connections.reading() as connection:
+            buckets = connection.execute("SELECT number, leaves FROM map_buckets ORDER BY number")
+            yield from damaged("map_buckets", buckets)
+            yield from damaged("map_nodes", connection.execute("SELECT page, nodes FROM map_nodes ORDER BY page"))
+
     def leaf_near(self, index: bytes) -> PrefixLeaf | None:
-        """Some leaf at or after *index*, or else any; None in an empty map. For samples."""
         with self._connections.reading() as connection:
             depth = _read_depth(connection)
             for first in (prefix(index, depth), 0):
@@ -279,8 +234,20 @@ class MapStore:
                     return next((leaf for leaf in leaves if leaf.index >= index), leaves[0])
         return None
 
+    # For a copy
+
+    def meta(self) -> tuple[str, bytes]:
+        """Origin and configuration."""
+        with self._connections.reading() as connection:
+            return connection.execute("SELECT origin, config FROM log_meta").fetchone()
+
+    def rows(self, table: str, columns: Sequence[str]) -> Iterator[tuple]:
+        """Every row of *table*; inside a snapshot, of one update."""
+        with self._connections.reading() as connection:
+            yield from connection.execute(f"SELECT {', '.join(columns)} FROM {table}")  # noqa: S608 - names of ours
+
     def _commitment(self, connection: sqlite3.Connection, index: bytes) -> bytes:
-        for leaf in read_bucket(connection, prefix(index, _read_depth(connection))):
+        for leaf in split_bucket(_Rows(connection).bucket(prefix(index, _read_depth(connection)))):
             if leaf.index == index:
                 return leaf.commitment
         raise StoreError("Corrupt", f"{self._path}: a value without a leaf")
@@ -291,27 +258,17 @@ class MapStore:
         self, changes: Sequence[Live | Dead], *, expected: MapState, input_size: int, erasures: int,
         make_leaf: Callable[[bytes], bytes], seal: Callable[[MapState, bytes], bytes] | None = None,
     ) -> MapState:
-        """Change leaves and append the output leaf that commits to them, in one transaction.
-
-        Args:
-            changes: of distinct indexes. expected: the state that they were derived from.
-            make_leaf: gives the output leaf for the new map root.
-            seal: gives the signed checkpoint for the state after it, which ends with that leaf. It may take its
-                time: readers go on seeing the state before.
-
-        What *make_leaf* or *seal* raises goes through, and nothing is changed.
-
-        Raises:
-            Conflict: ``MapAdvanced``: the stored state is not *expected*.
-        """
         with self._connections.writing() as connection:
             state = _read_state(connection)
             if state != expected:
-                raise Conflict("MapAdvanced", f"{self._path}: the map is no longer what was read", stored=state)
-            leaves, depth, root = write_leaves(
-                connection, state.leaves, state.depth, state.root,
+                raise advanced(self._path, state)
+            rows = _Rows(connection)
+            leaves, root = write_leaves(
+                rows, state.leaves, state.depth, state.root,
                 [PrefixLeaf(change.index, change.commitment) for change in changes],
             )
+            depth = grown_depth(leaves, state.depth)
+            grow(rows, state.depth, depth)
             _write_values(connection, changes)
             leaf = make_leaf(root)
             output = state.output.append(hash_leaf(leaf))
@@ -340,20 +297,11 @@ class MapStore:
         return True
 
 
-def _differences(stored: bytes, wanted: bytes) -> str:
-    pairs = zip(stored.decode("ascii", "replace").split("\n"), wanted.decode("ascii").split("\n"), strict=False)
-    return "; ".join(f"{old!r}, now {new!r}" for old, new in pairs if old != new)
-
-
 def _read_state(connection: sqlite3.Connection) -> MapState:
     row = connection.execute(
         "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state"
     ).fetchone()
-    return MapState(*row[:5], _decode_frontier(row[5]))
-
-
-# The same for every reader until the next batch.
-_decode_frontier = lru_cache(maxsize=4)(Frontier.decode)
+    return MapState(*row[:5], decode_frontier(row[5]))
 
 
 def _read_depth(connection: sqlite3.Connection) -> int:
@@ -362,14 +310,15 @@ def _read_depth(connection: sqlite3.Connection) -> int:
 
 def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]) -> None:
     live = [
-        (c.index, c.value, c.opening, c.history, _join_history(c.news)) for c in changes if isinstance(c, Live)
+        (c.index, c.value, c.opening, c.history, join_history(c.news)) for c in changes if isinstance(c, Live)
     ]
     dead = [(c.index, c.version, c.generation, c.erasure_number) for c in changes if isinstance(c, Dead)]
     gone = [row[0] for row in dead] + [c.index for c in changes if isinstance(c, Live) and c.afresh]
     connection.executemany("DELETE FROM map_values WHERE leaf = ?", ((index,) for index in gone))
     if gone:
         connection.execute("UPDATE housekeeping SET scrub_due = 1")
-    connection.executemany("DELETE FROM map_tombstones WHERE leaf = ?", ((row[0],) for row in live))
+    if connection.execute("SELECT 1 FROM map_tombstones LIMIT 1").fetchone():
+        connection.executemany("DELETE FROM map_tombstones WHERE leaf = ?", ((row[0],) for row in live))
     connection.executemany(
         "INSERT INTO map_values VALUES (?, ?, ?, ?, ?) ON CONFLICT (leaf) DO UPDATE SET value = excluded.value,"
         " opening = excluded.opening, history = excluded.history, leaves = CAST(leaves || excluded.leaves AS BLOB)",
@@ -378,16 +327,46 @@ def _write_values(connection: sqlite3.Connection, changes: Iterable[Live | Dead]
     connection.executemany("INSERT OR REPLACE INTO map_tombstones VALUES (?, ?, ?, ?)", dead)
 
 
-def _join_history(leaves: Iterable[bytes]) -> bytes:
-    """Each after its length in one byte."""
-    return b"".join(len(leaf).to_bytes(1, "big") + leaf for leaf in leaves)
+class _Rows:
+    """``TreeRows`` on one connection."""
 
+    __slots__ = ("_connection",)
 
-def _split_history(data: bytes, end: int) -> tuple[bytes, ...]:
-    """The first *end* of what :func:`_join_history` joined."""
-    found: list[bytes] = []
-    at = 0
-    while at < len(data) and len(found) < end:
-        found.append(data[at + 1 : at + 1 + data[at]])
-        at += 1 + data[at]
-    return tuple(found)
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def bucket(self, number: int) -> bytes:
+        row = self._connection.execute("SELECT leaves FROM map_buckets WHERE number = ?", (number,)).fetchone()
+        return b"" if row is None else row[0]
+
+    def some_bucket(self, start: int, end: int) -> bytes:
+        row = self._connection.execute(
+            "SELECT leaves FROM map_buckets WHERE number >= ? AND number < ? LIMIT 1", (start, end)
+        ).fetchone()
+        return b"" if row is None else row[0]
+
+    def last_buckets(self, end: int, limit: int) -> list[tuple[int, bytes]]:
+        return self._connection.execute(
+            "SELECT number, leaves FROM map_buckets WHERE number < ? ORDER BY number DESC LIMIT ?", (end, limit)
+        ).fetchall()
+
+    def buckets(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        return dict(self._connection.execute(
+            "SELECT number, leaves FROM map_buckets WHERE number IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(numbers)),),
+        ))
+
+    def pages(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        return dict(self._connection.execute(
+            "SELECT page, nodes FROM map_nodes WHERE page IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(numbers)),),
+        ))
+
+    def write_buckets(self, rows: Sequence[tuple[int, bytes]]) -> None:
+        self._connection.executemany("INSERT OR REPLACE INTO map_buckets VALUES (?, ?)", rows)
+
+    def write_pages(self, rows: Sequence[tuple[int, bytes]]) -> None:
+        self._connection.executemany("INSERT OR REPLACE INTO map_nodes VALUES (?, ?)", rows)
+
+    def delete_buckets(self, numbers: Iterable[int]) -> None:
+        self._connection.executemany("DELETE FROM map_buckets WHERE number = ?", ((number,) for number in numbers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,9 +35,11 @@ from ktlog.store.batch import (
     last_actors,
     lost,
     salts_by_actor,
+    standing_of,
 )
-from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret, Touch
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, Standing, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure, names_actor, without
+from ktlog.store.growth import bisect_sizes
 from ktlog.store.instances import check_cosignature, check_totp, totp_moved, use_allowed
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
 
@@ -65,6 +67,7 @@ class _Contents:
     cosignatures: dict[tuple[int, str], Cosignature] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     snapshots: int = 0
+    writes: int = 0
 
 
 class MemoryStore:
@@ -101,6 +104,7 @@ class MemoryStore:
         with self._open() as contents:
             if contents.snapshots:
                 raise AssertionError("a commit inside a snapshot of the same thread")
+            contents.writes += 1
             yield contents
 
     @contextmanager
@@ -176,6 +180,10 @@ class MemoryStore:
             contents.cosignatures.setdefault(place, cosignature)
             return is_new
 
+    def version(self) -> int:
+        with self._open() as contents:
+            return contents.writes
+
     def state(self) -> LogState:
         with self._open() as contents:
             return contents.state
@@ -199,6 +207,17 @@ class MemoryStore:
     def size_of_root(self, root: bytes) -> int | None:
         with self._open() as contents:
             return contents.sizes.get(root)
+
+    def sizes_at(self, times: Sequence[int]) -> tuple[int, ...]:
+        with self._open() as contents:
+            return bisect_sizes(times, len(contents.records), lambda at: contents.records[at].accepted)
+
+    def owners(self, item_id: str, limit: int) -> tuple[str, ...]:
+        with self._open() as contents:
+            return tuple(sorted(
+                actor.actor_id for actor in contents.actors.values()
+                if item_id in {*(key.key_id for key in actor.keys), *(aux.aux_id for aux in actor.aux)}
+            ))[:limit]
 
     def seen(self, unique_hash: bytes) -> int | None:
         with self._open() as contents:
@@ -263,10 +282,19 @@ class MemoryStore:
         rows = self.history(actor_id)
         return (rows[0][0], rows[-1][0]) if rows else None
 
+    def standing(self, actor_id: str) -> Standing | None:
+        with self._open():
+            return standing_of(self.history_span(actor_id), self.actor(actor_id))
+
     def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
         with self._open() as contents:
             rows = [row for row in self.history(actor_id) if row[0] > after][:limit]
             return tuple(Touch(at, role, contents.records[at].action) for at, role in rows)
+
+    def newest_touches(self, actor_id: str, before: int | None, limit: int) -> tuple[Touch, ...]:
+        with self._open() as contents:
+            rows = [row for row in self.history(actor_id) if before is None or row[0] < before]
+            return tuple(Touch(at, role, contents.records[at].action) for at, role in rows[::-1][:limit])
 
     def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
         with self._open() as contents:

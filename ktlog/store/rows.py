@@ -6,16 +6,16 @@ row that this code cannot have written; ``sqlite3.Error`` is the caller's.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ktlog.errors import EncodingError, StoreError
 from ktlog.pkd.keys import key_hash
 from ktlog.pkd.state import Actor, Aux, Change, Key
-from ktlog.store.contracts import LogState, Record
-from ktlog.tlog.encoding import decode_base64, encode_base64
+from ktlog.store import places
+from ktlog.store.contracts import LogState, Record, Standing
+from ktlog.store.plain import common_prefix, dump_bytes, dump_plain, load_bytes, load_plain
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
 
 # State
@@ -103,6 +103,9 @@ def insert_records(db: sqlite3.Connection, records: Sequence[Record]) -> None:
         "INSERT INTO leaf_roots (tree_size, root) VALUES (?, ?)",
         [(record.leaf_index + 1, record.root) for record in records],
     )
+    first = records[0].leaf_index
+    places.insert(db, places.ENTRY_PLACES, [record.unique_hash for record in records], first)
+    places.insert(db, places.ROOT_PLACES, [record.root for record in records], first + 1)
     db.executemany(
         "INSERT INTO records (leaf_index, preimage, action, created, accepted) VALUES (?, ?, ?, ?, ?)",
         [
@@ -113,7 +116,10 @@ def insert_records(db: sqlite3.Connection, records: Sequence[Record]) -> None:
     db.executemany(
         "INSERT INTO record_plain (leaf_index, plain, keys, salts) VALUES (?, ?, ?, ?)",
         [
-            (record.leaf_index, _dump(record.plain), _dump_bytes(record.keys), _dump_bytes(record.salts))
+            (
+                record.leaf_index, dump_plain(record.plain) if record.plain else "{}",
+                dump_bytes(record.keys) if record.keys else "{}", dump_bytes(record.salts) if record.salts else "{}",
+            )
             for record in records
         ],
     )
@@ -123,7 +129,7 @@ def replace_plain(db: sqlite3.Connection, record: Record) -> None:
     """Write what a record has left after an erasure."""
     db.execute(
         "UPDATE record_plain SET plain = ?, keys = ?, salts = ? WHERE leaf_index = ?",
-        (_dump(record.plain), _dump_bytes(record.keys), _dump_bytes(record.salts), record.leaf_index),
+        (dump_plain(record.plain), dump_bytes(record.keys), dump_bytes(record.salts), record.leaf_index),
     )
     db.execute("UPDATE records SET withheld = ? WHERE leaf_index = ?", (int(record.withheld), record.leaf_index))
 
@@ -153,7 +159,7 @@ def read_records(db: sqlite3.Connection, start: int, end: int) -> tuple[Record, 
     _check_complete(rows, start, end)
     return tuple(
         Record(
-            leaf_index, entry, leaf_hash, root, preimage, _load(plain), _load_bytes(keys), _load_bytes(salts),
+            leaf_index, entry, leaf_hash, root, preimage, load_plain(plain), load_bytes(keys), load_bytes(salts),
             unique_hash, action, created, accepted, bool(withheld),
         )
         for (leaf_index, entry, leaf_hash, root, preimage, plain, keys, salts, unique_hash, action, created,
@@ -172,15 +178,32 @@ def read_root(db: sqlite3.Connection, size: int) -> bytes:
 
 
 def read_size_of_root(db: sqlite3.Connection, root: bytes) -> int | None:
-    row = db.execute("SELECT max(tree_size) FROM leaf_roots WHERE root = ?", (root,)).fetchone()
-    if row[0] is None and root == EMPTY_ROOT:
-        return 0
-    return row[0]
+    for size in reversed(places.find(db, places.ROOT_PLACES, [root], read_size(db))):
+        if db.execute("SELECT root FROM leaf_roots WHERE tree_size = ?", (size,)).fetchone() == (root,):
+            return size
+    return 0 if root == EMPTY_ROOT else None
 
 
 def read_seen(db: sqlite3.Connection, unique_hash: bytes) -> int | None:
-    row = db.execute("SELECT leaf_index FROM entries WHERE unique_hash = ?", (unique_hash,)).fetchone()
-    return None if row is None else row[0]
+    for leaf_index in places.find(db, places.ENTRY_PLACES, [unique_hash], read_size(db)):
+        if _read_unique_hash(db, leaf_index) == unique_hash:
+            return leaf_index
+    return None
+
+
+def read_first_seen(db: sqlite3.Connection, records: Sequence[Record]) -> tuple[int, int] | None:
+    """The first of *records*, which are new, whose unique hash the log has already: its index, and that in the log."""
+    wanted = {record.unique_hash: record.leaf_index for record in reversed(records)}
+    candidates = places.find(db, places.ENTRY_PLACES, wanted, records[0].leaf_index)
+    seen = {_read_unique_hash(db, leaf_index): leaf_index for leaf_index in candidates}
+    return min(((wanted[item], at) for item, at in seen.items() if item in wanted), default=None)
+
+
+def _read_unique_hash(db: sqlite3.Connection, leaf_index: int) -> bytes:
+    row = db.execute("SELECT unique_hash FROM entries WHERE leaf_index = ?", (leaf_index,)).fetchone()
+    if row is None:
+        raise StoreError("Corrupt", f"entry {leaf_index} is gone")
+    return row[0]
 
 
 def _check_complete(rows: Sequence[Any], start: int, end: int) -> None:
@@ -249,6 +272,25 @@ def read_actor(db: sqlite3.Connection, actor_id: str) -> Actor | None:
     )
 
 
+def read_standing(db: sqlite3.Connection, actor_id: str) -> Standing | None:
+    """One query for nearly every actor: it is on the path of every answer about one."""
+    rows = db.execute(
+        "SELECT a.actor_number, (SELECT leaf_index FROM directory_history h WHERE h.actor_number = a.actor_number"
+        " ORDER BY leaf_index LIMIT 1), (SELECT leaf_index FROM directory_history h"
+        " WHERE h.actor_number = a.actor_number ORDER BY leaf_index DESC LIMIT 1),"
+        " EXISTS (SELECT 1 FROM directory_aux x WHERE x.actor_number = a.actor_number),"
+        " k.public_key, k.key_id, k.leaf_index, k.created, k.key_hash"
+        " FROM directory_actors a LEFT JOIN directory_keys k USING (actor_number) WHERE a.actor_id = ?"
+        " ORDER BY k.position",
+        (actor_id,),
+    ).fetchall()
+    if not rows or rows[0][1] is None:
+        return None
+    number, first, last, has_aux = rows[0][:4]
+    keys = _keys([row[4:] for row in rows if row[4] is not None])
+    return Standing(first, last, keys, _read_aux(db, number) if has_aux else ())
+
+
 def read_holders(db: sqlite3.Connection, hash_of_key: bytes) -> tuple[str, ...]:
     return _first_column(db.execute(
         "SELECT DISTINCT a.actor_id FROM directory_keys k JOIN directory_actors a USING (actor_number)"
@@ -298,15 +340,23 @@ def _actor_number(db: sqlite3.Connection, actor_id: str) -> int | None:
     return None if row is None else row[0]
 
 
-def _read_keys(db: sqlite3.Connection, number: int) -> tuple[Key, ...]:
+def _read_keys(db: sqlite3.Connection, number: int, *, checked: bool = True) -> tuple[Key, ...]:
     rows = db.execute(
-        "SELECT public_key, key_id, leaf_index, created FROM directory_keys WHERE actor_number = ?"
+        "SELECT public_key, key_id, leaf_index, created, key_hash FROM directory_keys WHERE actor_number = ?"
         " ORDER BY position",
         (number,),
-    )
+    ).fetchall()
+    return _keys(rows, checked=checked)
+
+
+def _keys(rows: Sequence[tuple[Any, ...]], *, checked: bool = True) -> tuple[Key, ...]:
+    """Of rows of a public key, its id, its leaf index, its time and its hash."""
+    if checked and any(key_hash(row[0]) != row[4] for row in rows):
+        # A bit that flipped here would be signed with the map before anybody but a verifier saw it.
+        raise StoreError("Corrupt", "a stored key is not the one that its hash is of")
     return tuple(
         Key(public_key=public_key, key_id=key_id, leaf_index=leaf_index, created=created)
-        for public_key, key_id, leaf_index, created in rows
+        for public_key, key_id, leaf_index, created, _hash in rows
     )
 
 
@@ -329,7 +379,8 @@ def _read_revoked(db: sqlite3.Connection, number: int) -> frozenset[bytes]:
 
 
 def _write_keys(db: sqlite3.Connection, number: int, keys: tuple[Key, ...]) -> None:
-    kept = _common_prefix(_read_keys(db, number), keys)
+    # Only compared with what was checked when it was read: one that differs is written anew.
+    kept = common_prefix(_read_keys(db, number, checked=False), keys)
     db.execute("DELETE FROM directory_keys WHERE actor_number = ? AND position >= ?", (number, kept))
     db.executemany(
         "INSERT INTO directory_keys"
@@ -344,7 +395,7 @@ def _write_keys(db: sqlite3.Connection, number: int, keys: tuple[Key, ...]) -> N
 
 
 def _write_aux(db: sqlite3.Connection, number: int, items: tuple[Aux, ...]) -> None:
-    kept = _common_prefix(_read_aux(db, number), items)
+    kept = common_prefix(_read_aux(db, number), items)
     db.execute("DELETE FROM directory_aux WHERE actor_number = ? AND position >= ?", (number, kept))
     db.executemany(
         "INSERT INTO directory_aux (actor_number, position, aux_type, aux_id, aux_data, leaf_index, created)"
@@ -365,45 +416,5 @@ def _write_revoked(db: sqlite3.Connection, number: int, revoked: frozenset[bytes
         db.executemany(statement, [(number, item) for item in key_hashes])
 
 
-def _common_prefix(stored: Sequence[object], wanted: Sequence[object]) -> int:
-    """How many items at the beginning are the same."""
-    count = 0
-    for one, other in zip(stored, wanted, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
-
-
 def _first_column(rows: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(row[0] for row in rows)
-
-
-# JSON columns
-
-
-def _dump(value: Mapping[str, str | None]) -> str:
-    return json.dumps(dict(value), separators=(",", ":"), sort_keys=True)
-
-
-def _dump_bytes(value: Mapping[str, bytes]) -> str:
-    return _dump({name: encode_base64(data) for name, data in value.items()})
-
-
-def _load(text: str | None) -> dict[str, str | None]:
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise StoreError("Corrupt", f"a stored record: {error}") from error
-    if not isinstance(value, dict) or not all(isinstance(item, str | None) for item in value.values()):
-        raise StoreError("Corrupt", "a stored record is no table of texts")
-    return value
-
-
-def _load_bytes(text: str | None) -> dict[str, bytes]:
-    try:
-        return {name: decode_base64(item or "") for name, item in _load(text).items()}
-    except EncodingError as error:
-        raise StoreError("Corrupt", f"a stored record: {error}") from error

@@ -10,7 +10,7 @@ A missing file is refused, never made; ``SqliteStore.create`` is the only way to
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -30,11 +30,14 @@ from ktlog.store.batch import (
     lost,
     salts_by_actor,
 )
-from ktlog.store.contracts import Batch, Cosignature, LogState, Record, TotpSecret, Touch
+from ktlog.store.contracts import Batch, Cosignature, LogState, Record, Standing, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure
 from ktlog.store.instances import check_cosignature, check_totp, totp_moved
 
 HOOKS = connections.HOOKS
+
+WRITER_CACHE_KIB = 65_536
+"""At most. Every new hash is looked for among all there are: the index of three million fits in."""
 
 OLDEST_SQLITE = (3, 37, 0)
 """STRICT tables came with it."""
@@ -63,6 +66,8 @@ class SqliteStore:
         self.path = Path(path).absolute()
         self.read_only = read_only
         connection = sqlitefile.open_database(self.path, read_only=read_only)
+        if not read_only:
+            connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
         self._connections = connections.Connections(self.path, connection, read_only=read_only)
         try:
             with sqlitefile.database_errors(self.path):
@@ -180,6 +185,9 @@ class SqliteStore:
         with self._connections.snapshot():
             yield
 
+    def version(self) -> int:
+        return self._connections.version()
+
     def state(self) -> LogState:
         with self._connections.reading() as db:
             return rows.read_state(db)
@@ -208,6 +216,16 @@ class SqliteStore:
         with self._connections.reading() as db:
             return rows.read_size_of_root(db, root)
 
+    def sizes_at(self, times: Sequence[int]) -> tuple[int, ...]:
+        with self._connections.reading() as db:
+            return history_rows.read_sizes_at(db, times, rows.read_size(db))
+
+    def owners(self, item_id: str, limit: int) -> tuple[str, ...]:
+        if not is_text(item_id):
+            return ()
+        with self._connections.reading() as db:
+            return history_rows.read_owners(db, item_id, limit)
+
     def seen(self, unique_hash: bytes) -> int | None:
         with self._connections.reading() as db:
             return rows.read_seen(db, unique_hash)
@@ -234,13 +252,18 @@ class SqliteStore:
             return erasure_rows.read_mentions(db, actor_id)
 
     def erasure_count(self, size: int | None = None) -> int:
-        with self._connections.reading() as db:
+        with self._connections.glance() as db:
             return erasure_rows.read_erasure_count(db, size)
 
     def erasures(self, start: int, end: int) -> tuple[ErasureRecord, ...]:
         with self._connections.reading() as db:
             check_range(start, end, erasure_rows.read_erasure_count(db, None), "erasures")
             return erasure_rows.read_erasures(db, start, end)
+
+    def tombstones(self) -> tuple[tuple[bytes, int, int, int], ...]:
+        """(map index, version, generation, erasures) of every tombstone; for checks."""
+        with self._connections.reading() as db:
+            return erasure_rows.read_tombstones(db)
 
     def scrub_due(self) -> bool:
         with self._connections.reading() as db:
@@ -282,11 +305,23 @@ class SqliteStore:
         with self._connections.reading() as db:
             return history_rows.read_span(db, actor_id)
 
+    def standing(self, actor_id: str) -> Standing | None:
+        if not is_text(actor_id):
+            return None
+        with self._connections.reading() as db:
+            return rows.read_standing(db, actor_id)
+
     def touches(self, actor_id: str, after: int = -1, limit: int | None = None) -> tuple[Touch, ...]:
         if not is_text(actor_id):
             return ()
         with self._connections.reading() as db:
             return history_rows.read_touches(db, actor_id, after, limit)
+
+    def newest_touches(self, actor_id: str, before: int | None, limit: int) -> tuple[Touch, ...]:
+        if not is_text(actor_id):
+            return ()
+        with self._connections.reading() as db:
+            return history_rows.read_newest_touches(db, actor_id, before, limit)
 
     def accepted_times(self, actor_id: str, limit: int) -> tuple[int, ...]:
         if not is_text(actor_id):
@@ -325,10 +360,9 @@ def insert_batch(db: sqlite3.Connection, batch: Batch) -> None:
     """
     if not rows.swap_state(db, batch.expected, batch.state):
         raise lost(rows.read_state(db), batch.expected)
-    for record in batch.records:
-        stored = rows.read_seen(db, record.unique_hash)
-        if stored is not None:
-            raise duplicate(record.leaf_index, stored)
+    stored = rows.read_first_seen(db, batch.records)
+    if stored is not None:
+        raise duplicate(*stored)
     rows.insert_records(db, batch.records)
     for actor in last_actors(batch.changes).values():
         rows.write_actor(db, actor)
@@ -350,7 +384,7 @@ def _check_meta(
     db: sqlite3.Connection, path: Path, read_only: bool, wanted_origin: str | None
 ) -> tuple[str, str]:
     """Refuse a file that is not this log's, or not this code's. A writer migrates an older one."""
-    origin, dialect, schema_version = _read_meta(db, path)
+    origin, dialect, schema_version = read_meta(db, path)
     if wanted_origin is not None and wanted_origin != origin:
         raise StoreError(
             "WrongOrigin", f"{path}: holds the log {origin}, not {wanted_origin}",
@@ -362,13 +396,20 @@ def _check_meta(
                 "OlderSchema", f"{path}: has schema {schema_version}, {schema.SCHEMA_VERSION} is needed",
                 hint="Start the log once: its writer migrates the file.",
             )
+        db.execute("PRAGMA foreign_keys=OFF")
         with sqlitefile.transaction(db):
-            if _read_meta(db, path)[2] < schema.SCHEMA_VERSION:  # or another process was faster
+            if read_meta(db, path)[2] < schema.SCHEMA_VERSION:  # or another process was faster
                 schema.migrate(db)
+        db.execute("PRAGMA foreign_keys=ON")
     return origin, dialect
 
 
-def _read_meta(db: sqlite3.Connection, path: Path) -> tuple[str, str, int]:
+def read_meta(db: sqlite3.Connection, path: Path) -> tuple[str, str, int]:
+    """The log's origin and dialect, and the schema that the file has.
+
+    Raises:
+        StoreError: "NotALog", "Corrupt"; "NewerSchema" for a file that this code cannot follow.
+    """
     if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'log_meta'").fetchone() is None:
         raise StoreError("NotALog", f"{path}: a database, but not a log's")
     row = db.execute(

@@ -2,23 +2,29 @@
 
 The layout below the directory is that of the URLs: ``tile/0/x001/234``, ``tile/entries/000.p/5``,
 ``checkpoint``. Tiles are immutable and have mode 0444; the checkpoint is replaced. Everything in here
-but the checkpoint's signatures follows from the log store, and can be written again from it.
+but the checkpoint's signatures and the map's updates follows from the log store, and can be written again from it.
 
 Spec: c2sp.org/tlog-tiles.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ktlog import durable
-from ktlog.errors import Conflict, EncodingError, StoreError
-from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
-from ktlog.tlog.tiles import parse_tile_path
+from ktlog.errors import StoreError
+from ktlog.keymap.updates import parse_update_path
+from ktlog.store.published import check_next, largest
+from ktlog.tlog.tiles import TILE_WIDTH, parse_tile_path
 
 CHECKPOINT = "checkpoint"
+SETTLED_NS = 100_000_000
+"""Far above the steps in which file systems tell time."""
 
 
 class TileFiles:
@@ -40,6 +46,8 @@ class TileFiles:
             )
         self._lock = threading.Lock()
         self._prepared: set[Path] = set()
+        self._checkpoint = str(self.root / CHECKPOINT)
+        self._known: tuple[tuple[int, ...], bytes] | None = None  # the checkpoint, and what its file was
 
     @classmethod
     def create(cls, root: Path | str) -> TileFiles:
@@ -49,10 +57,10 @@ class TileFiles:
         return cls(root)
 
     def read(self, path: str) -> bytes | None:
-        """Content of a tile or an entry bundle, or None when there is no such file.
+        """Content of a tile, an entry bundle or an update, or None when there is no such file.
 
         Raises:
-            EncodingError: "BadTilePath", from ``parse_tile_path``; no file was touched.
+            EncodingError: "BadTilePath"; no file was touched.
         """
         return durable.read_file(self._file(path))
 
@@ -74,9 +82,58 @@ class TileFiles:
                 self._prepared.add(directory)
             durable.write_once_all(targets)
 
+    def remove_partials(self, path: str) -> int:
+        """Remove the partial versions of a full tile. See ``ktlog.store.contracts.TileStore``.
+
+        Nothing is synced: a name that comes back after the loss of power does no harm.
+
+        Raises:
+            EncodingError: "BadTilePath". StoreError: "NotFull", and those of ``durable.file_errors``.
+        """
+        full = self._file(path)
+        directory = full.with_name(f"{full.name}.p")
+        with self._lock, durable.file_errors(directory):
+            if parse_tile_path(path).width != TILE_WIDTH or (directory.is_dir() and not full.is_file()):
+                raise StoreError("NotFull", f"{full}: no full tile that could stand for its parts")
+            if not directory.is_dir():
+                return 0
+            partials = [name for name in os.listdir(directory) if not name.startswith(".")]
+            for name in partials:
+                (directory / name).unlink()
+            self._prepared.discard(directory)
+            with suppress(OSError):  # with what a process left that died while it wrote
+                directory.rmdir()
+        return len(partials)
+
+    def remove_update(self, path: str) -> None:
+        """Remove an update of the map. See ``ktlog.store.contracts.TileStore``.
+
+        Raises:
+            EncodingError: "BadTilePath". StoreError: those of ``durable.file_errors``.
+        """
+        parse_update_path(path)
+        file = self._file(path)
+        with self._lock, durable.file_errors(file):
+            file.unlink(missing_ok=True)
+            with suppress(OSError):  # the folder of a thousand of them goes with the last
+                file.parent.rmdir()
+                self._prepared.discard(file.parent)
+
     def checkpoint(self) -> bytes | None:
-        """The published checkpoint, a signed note, or None before the first."""
-        return durable.read_file(self.root / CHECKPOINT)
+        """The published checkpoint, a signed note, or None before the first. Read again when its file is another."""
+        try:
+            found = os.stat(self._checkpoint)
+        except OSError:
+            return durable.read_file(self._checkpoint)
+        file = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._known
+        if known is not None and known[0] == file:
+            return known[1]
+        note = durable.read_file(self._checkpoint)
+        # A file that is this new could be replaced by one of the same size and time.
+        if note is not None and len(note) == found.st_size and time.time_ns() - found.st_ctime_ns > SETTLED_NS:
+            self._known = file, note
+        return note
 
     def publish_checkpoint(self, note: bytes) -> None:
         """Replace the checkpoint. See ``ktlog.store.contracts.TileStore``.
@@ -87,40 +144,10 @@ class TileFiles:
             StoreError: "Corrupt", the published file is no checkpoint; others of
                 ``durable.write_atomic``.
         """
-        _note, checkpoint = parse_signed_checkpoint(note)
         with self._lock:
-            published = self.checkpoint()
-            if published is not None:
-                _check_successor(self._parse_published(published), checkpoint, published)
+            check_next(note, durable.read_file(self._checkpoint), self._checkpoint)
             durable.write_atomic(self.root / CHECKPOINT, note)
 
     def _file(self, path: str) -> Path:
-        parse_tile_path(path)  # digits, "x" and "/" only: nothing in it leads out of the directory
+        largest(path)  # letters, digits and "/" only: nothing in it leads out of the directory
         return self.root / path
-
-    def _parse_published(self, published: bytes) -> Checkpoint:
-        try:
-            return parse_signed_checkpoint(published)[1]
-        except EncodingError as error:
-            raise StoreError(
-                "Corrupt", f"{self.root / CHECKPOINT}: {error}",
-                hint="It was published once. Find out what changed it before publishing another.",
-            ) from error
-
-
-def _check_successor(published: Checkpoint, checkpoint: Checkpoint, stored: bytes) -> None:
-    """Refuse a checkpoint that takes back what was published."""
-    if checkpoint.origin != published.origin:
-        raise Conflict(
-            "WrongOrigin", f"{checkpoint.origin} would replace the log {published.origin}", stored=stored
-        )
-    if checkpoint.size < published.size:
-        raise Conflict(
-            "CheckpointWithdrawn", f"size {checkpoint.size} is published after size {published.size}",
-            stored=stored, hint="An older state was restored. Publishing it would be seen as a fork.",
-        )
-    if checkpoint.size == published.size and checkpoint.root != published.root:
-        raise Conflict(
-            "CheckpointChanged", f"another root for size {checkpoint.size} was published already",
-            stored=stored, hint="Publishing it would be a fork. Do not sign anything with this log's keys.",
-        )

@@ -1,0 +1,68 @@
+"""What every store of the map has in common: how histories and frontiers are kept, and what a refusal says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ktlog.errors import Conflict, StoreError
+from ktlog.store.mapcontract import MapState
+from ktlog.tlog.tree import Frontier
+
+decode_frontier = lru_cache(maxsize=4)(Frontier.decode)
+"""The same for every reader until the next update."""
+
+
+def join_history(leaves: Iterable[bytes]) -> bytes:
+    """Each after its length in one byte."""
+    return b"".join(len(leaf).to_bytes(1, "big") + leaf for leaf in leaves)
+
+
+def split_history(data: bytes, end: int) -> tuple[bytes, ...]:
+    """The first *end* of what :func:`join_history` joined."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data) and len(found) < end:
+        found.append(data[at + 1 : at + 1 + data[at]])
+        at += 1 + data[at]
+    return tuple(found)
+
+
+def check_meta(
+    where: object, stored: tuple[str, bytes, int] | None, *, origin: str, config: bytes, version: int
+) -> None:
+    """Refuse the map of another log, or one with other settings. *stored*: its origin, config and schema version.
+
+    Raises:
+        StoreError: ``WrongOrigin``; ``WrongConfig``: the output log began with another configuration; ``NewerSchema``,
+            ``OlderSchema``: it is other code's; ``Corrupt``.
+    """
+    if stored is None or type(stored[2]) is not int:
+        raise StoreError("Corrupt", f"{where}: it does not say which map it holds")
+    if stored[2] > version:
+        raise StoreError(
+            "NewerSchema", f"{where}: has schema {stored[2]}, and code for {version} must not use it",
+            hint="Install the release of ktlog that made it, or a newer one.",
+        )
+    if stored[2] < version:
+        raise StoreError(
+            "OlderSchema", f"{where}: is a map of schema {stored[2]}, which no release of ktlog made",
+            hint="It cannot be brought to another: go on with the code that made it.",
+        )
+    if stored[0] != origin:
+        raise StoreError("WrongOrigin", f"{where}: is the map of {stored[0]}, not of {origin}")
+    if stored[1] != config:
+        raise StoreError(
+            "WrongConfig", f"{where}: the output log began with other settings: {_differences(stored[1], config)}",
+            hint="heartbeat_seconds and notice_seconds are for ever once the log was started: put them back.",
+        )
+
+
+def _differences(stored: bytes, wanted: bytes) -> str:
+    pairs = zip(stored.decode("ascii", "replace").split("\n"), wanted.decode("ascii").split("\n"), strict=False)
+    return "; ".join(f"{old!r}, now {new!r}" for old, new in pairs if old != new)
+
+
+def advanced(where: object, stored: MapState) -> Conflict:
+    """The error for an update that expected another state than *stored*."""
+    return Conflict("MapAdvanced", f"{where}: the map is no longer what was read", stored=stored)
