@@ -51,7 +51,12 @@ def parse_activity(body: bytes, inbox_actor: str) -> Activity:
     Raises:
         MessageRejected: ``not_a_direct_message``, ``actor_mismatch``, ``bad_request``.
     """
-    activity = _object(parse_json(body), "the activity")
+    return read_activity(parse_json(body), inbox_actor)
+
+
+def read_activity(value: Any, inbox_actor: str) -> Activity:
+    """:func:`parse_activity` of what ``parse_json`` made of the body."""
+    activity = _object(value, "the activity")
     if activity.get("type") != "Create":
         raise MessageRejected("not_a_direct_message", "this inbox takes Create activities and no other")
     note = _object(activity.get("object"), "the activity's object")

@@ -118,11 +118,23 @@ class ActorKeys:
             return document.public_key
         raise MessageRejected("unknown_http_key", f"{actor_id} lists no key {key_id}")
 
+    def document(self, actor_id: str, *, source: Source | None = None) -> ActorDocument:
+        """The whole document of *actor_id*, a few minutes old at most. Raises as ``find``."""
+        self._forget_the_erased()
+        return self._document(actor_id, False, source)
+
     def may_refresh(self, actor_id: str) -> bool:
         """Whether the cached document is old enough for a forced look; a forger gets no free fetches."""
         with self._lock:
             cached = self._cache.get(actor_id)
         return cached is not None and self._now() - cached.fetched >= REFRESH_SECONDS
+
+    def inbox_of(self, actor_id: str) -> str | None:
+        """Where the actor's document says that their inbox is, if it was looked at lately. Asks nobody."""
+        with self._lock:
+            cached = self._cache.get(actor_id)
+        fresh = cached is not None and self._now() - cached.fetched < CACHE_SECONDS
+        return cached.document.inbox if cached is not None and fresh else None
 
     def clear(self) -> None:
         """Forget every actor."""

@@ -12,9 +12,7 @@ of auxiliary data) is enforced here. (Directory map specification, section 3.)
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,14 +22,17 @@ from ktlog.operator.activity import (
     Envelope,
     is_small_talk,
     open_envelope,
-    parse_activity,
     parse_burndown,
     parse_revocation,
+    read_activity,
 )
 from ktlog.operator.authenticate import Authenticator
 from ktlog.operator.directories import Directories
+from ktlog.operator.gate import Gate
+from ktlog.operator.hpkekeys import HpkeKeys, open_hpke
 from ktlog.operator.link import Submission
 from ktlog.operator.request import Request
+from ktlog.operator.rules import Anybody, RulesReader
 from ktlog.operator.sequencer import check_holdings, check_recent_root
 from ktlog.operator.views import view_for
 from ktlog.pkd.actions import TOKEN_ACTION
@@ -40,7 +41,6 @@ from ktlog.pkd.auxdata import Extension
 from ktlog.pkd.canonical import canonical
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.hpke import DecapsulationKey
-from ktlog.pkd.hpke import open_message as open_hpke
 from ktlog.pkd.messages import (
     AddAuxData,
     BurnDown,
@@ -59,7 +59,7 @@ from ktlog.pkd.messages import (
 from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import apply, created_time, find_signer
 from ktlog.pkd.totp import verify_totp
-from ktlog.store.contracts import LogStore, TotpUse
+from ktlog.store.contracts import LogState, LogStore, TotpUse
 from ktlog.wire.actor import RSA_SHA256
 from ktlog.wire.actor_id import actor_domain
 
@@ -81,16 +81,19 @@ class Admission:
         authenticator: verifies HTTP signatures. directories: whose Checkpoints are taken.
         extensions: the types of auxiliary data that this log takes, by id.
         actor_domains: whose actors this log serves; none means everybody's.
+        rules: whose messages the operator takes.
+        gate: counts what is under way, and gives out the cores. Requests that it did not let in are not counted.
         burndown_enabled: whether /api/burndown is open.
+        without_argon2: leave out the commitments, which only a log that is measured may do.
 
     Every method raises MessageRejected with a stable code, and then nothing was changed.
     """
 
     def __init__(
-        self, *, store: LogStore, dialect: Dialect, inbox_actor: str, hpke_key: DecapsulationKey,
+        self, *, store: LogStore, dialect: Dialect, inbox_actor: str, hpke_key: HpkeKeys | DecapsulationKey,
         authenticator: Authenticator, directories: Directories, extensions: Mapping[str, Extension],
-        time_window_seconds: int, now: Callable[[], int], actor_domains: frozenset[str] = frozenset(),
-        burndown_enabled: bool = False,
+        time_window_seconds: int, now: Callable[[], int], gate: Gate, actor_domains: frozenset[str] = frozenset(),
+        burndown_enabled: bool = False, without_argon2: bool = False, rules: RulesReader | None = None,
     ) -> None:
         self._store = store
         self._dialect = dialect
@@ -103,20 +106,22 @@ class Admission:
         self._time_window_seconds = time_window_seconds
         self._burndown_enabled = burndown_enabled
         self._now = now
-        cores = os.cpu_count() or 1
-        self._argon2_slots = threading.Semaphore(cores)
-        self._pool = ThreadPoolExecutor(cores, "argon2")
+        self._gate = gate
+        self._without_argon2 = without_argon2
+        self._rules = Anybody() if rules is None else rules
+        self._pool = ThreadPoolExecutor(gate.slots, "argon2")
 
     # The three doors
 
     def admit(self, request: Request) -> Submission:
         """Check a direct message to the log's inbox, from its shape to its commitments."""
         with _small_talk_is_free(request.body), _coded():
-            activity = parse_activity(request.body, self._inbox_actor)
+            activity = read_activity(request.parsed(), self._inbox_actor)
             envelope = open_envelope(activity.content)
         with _coded():
             self._check_knows(activity.actor)
             verified = self._authenticator.authenticate(request, activity.actor, at_inbox=True)
+            self._gate.claim(request.source)
             if envelope.actor != activity.actor:
                 raise MessageRejected(
                     "actor_mismatch", "the envelope names another actor than the one that signed the request"
@@ -139,6 +144,7 @@ class Admission:
             envelope = parse_burndown(request.body)
             self._check_knows(envelope.actor)
             self._authenticator.authenticate(request, envelope.actor)
+            self._gate.claim(request.source)
             wire = parse_wire(self._dialect, envelope.plaintext or "")
             if wire.action != BurnDown.action:
                 raise MessageRejected("not_a_burndown", f"this endpoint takes BurnDown and no {wire.action}")
@@ -153,6 +159,7 @@ class Admission:
         Source: PKD specification, "RevokeKeyThirdParty Validation Steps", "Protocol Message Parsing".
         """
         with _coded():
+            self._rules.rules().check_taking()
             members = {"action": TOKEN_ACTION, "revocation-token": parse_revocation(request.body)}
             submission = self._examine(parse_wire(self._dialect, canonical(members)), None)
             signer = _claimed_signer(request)
@@ -164,7 +171,8 @@ class Admission:
     # What is checked behind each of them
 
     def _check_knows(self, actor: str) -> None:
-        """Refuse strangers before anything is fetched for them."""
+        """Refuse strangers before anything is fetched for them, and whose messages the operator does not take."""
+        self._rules.rules().check(actor_domain(actor))
         if not (self._serves(actor) or self._directories.is_host(actor_domain(actor))):
             raise MessageRejected("domain_not_served", f"this log does not serve {actor_domain(actor)}")
 
@@ -187,14 +195,18 @@ class Admission:
         A message that is in the log already passes once its sender is the right one: the sequencer
         finds its receipt, which a sender who never saw the first answer needs more than a refusal.
         """
-        known = self._is_known(wire)
-        if not known:
-            self._check_outside(wire)
-        message = open_message_attributes(self._dialect, wire, commitments=False)
-        if sender is not None:
-            self._check_sender(message, sender)
+        with self._store.snapshot():
+            known = self._is_known(wire)
+            state = self._store.state()
+            if not known:
+                self._check_outside(wire, state.size)
+            message = open_message_attributes(self._dialect, wire, commitments=False)
+            if sender is not None:
+                self._check_sender(message, sender)
+            if not known:
+                self._check_state(wire, message, state)
         totp = None
-        if not known and self._check_state(wire, message):
+        if not known:
             if isinstance(message, AddAuxData):
                 self._extensions[message.aux_type].validate(message.aux_data)
             totp = self._check_password(wire, message)
@@ -202,12 +214,12 @@ class Admission:
                 self._directories.check_key(message)
             self._check_commitments(wire, message)
         plain = plain_attributes(wire, message)
-        return _bounded(Submission(wire.preimage, plain, dict(wire.symmetric_keys), totp=totp))
+        return _bounded(Submission(wire.preimage, plain, dict(wire.symmetric_keys), totp, wire.unique_hash))
 
     def _is_known(self, wire: WireMessage) -> bool:
         return self._store.seen(wire.unique_hash) is not None
 
-    def _check_outside(self, wire: WireMessage) -> None:
+    def _check_outside(self, wire: WireMessage, tree_size: int) -> None:
         """Type of auxiliary data, time window, recent root: cheap, and checked before any key is touched."""
         aux_type = wire.body.get("aux-type")
         # What is added must be of a type that this log takes; what is there may always be taken away.
@@ -218,10 +230,7 @@ class Admission:
             window = min(window, CHECKPOINT_WINDOW_SECONDS)
         check_time(wire.time, self._now(), window)
         if wire.recent_root is not None:
-            self._check_root(wire.recent_root)
-
-    def _check_root(self, root: str) -> None:
-        check_recent_root(self._store.size_of_root, self._store.state().size, root)
+            check_recent_root(self._store.size_of_root, tree_size, wire.recent_root)
 
     def _check_sender(self, message: Message, sender: str) -> None:
         """The actor that signed the request must be the one the message speaks for.
@@ -243,26 +252,20 @@ class Admission:
                 "actor_mismatch", "the message is for another actor than the one that signed the request"
             )
 
-    def _check_state(self, wire: WireMessage, message: Message) -> bool:
-        """Try the transition on the state as it is now; the sequencer does it again when it counts.
-
-        Returns False for a message that got into the log while it was checked here.
-        """
-        with self._store.snapshot():
-            if self._is_known(wire):
-                return False
-            if isinstance(message, CheckpointMessage):
-                self._check_root(message.to_validated_root)
-            state = self._store.state()
-            view = view_for(message, self._store.actor, self._store.token_revoked, self._store.holders)
-            signer = find_signer(view, message, wire, use_key_id=True)
-            # The key id is the sequencer's to derive; a trial needs none that could collide.
-            change = apply(view, message, state.size, "", signer, created_time(message, state.greatest_time))
+    def _check_state(self, wire: WireMessage, message: Message, state: LogState) -> None:
+        """Try the transition on the state as it is in the snapshot; the sequencer does it again when it counts."""
+        if isinstance(message, CheckpointMessage):
+            check_recent_root(self._store.size_of_root, state.size, message.to_validated_root)
+        view = view_for(message, self._store.actor, self._store.token_revoked, self._store.holders)
+        signer = find_signer(view, message, wire, use_key_id=True)
+        # The key id is the sequencer's to derive; a trial needs none that could collide.
+        change = apply(view, message, state.size, "", signer, created_time(message, state.greatest_time))
         check_holdings(message, change)
         if message.action not in _TAKING_AWAY:
             for actor in change.actors:
-                check_pace(self._store, actor.actor_id, self._now())
-        return True
+                # Each entry about an actor, this one too, raises the version: not that many are there yet.
+                if actor.version > MESSAGES_LIMIT:
+                    check_pace(self._store, actor.actor_id, self._now())
 
     def _check_password(self, wire: WireMessage, message: Message) -> TotpUse | None:
         """The one-time password of a BurnDown, where the operator's instance has enrolled a secret.
@@ -284,14 +287,23 @@ class Admission:
         return TotpUse(domain, enrolled.serial, window)
 
     def _check_commitments(self, wire: WireMessage, message: Message) -> None:
+        if self._without_argon2 or not wire.encrypted:
+            return
         plain = plain_attributes(wire, message)
 
         def check(name: str) -> None:
-            with self._argon2_slots:
+            with self._gate.slot():
                 check_commitment(self._dialect, name, wire.body[name], plain[name], wire.recent_root)
 
-        for done in [self._pool.submit(check, name) for name in wire.encrypted]:
-            done.result()
+        with self._gate.hashing(len(wire.encrypted)):
+            others = [self._pool.submit(check, name) for name in wire.encrypted[1:]]
+            try:
+                check(wire.encrypted[0])
+            finally:
+                for one in others:
+                    one.exception()
+            for one in others:
+                one.result()
 
 
 def check_pace(store: LogStore, actor_id: str, now: int) -> None:
@@ -353,6 +365,9 @@ def _bounded(submission: Submission) -> Submission:
 
     JSON writes a control character as six: what fits a request need not fit a page of records.
     """
+    written = len(submission.preimage) + sum(len(name) + len(text) + 2 for name, text in submission.plain.items())
+    if 6 * (written + 4) <= RECORD_LIMIT_BYTES:  # as nearly all are
+        return submission
     text = json.dumps([submission.preimage.decode("utf-8"), dict(submission.plain)], ensure_ascii=False)
     if len(text.encode("utf-8", "surrogatepass")) > RECORD_LIMIT_BYTES:
         raise MessageRejected("too_large", f"the message's record would exceed {RECORD_LIMIT_BYTES} bytes")

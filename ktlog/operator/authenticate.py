@@ -60,9 +60,10 @@ class Authenticator:
             if not self._actor_keys.may_refresh(actor_id):
                 raise
             verified = self._verify(request, actor_id, at_inbox, refresh=True)
-        self._refuse_replay(verified)
-        request.source.domain = domain
-        self._guard.check_domain(request.source)
+        # Every signature of the request is remembered: one of two, sent alone, is a copy as well.
+        digests = [signature_digest(*one) for one in verified.signatures]
+        if not self._guard.take(request.source, domain, digests, verified.created + REMEMBER_SECONDS):
+            raise MessageRejected("replayed_request", "this HTTP signature was seen before; sign the request anew")
         return verified
 
     def _verify(self, request: Request, actor_id: str, at_inbox: bool, *, refresh: bool) -> VerifiedRequest:
@@ -73,13 +74,6 @@ class Authenticator:
             lambda key_id: self._actor_keys.find(key_id, actor_id, source=source, refresh=refresh, rsa=RSA in compat),
             self._now(), compat,
         )
-
-    def _refuse_replay(self, verified: VerifiedRequest) -> None:
-        """Remember every signature of the request: one of two, sent alone, is a copy as well."""
-        until = verified.created + REMEMBER_SECONDS
-        fresh = [self._guard.remember_signature(signature_digest(*one), until) for one in verified.signatures]
-        if not all(fresh):
-            raise MessageRejected("replayed_request", "this HTTP signature was seen before; sign the request anew")
 
 
 def signature_digest(key_id: str, signature: bytes) -> bytes:

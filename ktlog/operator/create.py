@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from ktlog.config import MAP_MMD_SECONDS, Settings, write_settings
-from ktlog.durable import file_errors, make_directories, write_atomic
+from ktlog.config import Settings, write_settings
+from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
-from ktlog.keymap.output import MapConfig, format_config
 from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers, load_leaf_key, load_map_signers
+from ktlog.operator.stores import (
+    check_database,
+    create_map,
+    create_map_tiles,
+    create_stores,
+    create_tiles,
+    map_exists,
+    map_pending,
+    map_signed_head,
+    open_map,
+    open_map_tiles,
+    remove_map,
+)
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import decode_public_key, encode_public_key
-from ktlog.store.mapdb import MapStore
-from ktlog.store.sqlite import SqliteStore
-from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
 from ktlog.wire.actor_id import parse_host
 
@@ -25,10 +35,11 @@ PUBLIC_KEYS = "public-keys.json"
 def create_log(
     directory: Path, origin: str, dialect: str, root_seed: bytes | None, *,
     heartbeat_seconds: int = Settings.heartbeat_seconds, notice_seconds: int = Settings.notice_seconds,
+    store: str = "", store_file: str = "", objects: str = "", objects_endpoint: str = "", objects_region: str = "",
 ) -> Settings:
     """Make a new log in *directory*, which must be empty or absent.
 
-    *root_seed* is 32 bytes, or None to draw them; it is not kept.
+    *root_seed* is 32 bytes, or None to draw them; it is not kept. The others: see ``Settings``.
 
     Raises:
         UsageError: the origin is no host name.
@@ -36,8 +47,12 @@ def create_log(
     """
     check_origin(origin)
     settings = Settings(
-        directory, origin, dialect, heartbeat_seconds=heartbeat_seconds, notice_seconds=notice_seconds
+        directory, origin, dialect, heartbeat_seconds=heartbeat_seconds, notice_seconds=notice_seconds, store=store,
+        store_file=store_file, objects=objects, objects_endpoint=objects_endpoint, objects_region=objects_region,
     )
+    check_database(settings)  # better a bad one now than after the keys are made
+    if settings.place is not None:
+        create_tiles(settings)
     try:
         if directory.exists() and any(directory.iterdir()):
             raise StoreError(
@@ -48,9 +63,12 @@ def create_log(
     except OSError as error:
         raise StoreError("CannotCreate", f"{directory}: {error}") from None
     create_keys(settings.keys, origin, root_seed or os.urandom(32))
-    SqliteStore.create(settings.database, origin=origin, dialect=dialect).close()
-    TileFiles.create(settings.tiles)
-    write_public_keys(settings)
+    create_stores(settings)
+    signers, map_signers = load_checkpoint_signers(settings.keys, origin), load_map_signers(settings.keys, origin)
+    write_public_keys(settings, PublicKeys(
+        tuple(str(signer.vkey) for signer in signers), (load_leaf_key(settings.keys).public,),
+        tuple(str(signer.vkey) for signer in map_signers),
+    ))
     ensure_map(settings)
     # The settings come last: without them nothing here counts as a log.
     write_settings(settings)
@@ -69,14 +87,6 @@ def check_origin(origin: str) -> None:
         ) from None
 
 
-def map_config(settings: Settings) -> MapConfig:
-    """What leaf 0 of the map's output log says."""
-    return MapConfig(
-        settings.origin, settings.dialect, mmd=MAP_MMD_SECONDS, heartbeat=settings.heartbeat_seconds,
-        notice=settings.notice_seconds,
-    )
-
-
 def ensure_map(settings: Settings) -> None:
     """Make what the map needs in the directory of a log that has none of it yet.
 
@@ -85,39 +95,35 @@ def ensure_map(settings: Settings) -> None:
     Raises:
         StoreError: ``MapLost``, ``WrongConfig``, and those of the map's store.
     """
-    make_directories(settings.tiles, settings.map_tiles)
-    if not load_public_keys(settings).map_vkeys:
-        write_public_keys(settings)
-    config = format_config(map_config(settings))
-    signed = settings.map_signed_head.exists() or settings.map_pending.exists()
-    if settings.map_database.exists():
+    create_map_tiles(settings)
+    signed = any(document.read() is not None for document in (map_signed_head(settings), map_pending(settings)))
+    if map_exists(settings):
         try:
-            MapStore.open(settings.map_database, origin=settings.origin, config=config).close()
+            open_map(settings).close()
             return
         except StoreError as error:
             if error.name != "WrongConfig" or signed:
                 raise
-        for suffix in ("", "-wal", "-shm"):
-            with file_errors(settings.map_database):
-                settings.map_database.with_name(settings.map_database.name + suffix).unlink(missing_ok=True)
-    elif signed or (settings.map_tiles / "checkpoint").exists():
+        remove_map(settings)
+    elif signed or open_map_tiles(settings, read_only=True).checkpoint() is not None:
         raise StoreError(
-            "MapLost", f"{settings.map_database} is gone, and its log was signed already",
+            "MapLost", "the map is gone, and its log was signed already",
             hint="Restore the newest copy. A new one would fork the map's log.",
         )
-    MapStore.create(settings.map_database, settings.origin, config)
+    create_map(settings)
 
 
-def write_public_keys(settings: Settings) -> None:
-    """Write what may be known of the keys, for the web workers, which do not read the signing keys."""
-    signers = load_checkpoint_signers(settings.keys, settings.origin)
-    leaf_key = load_leaf_key(settings.keys)
-    text = json.dumps({
-        "vkeys": [str(signer.vkey) for signer in signers],
-        "map-vkeys": [str(signer.vkey) for signer in load_map_signers(settings.keys, settings.origin)],
-        "leaf-keys": [encode_public_key(leaf_key.public)],
-    })
-    write_atomic(settings.directory / PUBLIC_KEYS, text.encode() + b"\n")
+def write_public_keys(settings: Settings, public: PublicKeys) -> None:
+    """Write what may be known of the keys, for all processes that do not read the signing keys."""
+    members = {
+        "vkeys": list(public.vkeys), "map-vkeys": list(public.map_vkeys),
+        "leaf-keys": [encode_public_key(key) for key in public.leaf_keys],
+    }
+    if public.retired_vkeys or public.retired_map_vkeys:
+        members |= {
+            "retired-vkeys": list(public.retired_vkeys), "retired-map-vkeys": list(public.retired_map_vkeys),
+        }
+    write_atomic(settings.directory / PUBLIC_KEYS, json.dumps(members).encode() + b"\n")
 
 
 def load_public_keys(settings: Settings) -> PublicKeys:
@@ -126,7 +132,28 @@ def load_public_keys(settings: Settings) -> PublicKeys:
         found = parse_json(path.read_bytes())
         return PublicKeys(
             tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]),
-            tuple(found.get("map-vkeys", ())),
+            tuple(found.get("map-vkeys", ())), tuple(found.get("retired-vkeys", ())),
+            tuple(found.get("retired-map-vkeys", ())),
         )
     except (OSError, EncodingError, KeyError, TypeError, AttributeError) as error:
         raise StoreError("BadPublicKeys", f"{path} cannot be used: {error}") from None
+
+
+def check_public_keys(settings: Settings, signing: PublicKeys) -> PublicKeys:
+    """Refuse to sign with keys that nobody was told of: *signing* are those that would sign.
+
+    Raises:
+        StoreError: ``KeysDiffer``, ``BadPublicKeys``.
+    """
+    public = load_public_keys(settings)
+    if not public.map_vkeys:  # older code knew of no map; its keys are there all the same
+        public = replace(public, map_vkeys=signing.map_vkeys)
+        write_public_keys(settings, public)
+    told = (public.vkeys, public.leaf_keys[-1:], public.map_vkeys)
+    if told != (signing.vkeys, signing.leaf_keys, signing.map_vkeys):
+        raise StoreError(
+            "KeysDiffer", f"{settings.keys} holds other signing keys than {settings.directory / PUBLIC_KEYS} names",
+            hint="A rotation that was not finished: ktlog keys settle --dir DIR. If there was none, somebody changed"
+                 " a key: put back the one that was there.",
+        )
+    return public

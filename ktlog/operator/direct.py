@@ -12,13 +12,13 @@ from typing import Any
 
 from ktlog.errors import EncodingError, Unreachable
 from ktlog.operator.activity import REVOKE_CONTEXT
-from ktlog.operator.instance import LOG_ACTOR_PATH, MAX_ANSWER_BYTES, exchange_of, read_answer, read_signed
+from ktlog.operator.instance import MAX_ANSWER_BYTES, exchange_of, read_answer, read_signed
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
 from ktlog.wire.httpsig_response import Exchange, content_digest
+from ktlog.wire.receipts import BURNDOWN_CONTEXT, LOG_ACTOR_PATH
 
-BURNDOWN_CONTEXT = "fedi-e2ee:v1/api/burndown"
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}
 
 

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ktlog.errors import EncodingError, KtlogError
-from ktlog.operator.activity import open_envelope, parse_activity
-from ktlog.operator.instance import LOG_ACTOR_PATH, direct_message
+from ktlog.operator.activity import open_envelope, read_activity
+from ktlog.operator.instance import direct_message
 from ktlog.pkd.canonical import parse_json
 from ktlog.wire.actor_id import actor_domain, parse_https_url
 from ktlog.wire.media import parse_foreign_json
+from ktlog.wire.receipts import LOG_ACTOR_PATH
 
 
 def is_noise(body: bytes) -> bool:
@@ -33,9 +34,13 @@ def is_noise(body: bytes) -> bool:
     A ``Create`` in another spelling (``create``, ``as:Create``) is none either: its sender should hear of it.
     """
     try:
-        activity = parse_foreign_json(body)
+        return is_noise_value(parse_foreign_json(body))
     except EncodingError:
         return False
+
+
+def is_noise_value(activity: Any) -> bool:
+    """:func:`is_noise` of what the body says."""
     kinds = activity.get("type") if isinstance(activity, dict) else None
     if not isinstance(kinds, list):
         kinds = [kinds]
@@ -63,14 +68,22 @@ def parse_question(body: bytes, inbox_actor: str) -> Question | None:
     word makes us write to them.
     """
     try:
-        activity = parse_activity(body, inbox_actor)
-        open_envelope(activity.content)
-        note = parse_json(body)["object"]
+        return read_question(parse_json(body), inbox_actor)
     except KtlogError:
         return None
-    if note.get("inReplyTo") is not None or activity.actor.endswith(LOG_ACTOR_PATH):
+
+
+def read_question(value: Any, inbox_actor: str, *, opened: bool = False) -> Question | None:
+    """:func:`parse_question` of what ``parse_json`` made of the body. opened: all of it was found good before."""
+    if not opened:
+        try:
+            open_envelope(read_activity(value, inbox_actor).content)
+        except KtlogError:
+            return None
+    actor, note = value["actor"], value["object"]
+    if note.get("inReplyTo") is not None or actor.endswith(LOG_ACTOR_PATH):
         return None
-    return Question(activity.actor, _own_url(note["id"], activity.actor))
+    return Question(actor, _own_url(note["id"], actor))
 
 
 def _own_url(url: str, actor: str) -> str | None:
@@ -84,7 +97,7 @@ def _own_url(url: str, actor: str) -> str | None:
 def reply(
     log_actor: str, question: Question, result: str, now: int, random: Callable[[int], bytes]
 ) -> dict[str, Any]:
-    """The direct message with *result*, JSON text, as its content.
+    """The direct message with *result*, JSON text of ours, as its content.
 
     now: Unix seconds. random: gives that many random bytes, for the ids.
     """
@@ -100,7 +113,12 @@ def reply(
     return activity | {"published": published, "object": note}
 
 
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
+
+
 def escape_html(text: str) -> str:
     """JSON text that means the same, and that nothing reads as HTML: servers show a note's content as such."""
+    if not any(character in text for character in "<>&"):
+        return text
     json.loads(text)  # the escapes below are only right within JSON
-    return "".join(f"\\u{ord(character):04x}" if character in "<>&" else character for character in text)
+    return text.translate(_ESCAPES)

@@ -23,6 +23,7 @@ from ktlog.errors import EncodingError, NotLogged, Stale, StoreError
 from ktlog.operator.instance import deliver
 from ktlog.operator.keys import load_seed
 from ktlog.operator.sources import Source, load_status
+from ktlog.operator.stores import open_tiles
 from ktlog.pkd.keys import pkd_root
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
@@ -35,7 +36,7 @@ def published_root(settings: Settings) -> str:
     Raises:
         NotLogged: ``NoCheckpoint``. StoreError: ``BadCheckpoint``.
     """
-    note = TileFiles(settings.tiles).checkpoint()
+    note = open_tiles(settings, read_only=True).checkpoint()
     if note is None:
         raise NotLogged("NoCheckpoint", f"{settings.origin} has not published a checkpoint yet")
     try:

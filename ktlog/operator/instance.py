@@ -17,17 +17,14 @@ from typing import Any, TypeVar
 
 from ktlog.errors import EncodingError, Invalid, MessageRejected, Unreachable
 from ktlog.pkd.canonical import parse_json
-from ktlog.pkd.keys import decode_root
-from ktlog.tlog.encoding import decode_base64url
 from ktlog.wire.actor import Multikey, fetch_actor
 from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
 from ktlog.wire.httpsig_response import Exchange, verify_response
+from ktlog.wire.receipts import LOG_ACTOR_PATH, RECEIPT_CONTEXT, check_receipt_form
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS
 
-LOG_ACTOR_PATH = "/users/pubkeydir"
-RECEIPT_CONTEXT = "fedi-e2ee:v1/api/inbox"
 ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
 MAX_ANSWER_BYTES = 65536
 
@@ -171,27 +168,6 @@ def read_answer(response: Response) -> dict[str, Any]:
     if response.status == 429 or response.status >= 500:
         raise Unreachable("BadStatus", f"{response.url} answers {response.status}, {code}: {words}")
     raise MessageRejected(code, words)
-
-
-def check_receipt_form(answer: Any, context: str) -> None:
-    """That *answer* has the members of a receipt, of the form that they must have.
-
-    Args:
-        context: its ``!pkd-context``, which tells the inbox from /api/burndown.
-
-    Raises:
-        EncodingError: ``BadReceipt``, and what base64url and a root ask for.
-    """
-    if not isinstance(answer, dict) or answer.get("!pkd-context") != context:
-        raise EncodingError("BadReceipt", "not a receipt")
-    leaf_index, tree_size = answer.get("leaf-index"), answer.get("tree-size")
-    entry, root = answer.get("merkle-leaf"), answer.get("merkle-root")
-    if type(leaf_index) is not int or leaf_index < 0:
-        raise EncodingError("BadReceipt", "not a receipt")
-    if tree_size != leaf_index + 1 or not isinstance(entry, str) or not isinstance(root, str):
-        raise EncodingError("BadReceipt", "members are missing")
-    decode_base64url(entry)
-    decode_root(root)
 
 
 def _error_code(answer: dict[str, Any]) -> str:

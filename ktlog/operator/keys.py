@@ -10,6 +10,8 @@ of the log's rests on it, so it may be replaced at any time, or be missing.
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +28,12 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from ktlog.durable import read_secret, read_secret_file, write_secret
+from ktlog.durable import file_errors, read_secret, read_secret_file, sync_directory, write_secret
 from ktlog.errors import EncodingError, StoreError
 from ktlog.keymap.output import map_origin
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.pkd.pae import pae
+from ktlog.tlog.encoding import parse_decimal
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Signer, signer_from_seed
 from ktlog.wire.rsa import EXPONENT, parse_rsa_public_key
 
@@ -68,10 +71,25 @@ def create_keys(directory: Path, origin: str, root_seed: bytes) -> None:
 
 def create_fetch_key(directory: Path) -> None:
     """Write a new RSA key for outgoing GETs. Raises StoreError: "SecretExists"."""
+    write_secret(directory / FETCH_KEY, new_fetch_key())
+
+
+def new_fetch_key() -> bytes:
+    """A new RSA key, as PEM."""
     key = generate_private_key(EXPONENT, FETCH_KEY_BITS)
-    write_secret(
-        directory / FETCH_KEY, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def parse_fetch_key(pem: bytes) -> RSAPrivateKey:
+    """The RSA key in a PEM file. Raises EncodingError ``BadRsaKey``: other servers would not take it."""
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise EncodingError("BadRsaKey", str(error)) from None
+    if not isinstance(key, RSAPrivateKey):
+        raise EncodingError("BadRsaKey", "it is no RSA key")
+    parse_rsa_public_key(fetch_key_pem(key))
+    return key
 
 
 def load_fetch_key(directory: Path) -> RSAPrivateKey | None:
@@ -84,13 +102,9 @@ def load_fetch_key(directory: Path) -> RSAPrivateKey | None:
     if not path.exists():
         return None
     try:
-        key = load_pem_private_key(read_secret_file(path, MAXIMUM_FETCH_KEY_BYTES), None)
-        if not isinstance(key, RSAPrivateKey):
-            raise EncodingError("BadRsaKey", "it is no RSA key")
-        parse_rsa_public_key(fetch_key_pem(key))
-    except (EncodingError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        return parse_fetch_key(read_secret_file(path, MAXIMUM_FETCH_KEY_BYTES))
+    except EncodingError as error:
         raise StoreError("BadSecret", f"{path}: {error}") from None
-    return key
 
 
 def fetch_key_pem(key: RSAPrivateKey) -> str:
@@ -100,6 +114,63 @@ def fetch_key_pem(key: RSAPrivateKey) -> str:
 
 def load_seed(directory: Path, purpose: str) -> bytes:
     return read_secret(directory / purpose, 32)
+
+
+def check_key_directory(directory: Path) -> None:
+    """Refuse a directory that others may look into: each key's own file is checked when it is read.
+
+    Raises:
+        StoreError: "UnsafeKeys", "MissingStore".
+    """
+    with file_errors(directory):
+        found = directory.stat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise StoreError("UnsafeKeys", f"{directory}: no directory, or another user's")
+    if found.st_mode & 0o077:
+        raise StoreError(
+            "UnsafeKeys", f"{directory}: open to others (mode {found.st_mode & 0o777:04o})",
+            hint=f"If nobody else has looked into it: chmod 700 {directory}",
+        )
+
+
+# A key that has a successor keeps its file, under another name, for as long as it is still of use.
+
+
+def old_path(directory: Path, purpose: str, until: int) -> Path:
+    """Where the predecessor of a key lies until the Unix time *until*."""
+    return directory / f"{purpose}.until-{until}"
+
+
+def old_paths(directory: Path, purpose: str) -> tuple[tuple[Path, int], ...]:
+    """Every predecessor of a key that still has a file, and until when it is of use; the newest first."""
+    prefix = f"{purpose}.until-"
+    with file_errors(directory):
+        names = [entry.name for entry in os.scandir(directory) if entry.name.startswith(prefix)]
+    found = []
+    for name in names:
+        try:
+            found.append((directory / name, parse_decimal(name.removeprefix(prefix))))
+        except EncodingError:
+            raise StoreError("BadSecret", f"{directory / name}: a key whose time cannot be read") from None
+    return tuple(sorted(found, key=lambda one: one[1], reverse=True))
+
+
+def load_old_seeds(directory: Path, purpose: str) -> tuple[tuple[bytes, int], ...]:
+    """The predecessors of a key: seed, and until when it is of use; the newest first."""
+    return tuple((read_secret(path, 32), until) for path, until in old_paths(directory, purpose))
+
+
+def destroy_old(directory: Path, now: int) -> tuple[Path, ...]:
+    """Remove every key that is of no use any more; nothing is read. Gives what was removed."""
+    if not directory.exists():
+        return ()
+    ended = [path for purpose in PURPOSES for path, until in old_paths(directory, purpose) if until <= now]
+    for path in ended:
+        with file_errors(path):
+            path.unlink(missing_ok=True)
+    if ended:
+        sync_directory(directory)
+    return tuple(ended)
 
 
 @dataclass(frozen=True)
@@ -115,20 +186,41 @@ def load_leaf_key(directory: Path) -> LeafKey:
     return LeafKey(private, private.public_key().public_bytes_raw())
 
 
+_LOG_KEYS = ((ED25519, "checkpoint-ed25519"), (COSIGNATURE_MLDSA44, "checkpoint-mldsa44"))
+_MAP_KEYS = ((ED25519, "map-ed25519"), (COSIGNATURE_MLDSA44, "map-mldsa44"))
+
+
 def load_checkpoint_signers(directory: Path, origin: str) -> tuple[Signer, Signer]:
     """The log's two checkpoint keys: Ed25519 (0x01) and ML-DSA-44 (0x06), both named *origin*."""
-    return (
-        signer_from_seed(origin, ED25519, load_seed(directory, "checkpoint-ed25519")),
-        signer_from_seed(origin, COSIGNATURE_MLDSA44, load_seed(directory, "checkpoint-mldsa44")),
-    )
+    return _load_signers(directory, origin, _LOG_KEYS)
 
 
 def load_map_signers(directory: Path, origin: str) -> tuple[Signer, Signer]:
     """The two keys that sign checkpoints of the map's output log, both named after it. origin: the log's own."""
-    name = map_origin(origin)
-    return (
-        signer_from_seed(name, ED25519, load_seed(directory, "map-ed25519")),
-        signer_from_seed(name, COSIGNATURE_MLDSA44, load_seed(directory, "map-mldsa44")),
+    return _load_signers(directory, map_origin(origin), _MAP_KEYS)
+
+
+def old_checkpoint_signers(directory: Path, origin: str) -> tuple[tuple[Signer, int], ...]:
+    """Predecessors of the log's checkpoint keys that still sign, and until when."""
+    return _load_old_signers(directory, origin, _LOG_KEYS)
+
+
+def old_map_signers(directory: Path, origin: str) -> tuple[tuple[Signer, int], ...]:
+    """The same of the map's. origin: the log's own."""
+    return _load_old_signers(directory, map_origin(origin), _MAP_KEYS)
+
+
+def _load_signers(directory: Path, name: str, keys: tuple[tuple[int, str], ...]) -> tuple[Signer, Signer]:
+    ed25519, mldsa44 = (signer_from_seed(name, algorithm, load_seed(directory, purpose)) for algorithm, purpose in keys)
+    return ed25519, mldsa44
+
+
+def _load_old_signers(
+    directory: Path, name: str, keys: tuple[tuple[int, str], ...]
+) -> tuple[tuple[Signer, int], ...]:
+    return tuple(
+        (signer_from_seed(name, algorithm, seed), until)
+        for algorithm, purpose in keys for seed, until in load_old_seeds(directory, purpose)
     )
 
 
@@ -138,8 +230,11 @@ class PublicKeys:
 
     vkeys: of the log's checkpoints. leaf_keys: every leaf-signing key ever used (1,312 bytes each). map_vkeys: of
     the checkpoints of the map's output log; empty in a directory that older code made and nothing was started in.
+    retired_vkeys, retired_map_vkeys: what these were before, oldest first; heads that they signed are still this log's.
     """
 
     vkeys: tuple[str, ...]
     leaf_keys: tuple[bytes, ...]
     map_vkeys: tuple[str, ...] = ()
+    retired_vkeys: tuple[str, ...] = ()
+    retired_map_vkeys: tuple[str, ...] = ()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from pathlib import Path
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
 from ktlog.errors import KtlogError
+from ktlog.wire import logs
 
 LOOK_SECONDS = 0.5
 STOP_LOOK_SECONDS = 0.2
@@ -44,13 +43,13 @@ def side_process(
     Returns:
         The exit code.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     # A list, not an Event: its lock could be held by the very code that a signal interrupts.
     told_to_stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: told_to_stop.append(number))
     try:
         settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
+        logs.configure_daemon(settings.log_format, settings.log_level)
         with FileLock(settings.directory / lock):
             end_with_parent(lambda: told_to_stop.append(0))
             stop = start(settings, lambda: told_to_stop.append(1))
@@ -58,6 +57,6 @@ def side_process(
                 time.sleep(STOP_LOOK_SECONDS)
             stop.set()
     except KtlogError as error:
-        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
+        logs.say_why(error)
         return error.exit_code
     return 0

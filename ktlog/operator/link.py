@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,15 @@ from ktlog.store.contracts import Cosignature, TotpUse
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 
 FRAME_LIMIT_BYTES = 1 << 20
+KEYS_DIFFER = "keys_differ"
+"""A front end's ``public-keys.json`` is of another age than the sequencer's: nobody could check what it passes on."""
 SHRED_SECONDS = 600.0
 """How long an erasure may take: the store is written anew."""
 
 _Result = TypeVar("_Result")
+
+RefusedRow = tuple[str, str, bool, int]
+"""A code, the instance, whether that is verified, and how often."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,19 @@ class Submission:
 
     ``preimage`` is the canonical text that the entry commits to, ``plain`` the text of its
     encrypted attributes and ``keys`` their 32-byte symmetric keys. ``totp`` is the one-time
-    password that a BurnDown brought, once it was found good.
+    password that a BurnDown brought, once it was found good. ``unique_hash`` follows from the preimage and does
+    not travel: who made the submission may know it already. ``leaf_key`` is the hash of the leaf key that the front
+    end tells everybody is the present one; None from whoever tells nobody. ``sender`` is the host name of the instance
+    that signed the request; None where nobody has to.
     """
 
     preimage: bytes
     plain: Mapping[str, str]
     keys: Mapping[str, bytes]
     totp: TotpUse | None = None
+    unique_hash: bytes | None = field(default=None, compare=False)
+    leaf_key: bytes | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,10 @@ def encode_submission(submission: Submission) -> bytes:
     if submission.totp is not None:
         use = submission.totp
         members["totp"] = {"domain": use.domain, "serial": str(use.serial), "window": str(use.window)}
+    if submission.leaf_key is not None:
+        members["leaf-key"] = encode_base64(submission.leaf_key)
+    if submission.sender is not None:
+        members["sender"] = submission.sender
     return canonical(members)
 
 
@@ -107,7 +122,9 @@ def decode_submission(request: Mapping[str, Any]) -> Submission:
         if "totp" in request:
             use = request["totp"]
             totp = TotpUse(_text(use["domain"]), parse_decimal(use["serial"]), parse_decimal(use["window"]))
-        return Submission(decode_base64(request["preimage"]), plain, keys, totp)
+        leaf_key = decode_base64(request["leaf-key"], 32) if "leaf-key" in request else None
+        sender = _text(request["sender"]) if "sender" in request else None
+        return Submission(decode_base64(request["preimage"]), plain, keys, totp, leaf_key=leaf_key, sender=sender)
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadRequest", "not a submission") from None
 
@@ -213,6 +230,30 @@ def decode_shred_report(answer: Any) -> ShredReport:
         raise EncodingError("BadAnswer", "the sequencer's answer is no report of an erasure") from None
 
 
+def encode_refused(counts: Mapping[str, int], rows: Sequence[RefusedRow] = ()) -> bytes:
+    return canonical({
+        "op": "refused", "codes": {code: str(count) for code, count in counts.items()},
+        "rows": [[code, instance, _yes(verified), str(count)] for code, instance, verified, count in rows],
+    })
+
+
+def decode_refused(request: Mapping[str, Any]) -> dict[str, int]:
+    try:
+        return {code: parse_decimal(_text(count)) for code, count in request["codes"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise EncodingError("BadRequest", "not a table of counts") from None
+
+
+def decode_refused_rows(request: Mapping[str, Any]) -> list[RefusedRow]:
+    try:
+        return [
+            (_text(code), _text(instance), _is_yes(verified), parse_decimal(_text(count)))
+            for code, instance, verified, count in request.get("rows", [])
+        ]
+    except (TypeError, ValueError):
+        raise EncodingError("BadRequest", "not a list of refusals") from None
+
+
 def decode_ok(answer: Any) -> Mapping[str, Any]:
     """What an answer says went well.
 
@@ -284,18 +325,8 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:
     return b"".join(parts)
 
 
-class SequencerLink:
-    """A web worker's side: one connection per thread, made anew after any failure.
-
-    A connection that an earlier request left open may have died with a restarted sequencer, so
-    a failure on one is tried once more on a new one. That is safe even when the sequencer had
-    accepted: a message is unique by its hash, and the second try gets the first one's receipt.
-    """
-
-    def __init__(self, record: Path, timeout_seconds: float = 25.0) -> None:
-        self._record = record
-        self._timeout_seconds = timeout_seconds
-        self._local = threading.local()
+class Link:
+    """What a front end or a command asks the sequencer for, whichever way the frames go."""
 
     def append(self, submission: Submission) -> Receipt:
         """Hand a message to the sequencer and wait until it is durable.
@@ -333,6 +364,23 @@ class SequencerLink:
         """
         return self._call(encode_shred(actor_id, preview), decode_shred_report)
 
+    def report_refused(self, counts: Mapping[str, int], rows: Sequence[RefusedRow] = ()) -> None:
+        """Have these refusals, by code, counted for the whole log; *rows* say whose they were. Raises StoreError."""
+        self._call(encode_refused(counts, rows), decode_ok)
+
+    def administer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have something done that only the operator may ask for; see ``ktlog.operator.administration``.
+
+        Raises:
+            MessageRejected: refused; nothing changed.
+            StoreError: ``SequencerUnreachable`` (whether it was done is not known).
+        """
+        return self._call(canonical({"op": "admin", **request}), decode_ok)
+
+    def status(self) -> Mapping[str, Any]:
+        """How the log does; see ``ktlog.operator.numbers``. Raises StoreError."""
+        return self._call(canonical({"op": "status"}), decode_ok)
+
     def _call(self, payload: bytes, decode: Callable[[Any], _Result]) -> _Result:
         if len(payload) > FRAME_LIMIT_BYTES:
             raise MessageRejected("too_large", "the message is longer than this log takes")
@@ -345,6 +393,27 @@ class SequencerLink:
     def ping(self) -> None:
         """Raise StoreError unless the sequencer answers."""
         self._ask(canonical({"op": "ping"}))
+
+    def _ask(self, payload: bytes) -> Any:
+        """The answer's JSON; raises as :meth:`append`, and EncodingError for what is none."""
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """Forget a connection on which something came that does not parse."""
+
+
+class SequencerLink(Link):
+    """A web worker's side: one connection per thread, made anew after any failure.
+
+    A connection that an earlier request left open may have died with a restarted sequencer, so
+    a failure on one is tried once more on a new one. That is safe even when the sequencer had
+    accepted: a message is unique by its hash, and the second try gets the first one's receipt.
+    """
+
+    def __init__(self, record: Path, timeout_seconds: float = 25.0) -> None:
+        self._record = record
+        self._timeout_seconds = timeout_seconds
+        self._local = threading.local()
 
     def _ask(self, payload: bytes) -> Any:
         reused = getattr(self._local, "connection", None) is not None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from ktlog.config import Settings
 from ktlog.errors import EncodingError, Invalid, StoreError
-from ktlog.keymap.output import format_config
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, hash_parent, subtree_hash, verify
 from ktlog.keymap.value import (
     Value,
@@ -24,12 +23,11 @@ from ktlog.keymap.value import (
     tombstone,
     value_of,
 )
-from ktlog.operator.create import map_config
+from ktlog.operator.stores import open_log, open_map
 from ktlog.pkd.actors import Status
 from ktlog.pkd.erasure import map_index
 from ktlog.store.contracts import LogStore
-from ktlog.store.mapdb import Live, MapState, MapStore
-from ktlog.store.sqlite import SqliteStore
+from ktlog.store.mapcontract import Live, MapState, MapStore
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier, hash_leaf
 
 SAMPLE = 32
@@ -156,10 +154,9 @@ def _compare(store: LogStore, state: MapState, value: Value, live: Live, history
 
 def check_whole_map(settings: Settings) -> int:
     """:func:`check_map` of the log in *settings*, every leaf. Nothing needs to run, and what runs is not disturbed."""
-    config = format_config(map_config(settings))
-    map_store = MapStore.open(settings.map_database, origin=settings.origin, config=config, read_only=True)
+    map_store = open_map(settings, read_only=True)
     try:
-        with SqliteStore.open(settings.database, origin=settings.origin, read_only=True) as store:
+        with open_log(settings, read_only=True) as store:
             return check_map(map_store, store)
     finally:
         map_store.close()

@@ -7,12 +7,11 @@ for its index. Once the map has it, the file goes: it holds values that an erasu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from ktlog.durable import file_errors, read_file, sync_directory, write_atomic
 from ktlog.errors import EncodingError, StoreError
 from ktlog.operator.mapper import Draft
-from ktlog.store.mapdb import Dead, Live
+from ktlog.store.documents import Document
+from ktlog.store.mapcontract import Dead, Live
 from ktlog.tlog.binary import Reader, s32, u8, u32, u64
 
 HEADER = b"ktlog-map-pending/v1\n"
@@ -73,31 +72,24 @@ def _change(read: Reader) -> Live | Dead:
     )
 
 
-def load_pending(path: Path) -> Pending | None:
+def load_pending(document: Document) -> Pending | None:
     """What an earlier process left, or None.
 
     Raises:
         StoreError: ``BadPending``. It is not replaced: what it says may be signed already.
     """
-    data = read_file(path)
+    data = document.read()
     if data is None:
         return None
     try:
         return parse_pending(data)
     except EncodingError as error:
         raise StoreError(
-            NAME, f"{path} is damaged: {error.message}",
+            NAME, f"{document} is damaged: {error.message}",
             hint="Its leaf may be signed. Ask the witnesses for the newest size of the map's log that they know; only"
                  " if it is the published one may the file be deleted.",
         ) from None
 
 
-def write_pending(path: Path, pending: Pending) -> None:
-    write_atomic(path, encode_pending(pending), mode=0o600)
-
-
-def remove_pending(path: Path) -> None:
-    """Remove the file, durably; nothing happens without one."""
-    with file_errors(path):
-        path.unlink(missing_ok=True)
-    sync_directory(path.parent)
+def write_pending(document: Document, pending: Pending) -> None:
+    document.write(encode_pending(pending))

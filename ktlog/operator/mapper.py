@@ -7,7 +7,7 @@ Spec: directory map §1, §2, §5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from ktlog.errors import EncodingError, StoreError
@@ -15,14 +15,16 @@ from ktlog.keymap.value import (
     commit_value,
     derive_opening,
     encode_value,
+    parse_version,
     tombstone,
     value_of,
 )
 from ktlog.pkd.actors import Role, Status
 from ktlog.pkd.erasure import ErasureRecord, encode_erasure_record, map_index
 from ktlog.pkd.history import history_leaf
+from ktlog.pkd.state import Actor
 from ktlog.store.contracts import LogStore
-from ktlog.store.mapdb import Dead, Live, MapState, MapStore
+from ktlog.store.mapcontract import Dead, Live, MapState, MapStore
 from ktlog.tlog.tree import Frontier, hash_leaf
 
 ERASURES_AT_A_TIME = 1024
@@ -98,20 +100,44 @@ class Mapper:
         """The values of whom *touches* name, who are all alive: an erased actor's rows are gone."""
         indexes = {actor_id: map_index(self._store.origin, actor_id) for _leaf, actor_id, _role in touches}
         afresh = {actor_id for actor_id, index in indexes.items() if index in erased}  # type: ignore[operator]
-        trees: dict[str, Frontier] = {}
-        for actor_id, index in indexes.items():
-            before = None if actor_id in afresh else self._map.live(index)
-            trees[actor_id] = Frontier() if before is None else _frontier(before.history)
-        news: dict[str, list[bytes]] = {actor_id: [] for actor_id in trees}
+        news: dict[str, list[bytes]] = {actor_id: [] for actor_id in indexes}
+        leaves: dict[str, set[int]] = {actor_id: set() for actor_id in indexes}
         for leaf_index, actor_id, role in touches:
+            leaves[actor_id].add(leaf_index)
             news[actor_id].append(self._history_leaf(leaf_index, role))
-        return [
-            self._value(
-                actor_id, index, trees[actor_id].extend(map(hash_leaf, news[actor_id])), tuple(news[actor_id]),
-                actor_id in afresh,
+        found = []
+        for actor_id, index in indexes.items():
+            actor, salt = self._store.actor(actor_id), self._store.salt(actor_id)
+            before = None if actor_id in afresh else self._map.live(index)
+            if actor_id not in afresh:
+                self._check_follows(actor, salt, index, before, leaves[actor_id])
+            tree = Frontier() if before is None else _frontier(before.history)
+            tree = tree.extend(map(hash_leaf, news[actor_id]))
+            found.append(_value(actor, salt, index, tree, tuple(news[actor_id]), actor_id in afresh))
+        return found
+
+    def _check_follows(
+        self, actor: Actor | None, salt: bytes | None, index: bytes, before: Live | None, leaves: Set[int]
+    ) -> None:
+        """Hold an actor's row against the published value and the records before it is signed (requirement R1).
+
+        A bit that flipped in the row since it was written would else be published, and a verifier could convict the
+        log with it. Keys are checked by the store, against their hashes.
+        """
+        if actor is None or salt is None:
+            return  # said when its value is made
+        if before is None:
+            dead, first = self._map.dead(index), min(leaves)
+            version = 0 if dead is None else dead.version
+            same_salt = salt in self._store.records(first, first + 1)[0].salts.values()
+        else:
+            version = _version(before.value)
+            same_salt = derive_opening(salt, version) == before.opening
+        if not same_salt or actor.version != version + len(leaves):
+            raise StoreError(
+                "Corrupt", f"a row of the directory does not follow from the map and entries {sorted(leaves)[:3]}",
+                hint="Nothing was signed. Run ktlog fsck, and restore log.db from the newest copy.",
             )
-            for actor_id, index in indexes.items()
-        ]
 
     def _history_leaf(self, leaf_index: int, role: int) -> bytes:
         if role != Role.MOVED_IN:
@@ -121,14 +147,16 @@ class Mapper:
             raise StoreError("Corrupt", f"what entry {leaf_index} moved is not stored")
         return history_leaf(role, leaf_index, move.before)
 
-    def _value(self, actor_id: str, index: bytes, tree: Frontier, news: tuple[bytes, ...], afresh: bool) -> Live:
-        actor, salt = self._store.actor(actor_id), self._store.salt(actor_id)
-        if actor is None or actor.status == Status.ERASED or salt is None:
-            raise StoreError("Corrupt", f"somebody with a history has no {'salt' if salt is None else 'state'}")
-        value = encode_value(value_of(actor, tree.size, tree.root()))
-        opening = derive_opening(salt, actor.version)
-        commitment = commit_value(index, actor.version, value, opening)
-        return Live(index, commitment, value, opening, tree.encode(), news, afresh)
+
+def _value(
+    actor: Actor | None, salt: bytes | None, index: bytes, tree: Frontier, news: tuple[bytes, ...], afresh: bool
+) -> Live:
+    if actor is None or actor.status == Status.ERASED or salt is None:
+        raise StoreError("Corrupt", f"somebody with a history has no {'salt' if salt is None else 'state'}")
+    value = encode_value(value_of(actor, tree.size, tree.root()))
+    opening = derive_opening(salt, actor.version)
+    commitment = commit_value(index, actor.version, value, opening)
+    return Live(index, commitment, value, opening, tree.encode(), news, afresh)
 
 
 def _frontier(encoded: bytes) -> Frontier:
@@ -136,3 +164,10 @@ def _frontier(encoded: bytes) -> Frontier:
         return Frontier.decode(encoded)
     except EncodingError as error:
         raise StoreError("Corrupt", f"a stored history: {error.message}") from error
+
+
+def _version(value: bytes) -> int:
+    try:
+        return parse_version(value)
+    except EncodingError as error:
+        raise StoreError("Corrupt", f"a stored value: {error.message}") from error

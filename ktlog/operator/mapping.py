@@ -5,7 +5,8 @@ A leaf goes through these steps, and a process that dies at any of them goes on 
 1. a draft, read in one snapshot of the log's store; its entries are then published (publisher.py);
 2. inside one open transaction of the map's store, which readers do not see: the new map root, and with it the
    leaf, durable in ``DIR/map-pending`` before it is hashed for anybody;
-3. the output log's tiles; its head, recorded before it is signed; the signatures; the cosignatures;
+3. the output log's tiles; its head, recorded before it is signed; the signatures; the cosignatures; and beside all
+   that a file of what the leaf changes (mapupdates.py);
 4. the quorum: leaf and signed checkpoint are committed together with the map they speak of. Without it the
    transaction is undone, and the same leaf is offered again later.
 
@@ -29,25 +30,34 @@ from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
 from ktlog.keymap.output import (
     OutputLeaf,
-    format_config,
     format_leaf,
     hash_config,
     map_origin,
     parse_leaf,
 )
-from ktlog.operator.create import map_config
-from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
+from ktlog.operator.fence import FencedTiles, epoch_fence
+from ktlog.operator.freshness import Fresh
+from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapcheck import check_map
-from ktlog.operator.mappending import Pending, load_pending, remove_pending, write_pending
+from ktlog.operator.mappending import Pending, load_pending, write_pending
 from ktlog.operator.mapper import Draft, Mapper
+from ktlog.operator.mapupdates import MapUpdates
 from ktlog.operator.nodes import LogNodes, write_tree
 from ktlog.operator.shred import try_scrub
+from ktlog.operator.stores import (
+    map_config,
+    map_pending,
+    map_signed_head,
+    map_sweep,
+    map_updates_swept,
+    open_map,
+    open_map_tiles,
+)
 from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
 from ktlog.store.contracts import LogStore
-from ktlog.store.mapdb import MapState, MapStore
-from ktlog.store.tilefiles import TileFiles
+from ktlog.store.mapcontract import MapState, MapStore
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
-from ktlog.tlog.note import Note, Signer, format_note, open_note
+from ktlog.tlog.note import Note, Signer, Vkey, format_note, open_note
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import hash_leaf, prove_consistency, root_hash
 from ktlog.wire.fetch import Fetcher
@@ -56,7 +66,7 @@ from ktlog.wire.fetch import Fetcher
 HOOKS = (
     "mapping.pending",
     "mapping.tiles_written",
-    "mapping.head_recorded",
+    "mapping.head_offered",
     "mapping.signed",
     "mapping.cosigned",
     "mapping.committed",
@@ -103,7 +113,9 @@ class MapCycle:
     """Keeps the map of one log and publishes its output log. One thread but for what says otherwise.
 
     Args:
-        store: the log's, for reading. signers: of the output log. policy: the whole publish policy.
+        store: the log's, for reading. signers: who signs heads of the output log, or the keys themselves.
+        policy: the whole publish policy. retired: keys that signed its heads before.
+        epoch: the log's, as this process claimed it; None for one that nobody else could claim.
         now: Unix seconds. ticks: seconds of a clock that never goes back.
 
     Raises:
@@ -111,25 +123,32 @@ class MapCycle:
     """
 
     def __init__(
-        self, *, settings: Settings, store: LogStore, signers: tuple[Signer, ...], policy: Policy, fetcher: Fetcher,
-        now: Callable[[], int], ticks: Callable[[], float] = time.monotonic,
+        self, *, settings: Settings, store: LogStore, signers: HeadSigner | tuple[Signer, ...], policy: Policy,
+        fetcher: Fetcher, now: Callable[[], int], ticks: Callable[[], float] = time.monotonic,
+        retired: tuple[Vkey, ...] = (), epoch: int | None = None,
     ) -> None:
         self._settings = settings
+        self._heads = Heads(signers, map_signed_head(settings, epoch=epoch), now)
+        self._vkeys = tuple(dict.fromkeys((*self._heads.vkeys(), *retired)))
+        self._pending_document = map_pending(settings, epoch=epoch)
         self._store = store
-        self._signers = signers
         self._policy = policy
         self._peers = peers_of(policy)
         self._fetcher = fetcher
         self._now = now
+        self.fresh = Fresh.beginning([vkey for peer in self._peers for vkey in peer.vkeys], now())
         self._ticks = ticks
         self._pool = ThreadPoolExecutor(max(1, len(self._peers)), "map-cosigner")
         self._origin = map_origin(settings.origin)
         config = map_config(settings)
         self._config = hash_config(config)
-        opened = {"origin": settings.origin, "config": format_config(config)}
-        self._map = MapStore.open(settings.map_database, **opened)
-        self._reader = MapStore.open(settings.map_database, **opened, read_only=True)
-        self._tiles = TileFiles(settings.map_tiles)
+        self._map = open_map(settings, epoch=epoch)
+        self._reader = open_map(settings, read_only=True)
+        self._tiles = open_map_tiles(settings)
+        if epoch is not None:
+            self._tiles = FencedTiles(self._tiles, epoch_fence(store, epoch))
+        self._sweep = map_sweep(settings, self._tiles)
+        self._updates = MapUpdates(self._reader, self._tiles, map_updates_swept(settings), now)
         self._mapper = Mapper(store, self._reader)
         self._state = self._map.state()
         self._last: OutputLeaf | None = None
@@ -148,6 +167,7 @@ class MapCycle:
         self._load()
 
     def close(self) -> None:
+        self._updates.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._map.close()
         self._reader.close()
@@ -188,11 +208,11 @@ class MapCycle:
             self._load_published(state)
 
     def _check_head(self, state: MapState) -> None:
-        head = load_signed_head(self._settings.map_signed_head)
+        head = self._heads.last()
         size = state.output.size
         if (head.size if head else 1) < size:
             raise StoreError(
-                "SignedHeadLost", f"the map's log has {size} leaves; {self._settings.map_signed_head} does not know it",
+                "SignedHeadLost", f"the map's log has {size} leaves; {self._heads} does not know it",
                 hint="The file was lost or restored from an older copy. Restore the newest one before serving.",
             )
         if head is not None and head.size > size + 1:
@@ -201,17 +221,17 @@ class MapCycle:
             raise _restored("the map's log has another root than the one that was signed")
 
     def _load_pending(self, state: MapState) -> None:
-        pending = load_pending(self._settings.map_pending)
-        head = load_signed_head(self._settings.map_signed_head)
+        pending = load_pending(self._pending_document)
+        head = self._heads.last()
         size = state.output.size
         if pending is not None and pending.leaf_index > size:
             raise _restored(f"a leaf {pending.leaf_index} of the map's log is pending; the map has {size} leaves")
         if pending is not None and pending.leaf_index < size:
-            remove_pending(self._settings.map_pending)
+            self._pending_document.remove()
             pending = None
         if head is not None and head.size > size and pending is None:
             raise StoreError(
-                "PendingLost", f"{self._settings.map_pending} is gone, and its leaf was signed",
+                "PendingLost", f"{self._pending_document} is gone, and its leaf was signed",
                 hint="Restore it: another leaf in its place would be a fork.",
             )
         self._pending = pending
@@ -222,7 +242,7 @@ class MapCycle:
         try:
             leaf = parse_leaf(self._map.output_leaves(size - 1, size)[0])
             note, checkpoint = parse_signed_checkpoint(self._map.checkpoint(size) or b"")
-            own = open_note(note, [signer.vkey for signer in self._signers])
+            own = open_note(note, self._vkeys)
         except (EncodingError, Invalid) as error:
             raise StoreError("Corrupt", f"{self._settings.map_database}: its newest leaf: {error}") from None
         if not own or checkpoint != Checkpoint(self._origin, size, state.output.root()):
@@ -302,9 +322,9 @@ class MapCycle:
         """Once, before anything is signed: have the cosigners seen more of the output log than this disk knows?"""
         if self._compared:
             return
-        head = load_signed_head(self._settings.map_signed_head)
+        head = self._heads.last()
         heads = KnownHeads(
-            self._origin, tuple(signer.vkey for signer in self._signers), self._own_note,
+            self._origin, self._vkeys, self._own_note,
             self._state.output.size if self._own_note else 0, 0 if head is None else head.size,
         )
         vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
@@ -327,7 +347,9 @@ class MapCycle:
         note: list[bytes] = []
 
         def seal(after: MapState, leaf: bytes) -> bytes:
+            self._updates.begin(self._state, draft.changes)
             note.append(self._seal(after, leaf))
+            self._updates.finish()
             return note[0]
 
         after = self._map.update(
@@ -337,6 +359,8 @@ class MapCycle:
         reach("mapping.committed")
         self._tiles.publish_checkpoint(note[0])
         reach("mapping.published")
+        self._sweep.published(after.output.size)
+        self._updates.sweep(after.output.size)
         self._finish(after)
 
     def _make_leaf(self, draft: Draft, root: bytes) -> bytes:
@@ -348,7 +372,7 @@ class MapCycle:
                 draft.erasures_root, root,
             ))
             pending = Pending(self._state.output.size, leaf, draft)
-            write_pending(self._settings.map_pending, pending)
+            write_pending(self._pending_document, pending)
             self._pending = pending
             reach("mapping.pending")
         elif parse_leaf(self._pending.leaf).map_root != root:
@@ -365,36 +389,38 @@ class MapCycle:
         tree = _OutputTree(self._reader, size - 1, (leaf,))
         self._write_tiles(tree, root)
         reach("mapping.tiles_written")
-        now = self._now()
         nodes = LogNodes(tree, self._tiles.read, size)
-        head = SignedHead(size, root, now)
-        check_successor(
-            load_signed_head(self._settings.map_signed_head), head,
+
+        def prove(old: int, new: int) -> list[bytes]:
+            return prove_consistency(old, new, nodes)
+
+        self._heads.offer(
+            SignedHead(size, root, self._now()),
             lambda earlier: root if earlier == size else root_hash(earlier, nodes),
         )
-        record_signed_head(self._settings.map_signed_head, head)
-        reach("mapping.head_recorded")
+        reach("mapping.head_offered")
         text = format_checkpoint(Checkpoint(self._origin, size, root))
-        lines = tuple(signer.sign(text, now) for signer in self._signers)
+        lines = self._heads.sign(text, size, prove)
         reach("mapping.signed")
         cosigned = collect_cosignatures(
             self._fetcher, self._peers, format_note(Note(text, lines)), text, size,
-            lambda old, new: prove_consistency(old, new, nodes), self._pool, self._now,
+            prove, self._pool, self._now,
         )
         self._later = cosigned.later
         for url, failure in cosigned.failures.items():
             log.warning("no cosignature for the map from %s: %s", url, failure)
         reach("mapping.cosigned")
         self._policy.count(cosigned.verified, self._now())
+        self.fresh = self.fresh.after(cosigned.verified, self._now())
         if self._announce:
             names = sorted({verified.vkey.name for verified in cosigned.verified})
-            log.warning("the map is published: %d leaves, cosigned by %s", size, ", ".join(names))
+            log.info("the map is published: %d leaves, cosigned by %s", size, ", ".join(names))
             self._announce = False
         self._own_note = format_note(Note(text, lines))
         return format_note(Note(text, lines + tuple(verified.line for verified in cosigned.verified)))
 
     def _finish(self, after: MapState) -> None:
-        remove_pending(self._settings.map_pending)
+        self._pending_document.remove()
         reach("mapping.finished")
         if self._pending is not None:
             self._last = parse_leaf(self._pending.leaf)

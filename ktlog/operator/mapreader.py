@@ -11,7 +11,7 @@ Spec: directory map §8; :mod:`ktlog.keymap.pages`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ktlog.errors import EncodingError, MessageRejected, StoreError
@@ -40,7 +40,7 @@ from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import decode_public_key
 from ktlog.pkd.keys import key_hash as hash_of
 from ktlog.store.contracts import LogStore, Record
-from ktlog.store.mapdb import MapState, MapStore
+from ktlog.store.mapcontract import MapState, MapStore
 from ktlog.tlog.tree import Frontier, hash_leaf, prove_inclusion
 
 PAGE_ITEMS = 64
@@ -88,6 +88,10 @@ class MapReader:
         self._read_map_tile = read_map_tile
         self._lock = threading.Lock()
         self._path: tuple[int, tuple[bytes, ...], bytes] | None = None
+
+    def version(self) -> Hashable:
+        """Another value after every change of the map."""
+        return self._map.version()
 
     def checkpoint(self, size: int | None = None) -> bytes | None:
         """The published checkpoint of the output log at *size*, or the newest; None if there is none."""

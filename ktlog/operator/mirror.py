@@ -17,6 +17,8 @@ Spec: directory map §4 and §5; PKD, "Mirror Plaintext Cache Invalidation".
 
 from __future__ import annotations
 
+import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -38,12 +40,14 @@ from ktlog.client.verify import (
 from ktlog.durable import make_directories, read_file, write_atomic
 from ktlog.errors import EncodingError, Forked, Invalid, KtlogError, StoreError
 from ktlog.operator.follower import Follower
+from ktlog.operator.mapcopy import MapCopy
 from ktlog.operator.nodes import LogNodes
 from ktlog.operator.sources import Source, load_status, save_status
 from ktlog.pkd.actors import Actor
 from ktlog.pkd.dialects import DIALECTS, Dialect
 from ktlog.pkd.entry import parse_entry
 from ktlog.pkd.erasure import ErasureRecord, map_index
+from ktlog.pkd.keys import encode_public_key
 from ktlog.store.contracts import Batch, Record
 from ktlog.store.erasing import without
 from ktlog.store.mirror import MirrorStore
@@ -56,6 +60,8 @@ REREAD_SECONDS = 12 * 3_600
 
 SAMPLE = 16
 """Entries of each page whose plaintext commitments are checked, drawn by chance; of a page with fewer, all."""
+
+log = logging.getLogger("ktlog.replicas")
 
 ATTEMPTS = 3
 _IDS_AT_A_TIME = 1_000
@@ -77,20 +83,25 @@ class Mirror:
     Args:
         now: Unix seconds.
         chance: draws the samples; the source must not be able to foresee them.
+        files: where the source's files are read, if not at the source.
+        max_age: seconds that the cosignatures of its head may be old.
 
     Raises:
         StoreError: what is mirrored already cannot be read.
     """
 
     def __init__(
-        self, source: Source, fetcher: FileGetter, now: Callable[[], int], chance: random.Random | None = None
+        self, source: Source, fetcher: FileGetter, now: Callable[[], int], chance: random.Random | None = None, *,
+        files: PublicFiles | None = None, max_age: int = DEFAULT_MAX_AGE_SECONDS,
     ) -> None:
         self.source = source
-        self._files = PublicFiles(fetcher, source.log.url)
+        self._files = files or PublicFiles(fetcher, source.log.url)
+        self._max_age = max_age
         self._now = now
         self._chance = chance or random.SystemRandom()
         make_directories(source.directory.parent.parent, source.directory)
         self._tiles = TileFiles.create(source.tiles)
+        self._map_copy = MapCopy(source, PublicFiles(fetcher, f"{self._files.url}/map"))
         self._store: MirrorStore | None = None
         self._follower: Follower | None = None
         self._erasures_read: ErasureHead | None = None
@@ -153,6 +164,9 @@ class Mirror:
         size = 0 if store is None else store.state().size
         erasures = self._read_erasures(known, size)
         reading = _Reading(head, hashes, erasures, dict(self._files.leaf_keys()))
+        keys = [encode_public_key(key) for key in reading.leaf_keys.values()]
+        if read_file(self.source.leaf_keys) != (told := json.dumps({"leaf-keys": keys}).encode()):
+            write_atomic(self.source.leaf_keys, told)
         status = self.status
         rereading = len(erasures) > len(known) or self._now() - status.last_reread >= REREAD_SECONDS
         started = self._now() if rereading or store is None else status.last_reread
@@ -192,7 +206,7 @@ class Mirror:
         if remembered is not None:
             check_two_roots(self.source.log, remembered, head)
             check_not_smaller(remembered, head)
-        check_cosigned(head, self.source.policy, self._now(), DEFAULT_MAX_AGE_SECONDS)
+        check_cosigned(head, self.source.policy, self._now(), self._max_age)
         return head
 
     def _read_erasures(self, known: tuple[ErasureRecord, ...], size: int) -> tuple[ErasureRecord, ...]:
@@ -313,10 +327,19 @@ class Mirror:
         taken = {} if self._follower is None else self._follower.directory.taken
         if self._store is not None and self._store.scrub_due():
             self._store.scrub()
+        self._copy_map()
         self._note(
             tree_size=head.size, last_success=self._now(), last_reread=last_reread, error=None, erasing=False,
             taken={str(leaf_index): why for leaf_index, why in taken.items()},
         )
+
+    def _copy_map(self) -> None:
+        """Keep what the log's own operator would need of its map. It costs the mirror nothing when that fails."""
+        try:
+            self._map_copy.follow()
+        except KtlogError as error:
+            if error.name != "NoCheckpoint":
+                log.warning("the map of %s is not copied: %s", self.source.log.origin, error.name)
 
     def _note(self, **changes: object) -> None:
         self.status = replace(self.status, **changes)

@@ -23,6 +23,7 @@ from ktlog.tlog.tiles import (
 from ktlog.tlog.tree import HASH_BYTES, Node, hash_leaf, hash_level, hash_node, root_hash
 
 TILE_HEIGHT = 8
+STEP_ENTRIES = 64 * TILE_WIDTH
 
 
 class Size(Protocol):
@@ -86,6 +87,9 @@ class LogNodes:
         if width <= 0:
             return b""
         found = self._read_tile(tile_path(tile_level, number, width))
+        if found is None and width < TILE_WIDTH:
+            # Superseded, and removed since: the full one begins with the same hashes.
+            found = (self._read_tile(tile_path(tile_level, number)) or b"")[: width * HASH_BYTES]
         if found is None or len(found) != width * HASH_BYTES:
             raise StoreError(
                 "MissingTile", f"{tile_path(tile_level, number, width)} is missing or has the wrong length",
@@ -111,17 +115,22 @@ def write_tree(
     Raises:
         StoreError: ``CorruptEntry``, ``CorruptTree``, and those of the stores.
     """
-    first = start - start % TILE_WIDTH
-    found = entries(first, size)
-    if [hash_leaf(entry) for entry in found] != list(leaves.leaf_hashes(first, size)):
-        raise StoreError("CorruptEntry", f"an entry in [{first}, {size}) does not hash to its stored leaf")
     nodes = LogNodes(leaves, tiles.read, start)
     if root_hash(size, nodes) != root:
         raise StoreError("CorruptTree", f"the leaves up to {size} do not hash to the stored root")
-    files: dict[str, bytes] = {}
-    for bundle in bundles_between(start, size):
-        at = bundle.number * TILE_WIDTH - first
-        files[entry_bundle_path(bundle.number, bundle.width)] = format_bundle(found[at : at + bundle.width])
-    for tile in tiles_between(start, size):
-        files[tile_path(tile.level, tile.number, tile.width)] = b"".join(nodes(tile_nodes(tile)))
-    tiles.write_tiles(files)
+    # All of a log at once, as after a move to another store, would not fit into memory.
+    for first in range(start - start % TILE_WIDTH, size, STEP_ENTRIES):
+        end = min(first + STEP_ENTRIES, size)
+        found = entries(first, end)
+        if [hash_leaf(entry) for entry in found] != list(leaves.leaf_hashes(first, end)):
+            raise StoreError("CorruptEntry", f"an entry in [{first}, {end}) does not hash to its stored leaf")
+        begin, files = max(start, first), {}
+        for bundle in bundles_between(begin, end):
+            at = bundle.number * TILE_WIDTH - first
+            files[entry_bundle_path(bundle.number, bundle.width)] = format_bundle(found[at : at + bundle.width])
+        grown = [tile for tile in tiles_between(begin, end) if tile.width == TILE_WIDTH]
+        if end == size:
+            grown += [tile for tile in tiles_between(start, size) if tile.width < TILE_WIDTH]
+        for tile in grown:
+            files[tile_path(tile.level, tile.number, tile.width)] = b"".join(nodes(tile_nodes(tile)))
+        tiles.write_tiles(files)

@@ -2,7 +2,7 @@
 
 Reading leaf hashes from the store costs a page for every few of them, so a proof over a large log
 would touch hundreds of pages. From tiles it reads one file of 8 KiB for each of the tree's levels
-of tiles, and keeps what it read.
+of tiles, and keeps what it verified, also when the tree has grown.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ class Proofs:
         """The reader of the newest tree that was asked about; it keeps the tiles that it verified."""
         if self._reader is None or self._reader[0] != published_size:
             root = self._store.root_after(published_size)
-            self._reader = published_size, TileHashReader(self._fetch, published_size, root)
+            if self._reader is None or self._reader[0] > published_size:
+                self._reader = published_size, TileHashReader(self._fetch, published_size, root)
+            else:
+                self._reader[1].advance(published_size, root)
+                self._reader = published_size, self._reader[1]
         return self._reader[1]
 
     def _fetch(self, path: str) -> bytes:

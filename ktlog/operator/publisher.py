@@ -2,8 +2,9 @@
 
 The order is the safety argument. Tiles are immutable and derive from durable entries, so a crash
 leaves only files that the next run writes again with the same bytes. The head is recorded before
-it is signed (head.py). The checkpoint replaces the old one only when the log's own publish policy
-is satisfied, so nobody is ever shown a head that the witnesses did not see. (Design decision 14.)
+it is signed, by whoever holds the keys (head.py). The checkpoint replaces the old one only when the
+log's own publish policy is satisfied, so nobody is ever shown a head that the witnesses did not see.
+(Design decision 14.)
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from ktlog.config import Settings
 from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
-from ktlog.operator.head import SignedHead, check_successor, load_signed_head, record_signed_head
+from ktlog.operator.freshness import Fresh
+from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.nodes import LogNodes, write_tree
+from ktlog.operator.stores import log_sweep, signed_head
 from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
-from ktlog.store.contracts import LogStore
-from ktlog.store.tilefiles import TileFiles
+from ktlog.store.contracts import LogStore, TileStore
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
-from ktlog.tlog.note import Note, Signer, Verified, format_note, open_note
+from ktlog.tlog.note import Note, Signer, Verified, Vkey, format_note, open_note
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import prove_consistency
 from ktlog.wire.fetch import Fetcher
@@ -31,7 +33,7 @@ from ktlog.wire.fetch import Fetcher
 # In commit order. A test kills the process at each.
 HOOKS = (
     "publisher.tiles_written",
-    "publisher.head_recorded",
+    "publisher.head_offered",
     "publisher.signed",
     "publisher.cosigned",
     "publisher.published",
@@ -43,16 +45,25 @@ log = logging.getLogger("ktlog.publisher")
 
 
 class Publisher:
-    """Publishes one log. Runs in the sequencer's process, beside the write connection's thread."""
+    """Publishes one log. Runs in the sequencer's process, beside the write connection's thread.
+
+    Args:
+        signers: who signs its heads, or the keys themselves.
+        retired: keys that signed its heads before, and may have signed the one that is published.
+        epoch: the log's, as this process claimed it; None for one that nobody else could claim.
+    """
 
     def __init__(
-        self, *, settings: Settings, store: LogStore, tiles: TileFiles, signers: tuple[Signer, ...],
-        policy: Policy, fetcher: Fetcher, now: Callable[[], int], mapping: MapCycle | None = None,
+        self, *, settings: Settings, store: LogStore, tiles: TileStore,
+        signers: HeadSigner | tuple[Signer, ...], policy: Policy, fetcher: Fetcher, now: Callable[[], int],
+        mapping: MapCycle | None = None, retired: tuple[Vkey, ...] = (), epoch: int | None = None,
     ) -> None:
         self._settings = settings
+        self._heads = Heads(signers, signed_head(settings, epoch=epoch), now)
+        self._vkeys = tuple(dict.fromkeys((*self._heads.vkeys(), *retired)))
         self._store = store
         self._tiles = tiles
-        self._signers = signers
+        self._sweep = log_sweep(settings, tiles)
         self._policy = policy
         self._peers = peers_of(policy)
         self._fetcher = fetcher
@@ -60,18 +71,25 @@ class Publisher:
         self._mapping = mapping
         self._pool = ThreadPoolExecutor(max(1, len(self._peers)), "witness")
         self._published_time = 0
+        self.fresh = Fresh.beginning([vkey for peer in self._peers for vkey in peer.vkeys], now())
         # Said once at the start, and again when publishing works after it did not.
         self._announce = True
         self._tiles_size = 0
         self._published_note: bytes | None = None
         self.published_size = 0
+        self._unseen = False  # whether the witnesses were asked, since the last publication, if they have seen more
         self.compared = threading.Event()
         """Set once the witnesses have confirmed that this store is no older copy of the log."""
         self._load_published()
 
+    @property
+    def integrated_size(self) -> int:
+        """How many entries the published tiles cover, whether or not a published checkpoint does."""
+        return self._tiles_size
+
     def _load_published(self) -> None:
         """Start from the head and the checkpoint on disk; refuse a store that does not contain them."""
-        head = load_signed_head(self._settings.signed_head)
+        head = self._heads.last()
         if head is not None:
             self._check_tree("signed head", head.size, head.root)
         raw = self._tiles.checkpoint()
@@ -81,7 +99,7 @@ class Publisher:
         if head is None or head.size < checkpoint.size:
             raise StoreError(
                 "SignedHeadLost",
-                f"a checkpoint of size {checkpoint.size} is published, but {self._settings.signed_head} does not"
+                f"a checkpoint of size {checkpoint.size} is published, but {self._heads} does not"
                 " know of it",
                 hint="The file was lost or restored from an older copy. Restore the newest one before serving.",
             )
@@ -94,9 +112,9 @@ class Publisher:
         Raises:
             PolicyUnmet: ``NotCompared``: too few witnesses answered, or they have.
         """
-        head = load_signed_head(self._settings.signed_head)
+        head = self._heads.last()
         heads = KnownHeads(
-            self._settings.origin, tuple(signer.vkey for signer in self._signers), self._published_note,
+            self._settings.origin, self._vkeys, self._published_note,
             self.published_size, 0 if head is None else head.size,
         )
         vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
@@ -108,12 +126,13 @@ class Publisher:
                 f"{have} witnesses confirm that this is no older copy of the log, {need} are needed. {why}",
                 have=have, need=need,
             )
+        self._unseen = True
         self.compared.set()
 
     def _open_published(self, raw: bytes) -> Checkpoint:
         try:
             note, checkpoint = parse_signed_checkpoint(raw)
-            known = open_note(note, [signer.vkey for signer in self._signers])
+            known = open_note(note, self._vkeys)
         except (EncodingError, Invalid) as error:
             raise StoreError(
                 "BadCheckpoint", f"the published checkpoint is damaged: {error}",
@@ -173,7 +192,12 @@ class Publisher:
         fresh = self._now() - self._published_time < self._settings.heartbeat_seconds
         if size == self.published_size and fresh:
             return False
+        if size > self.published_size and not self._unseen:
+            # A copy of this directory may be running beside it: whoever of the two comes second is to notice before it
+            # signs another tree. (What is left is a race of two that ask at once; the witnesses cosign one of them.)
+            self.compare()
         self.publish(size)
+        self._unseen = False
         return True
 
     def publish(self, size: int) -> None:
@@ -186,13 +210,10 @@ class Publisher:
         root = self._store.root_after(size)
         self._write_tiles(size, root)
         reach("publisher.tiles_written")
-        now = self._now()
-        head = SignedHead(size, root, now)
-        check_successor(load_signed_head(self._settings.signed_head), head, self._store.root_after)
-        record_signed_head(self._settings.signed_head, head)
-        reach("publisher.head_recorded")
+        self._heads.offer(SignedHead(size, root, self._now()), self._store.root_after)
+        reach("publisher.head_offered")
         text = format_checkpoint(Checkpoint(self._settings.origin, size, root))
-        lines = tuple(signer.sign(text, now) for signer in self._signers)
+        lines = self._heads.sign(text, size, self._prove)
         reach("publisher.signed")
         cosigned = collect_cosignatures(
             self._fetcher, self._peers, format_note(Note(text, lines)), text, size, self._prove, self._pool, self._now
@@ -208,6 +229,8 @@ class Publisher:
                 have=have, need=need,
             )
         self._publish_note(text, lines, cosigned.verified, size)
+        self.fresh = self.fresh.after(cosigned.verified, self._published_time)
+        self._published_note = format_note(Note(text, lines))
 
     def _publish_note(
         self, text: bytes, lines: tuple, verified: tuple[Verified, ...], size: int
@@ -215,9 +238,10 @@ class Publisher:
         note = Note(text, lines + tuple(v.line for v in verified))
         self._tiles.publish_checkpoint(format_note(note))
         reach("publisher.published")
+        self._sweep.published(size)
         if self._announce:
             names = sorted({v.vkey.name for v in verified})
-            log.warning("published: %d entries, cosigned by %s", size, ", ".join(names))
+            log.info("published: %d entries, cosigned by %s", size, ", ".join(names))
             self._announce = False
         self.published_size = size
         self._published_time = self._now()

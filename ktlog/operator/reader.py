@@ -15,6 +15,7 @@ from ktlog.operator.timeline import ADDING, Spell, Timeline
 from ktlog.pkd.dialects import Dialect
 from ktlog.pkd.state import Aux, Key
 from ktlog.store.contracts import LogStore, Record
+from ktlog.tlog.tree import EMPTY_ROOT
 
 HISTORY_PAGE_ROWS = 100
 HISTORY_PAGE_BYTES = 2 << 20
@@ -89,11 +90,22 @@ class ActorReader:
         self._store = store
         self._timeline = Timeline(store, dialect)
         self._proofs = Proofs(store, read_tile)
+        self._root = 0, EMPTY_ROOT
 
     def answer(
         self, actor_id: str, tree_size: int, published_size: int, *, with_history: bool
     ) -> ActorAnswer | None:
         """The actor as of *tree_size* (at most *published_size*), or None when it was unknown then."""
+        if not with_history:
+            standing = self._store.standing(actor_id)
+            if standing is None or standing.first >= tree_size:
+                return None
+            if standing.last < tree_size:
+                # As nearly always. What else is in the answer never changes: it needs no snapshot.
+                prove = self._prover(Tree(tree_size, published_size))
+                proofs = {key.leaf_index: prove(key.leaf_index) for key in standing.keys}
+                held = Held(standing.keys, standing.aux)
+                return ActorAnswer(held, tree_size, self._root_after(tree_size), proofs, None)
         with self._store.snapshot():
             held = self._held(actor_id, tree_size)
             if held is None:
@@ -102,7 +114,7 @@ class ActorReader:
             prove = self._prover(tree)
             history = self.history(actor_id, tree) if with_history else None
             proofs = {key.leaf_index: prove(key.leaf_index) for key in held.keys}
-            return ActorAnswer(held, tree_size, self._store.root_after(tree_size), proofs, history)
+            return ActorAnswer(held, tree_size, self._root_after(tree_size), proofs, history)
 
     def history(self, actor_id: str, tree: Tree, after: int = -1) -> History | None:
         """A page of the messages that touched the actor, from beyond entry *after*; None for who was unknown.
@@ -156,6 +168,13 @@ class ActorReader:
         """An entry's record, and the proof that it is in *tree*, which may reach beyond the published one."""
         with self._store.snapshot():
             return self._record(leaf_index), self._prover(tree)(leaf_index)
+
+    def _root_after(self, size: int) -> bytes:
+        """A root never changes, and nearly all are asked about one."""
+        known = self._root
+        if known[0] != size:
+            known = self._root = size, self._store.root_after(size)
+        return known[1]
 
     def _span(self, actor_id: str, tree_size: int) -> tuple[int, int] | None:
         """First and last entry that touched the actor; None when none did within *tree_size*."""

@@ -35,7 +35,7 @@ def follow(mirror: Mirror, interval: float, stop: threading.Event, end: Callable
                 mirror.poll()
                 pause = interval
                 if failing:
-                    log.warning("%s is mirrored again: %d entries", origin, mirror.status.tree_size)
+                    log.info("%s is mirrored again: %d entries", origin, mirror.status.tree_size)
                 failing = ""
             except KtlogError as error:
                 if error.name != failing:

@@ -14,6 +14,7 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -33,6 +34,11 @@ from ktlog.wire.webfinger import ACTIVITY_JSON
 THREADS = 4
 POLL_SECONDS = 1.0
 FETCH_SECONDS = 10.0
+BATCH = 32
+"""Messages that are taken from the queue at a time, each to another host."""
+TAKEN_SECONDS = 1.0
+LINGER_SECONDS = 0.2
+"""How long others may come, once all that were due are delivered."""
 FIRST_PAUSE_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 6 * 3_600
 GIVE_UP_SECONDS = 24 * 3_600
@@ -61,7 +67,7 @@ class Courier:
 
     def __init__(
         self, queue: ReplyQueue, fetcher: Fetcher, actor_id: str, key: Ed25519PrivateKey, now: Callable[[], int],
-        compat: Collection[str] = (),
+        compat: Collection[str] = (), clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._compat = frozenset(compat)
         self._queue = queue
@@ -69,14 +75,21 @@ class Courier:
         self._actor_id = actor_id
         self._key = key
         self._now = now
+        self._clock = clock
         self._lock = threading.Lock()
         self._busy: set[str] = set()
+        self._taken: deque[Waiting] = deque()
+        self._more = False
+        self._since = 0.0
+        self._done: list[tuple[int, bool]] = []
 
     def work(self, stop: Stop) -> None:
         """Deliver whatever is due until *stop* is set. For several threads at once: each has its own host."""
         while not stop.is_set():
             try:
                 if self.deliver_one():
+                    if not self._taken and not self._more:
+                        stop.wait(LINGER_SECONDS)
                     continue
             except StoreError as error:
                 log.warning("the queue of replies: %s", error.name)
@@ -85,11 +98,14 @@ class Courier:
     def deliver_one(self) -> bool:
         """Take one message that is due and try to deliver it. False when there was none.
 
+        Messages are read and removed together, up to BATCH at a time. What a process that ends has delivered and not
+        removed is delivered again: under the same id, which recipients know.
+
         Raises:
             StoreError: the queue cannot be read or written.
         """
         with self._lock:
-            waiting = self._queue.next_due(self._now(), self._busy)
+            waiting = self._take()
             if waiting is None:
                 return False
             self._busy.add(waiting.host)
@@ -98,7 +114,25 @@ class Courier:
         finally:
             with self._lock:
                 self._busy.discard(waiting.host)
+                if not self._taken:
+                    self._remove_done()
         return True
+
+    def _take(self) -> Waiting | None:
+        # Who is erased is forgotten in the queue, not here: what lies here for longer is read again.
+        if self._clock() - self._since > TAKEN_SECONDS:
+            self._taken.clear()
+        if not self._taken:
+            self._remove_done()
+            self._since = self._clock()
+            taken, self._more = self._queue.due_now(self._now(), self._busy, BATCH)
+            self._taken.extend(taken)
+        return self._taken.popleft() if self._taken else self._queue.next_due(self._now(), self._busy)
+
+    def _remove_done(self) -> None:
+        if self._done:
+            self._queue.remove_all(self._done)
+            self._done = []
 
     def _deliver(self, waiting: Waiting) -> None:
         age = self._now() - waiting.created
@@ -111,7 +145,8 @@ class Courier:
                 self._queue.postpone(waiting.id, self._now() + pause)
                 return
             status = 410
-        self._queue.remove(waiting.id, answered=status is not None)
+        with self._lock:
+            self._done.append((waiting.id, status is not None))
         if status is None or status >= 300:
             log.warning("a reply was given up (%s)", "too old" if status is None else status)
 
@@ -121,12 +156,18 @@ class Courier:
         Raises:
             KtlogError: trying again may help; or ``GoneActor``, when it never will.
         """
+        # Known when the message was queued, a moment ago as a rule: once it is tried, and then looked up.
+        known = None if waiting.attempts else waiting.inbox
+        status = 0 if known is None else self._post_to(known, waiting.body)
+        if 200 <= status < 300:
+            return status
         inbox = fetch_actor(self._fetcher, waiting.recipient, self._compat).inbox
+        return status if inbox == known else self._post_to(inbox, waiting.body)
+
+    def _post_to(self, inbox: str, body: bytes) -> int:
         headers = {"Content-Type": ACTIVITY_JSON}
-        signed = sign_request(
-            "POST", inbox, headers, waiting.body, f"{self._actor_id}#main-key", self._key, self._now()
-        )
-        status = self._fetcher.post(inbox, waiting.body, signed, max_bytes=MAX_ANSWER_BYTES).status
+        signed = sign_request("POST", inbox, headers, body, f"{self._actor_id}#main-key", self._key, self._now())
+        status = self._fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES).status
         if status in _PASSING or status >= 500:
             raise Unreachable("BadStatus", f"the inbox answers {status}")
         return status

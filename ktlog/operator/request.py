@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from ktlog.pkd.canonical import parse_json
+
+UNREAD: Any = object()
+
+
+@dataclass
+class Place:
+    """A request that was let in by ``ktlog.operator.gate``, and the names under which it is counted."""
+
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -12,12 +24,15 @@ class Source:
 
     ip: the client's address in text, past the proxies that are trusted. domain: the sender's server, and
     None until an HTTP signature was verified: what a request merely claims never stands here.
-    lookups: how many actor documents were waited for on its behalf.
+    lookups: how many actor documents were waited for on its behalf. place: how the gate counts it, if it does.
+    claimed: the server that the request says it is from, for whoever reads about refusals.
     """
 
     ip: str
     domain: str | None = None
     lookups: int = field(default=0, compare=False)
+    place: Place | None = field(default=None, compare=False)
+    claimed: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,7 @@ class Request:
 
     target_url: what was asked for, with a host of the configuration, never an unchecked Host header.
     headers: every line, repeated ones apart. source: filled in as more of the sender becomes known.
+    value: what ``parse_json`` made of the body, where somebody has read it before.
     """
 
     method: str
@@ -33,3 +49,8 @@ class Request:
     headers: Sequence[tuple[str, str]]
     body: bytes
     source: Source
+    value: Any = field(default=UNREAD, repr=False, compare=False)
+
+    def parsed(self) -> Any:
+        """The body's JSON; raises as ``parse_json``."""
+        return parse_json(self.body) if self.value is UNREAD else self.value

@@ -81,7 +81,9 @@ class ScratchFile:
             return self._prepare()
 
     def _prepare(self) -> sqlite3.Connection:
-        connection = open_database(self._path, create=not self._path.exists(), journal_mode="DELETE")
+        connection = open_database(
+            self._path, create=not self._path.exists(), journal_mode="TRUNCATE", page_size=4096,
+        )
         try:
             with database_errors(self._path):
                 connection.execute("PRAGMA synchronous=OFF")

@@ -1,8 +1,8 @@
 """The only writer: gives every accepted message its leaf index, durably, before anybody is told.
 
-One thread owns the write connection. It takes whatever has queued up (one message on an idle
-log, up to 256 under load), re-checks what depends on the state, signs each leaf once, and
-commits the batch in one fenced transaction. Recovery never signs again: ML-DSA signing is
+One thread owns the write connection. It takes whatever has queued up (one message on an idle log, up to
+256 under load), re-checks what depends on the state, has all leaves that it accepts signed at once, chains
+their hashes, and commits the batch in one fenced transaction. Recovery never signs again: ML-DSA signing is
 randomised, so a second signature would be a second history.
 
 After a commit whose outcome is not known the process ends: its memory may be wrong, and the
@@ -11,20 +11,20 @@ store is read afresh by the next one (requirement R3).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, MessageRejected
-from ktlog.operator.keys import LeafKey
+from ktlog.operator.leaves import SignEntries
 from ktlog.operator.link import Receipt, Submission
 from ktlog.operator.views import view_for
 from ktlog.pkd.dialects import Dialect
-from ktlog.pkd.entry import make_entry
 from ktlog.pkd.identity import actor_domain
 from ktlog.pkd.keys import decode_root, derive_key_id, pkd_root
 from ktlog.pkd.keys import key_hash as hash_of
-from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Message, MoveIdentity, message_from_plain
+from ktlog.pkd.messages import AddAuxData, AddKey, BurnDown, Message, MoveIdentity, WireMessage, message_from_plain
 from ktlog.pkd.rejections import reject
 from ktlog.pkd.state import (
     Actor,
@@ -53,16 +53,17 @@ HOOKS = (
 )
 
 
-@dataclass
 class Overlay:
-    """The store's directory as it will be once the batch so far is committed."""
+    """The store's directory as it will be once the batch so far is committed, on top of *state*."""
 
-    store: LogStore
-    actors: dict[str, Actor] = field(default_factory=dict)
-    revoked_tokens: set[bytes] = field(default_factory=set)
-    accepted: dict[bytes, Record] = field(default_factory=dict)
-    roots: dict[bytes, int] = field(default_factory=dict)
-    totp_uses: dict[str, TotpUse] = field(default_factory=dict)
+    def __init__(self, store: LogStore, state: LogState) -> None:
+        self.store = store
+        self.size = state.size
+        self.greatest_time = state.greatest_time
+        self.actors: dict[str, Actor] = {}
+        self.revoked_tokens: set[bytes] = set()
+        self.accepted: dict[bytes, int] = {}
+        self.totp_uses: dict[str, TotpUse] = {}
 
     def actor(self, actor_id: str) -> Actor | None:
         return self.actors[actor_id] if actor_id in self.actors else self.store.actor(actor_id)
@@ -77,15 +78,16 @@ class Overlay:
     def token_revoked(self, key_hash: bytes) -> bool:
         return key_hash in self.revoked_tokens or self.store.token_revoked(key_hash)
 
-    def size_of_root(self, root: bytes) -> int | None:
-        return self.roots.get(root) or self.store.size_of_root(root)
-
-    def take(self, record: Record, change: Change) -> None:
+    def take(self, unique_hash: bytes, change: Change, created: int, use: TotpUse | None) -> None:
+        """The next entry is one that does *change*."""
         self.actors |= {actor.actor_id: actor for actor in change.actors}
         if change.token_revoked is not None:
             self.revoked_tokens.add(change.token_revoked)
-        self.accepted[record.unique_hash] = record
-        self.roots[record.root] = record.leaf_index + 1
+        if use is not None:
+            self.totp_uses[use.domain] = use
+        self.accepted[unique_hash] = self.size
+        self.size += 1
+        self.greatest_time = max(self.greatest_time, created)
 
     def check_totp(self, message: Message, use: TotpUse | None) -> TotpUse | None:
         """The one-time password that *message* uses up; None where none is asked for.
@@ -108,19 +110,46 @@ class Overlay:
         return use
 
 
+@dataclass(frozen=True)
+class _Accepted:
+    """A message that will be entry *leaf_index*; nothing of it is signed yet."""
+
+    leaf_index: int
+    submission: Submission
+    wire: WireMessage
+    change: Change
+    created: int
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """A message that says what another of its batch said before, at *leaf_index*."""
+
+    leaf_index: int
+
+
 class Sequencer:
-    """Turns submissions into entries. Not thread-safe: one thread, one store, one log."""
+    """Turns submissions into entries. Not thread-safe: one thread, one store, one log.
+
+    Args:
+        sign_entries: makes the entries of a batch; see ``ktlog.operator.leaves``.
+        before_answers: told size and root of what is committed, before anybody else; see ``ktlog.operator.acked``.
+    """
 
     def __init__(
-        self, *, store: LogStore, origin: str, dialect: Dialect, leaf_key: LeafKey,
+        self, *, store: LogStore, origin: str, dialect: Dialect, sign_entries: SignEntries,
         now: Callable[[], int], random: Callable[[int], bytes],
+        before_answers: Callable[[int, bytes], None] = lambda _size, _root: None,
     ) -> None:
         self._store = store
+        self._before_answers = before_answers
         self._origin = origin
         self._dialect = dialect
-        self._leaf_key = leaf_key
+        self._sign_entries = sign_entries
         self._now = now
         self._random = random
+        self.commit_seconds = 0.0
+        """Spent in commits since the start."""
         store.claim_epoch()
         self.state: LogState = store.state()
 
@@ -132,45 +161,43 @@ class Sequencer:
         Raises:
             StoreError: nothing of the batch may be assumed; the process must end.
         """
-        overlay = Overlay(self._store)
+        overlay = Overlay(self._store, self.state)
+        with self._store.snapshot():  # one transaction for all that is looked up
+            outcomes = [self._outcome(overlay, submission) for submission in submissions]
+        accepted = [outcome for outcome in outcomes if isinstance(outcome, _Accepted)]
         records: list[Record] = []
-        changes: list[Change] = []
-        results: list[Receipt | MessageRejected] = []
-        state = self.state
-        for submission in submissions:
-            reach("sequencer.received")
-            try:
-                outcome = self._sequence(overlay, state, submission)
-            except MessageRejected as refusal:
-                results.append(refusal)
-                continue
-            except (EncodingError, Invalid) as error:
-                results.append(MessageRejected("bad_request", str(error)))
-                continue
-            if isinstance(outcome, Receipt):
-                results.append(outcome)
-                continue
-            record, change, state, use = outcome
-            overlay.take(record, change)
-            if use is not None:
-                overlay.totp_uses[use.domain] = use
-            records.append(record)
-            changes.append(change)
-            results.append(
-                Receipt(record.leaf_index, record.entry, pkd_root(state.size, record.root))
-            )
-        if records:
+        if accepted:
+            records, state = self._seal(accepted)
+            changes = tuple(one.change for one in accepted)
             reach("sequencer.before_commit")
-            uses = tuple(overlay.totp_uses.values())
-            self._store.commit(Batch(self.state, tuple(records), state, tuple(changes), uses))
+            started = time.monotonic()
+            self._store.commit(
+                Batch(self.state, tuple(records), state, changes, tuple(overlay.totp_uses.values()))
+            )
+            self.commit_seconds += time.monotonic() - started
             self.state = state
             reach("sequencer.after_commit")
-        return results
+            self._before_answers(state.size, state.root)
+        by_index = {record.leaf_index: record for record in records}
+        return [
+            _receipt(by_index[outcome.leaf_index], duplicate=isinstance(outcome, _Twin))
+            if isinstance(outcome, _Accepted | _Twin) else outcome
+            for outcome in outcomes
+        ]
 
-    def _sequence(
-        self, overlay: Overlay, state: LogState, submission: Submission
-    ) -> Receipt | tuple[Record, Change, LogState, TotpUse | None]:
-        """Check one message against the state so far and make its entry, or find its receipt."""
+    def _outcome(
+        self, overlay: Overlay, submission: Submission
+    ) -> _Accepted | _Twin | Receipt | MessageRejected:
+        reach("sequencer.received")
+        try:
+            return self._judge(overlay, submission)
+        except MessageRejected as refusal:
+            return refusal
+        except (EncodingError, Invalid) as error:
+            return MessageRejected("bad_request", str(error))
+
+    def _judge(self, overlay: Overlay, submission: Submission) -> _Accepted | _Twin | Receipt:
+        """Check one message against the state so far, and take it into *overlay*; or find its receipt."""
         wire, message = message_from_plain(
             self._dialect, submission.preimage, submission.plain, commitments=False
         )
@@ -181,46 +208,52 @@ class Sequencer:
             return known
         use = overlay.check_totp(message, submission.totp)
         if wire.recent_root is not None:
-            check_recent_root(overlay.size_of_root, state.size, wire.recent_root)
-        leaf_index = state.size
-        key_id = derive_key_id(self._origin, leaf_index)
-        created = created_time(message, state.greatest_time)
+            # No root of this very batch: nobody can have been told of one.
+            check_recent_root(self._store.size_of_root, overlay.size, wire.recent_root)
+        created = created_time(message, overlay.greatest_time)
         view = view_for(message, overlay.actor, overlay.token_revoked, overlay.holders)
         signer = find_signer(view, message, wire)
-        change = apply(view, message, leaf_index, key_id, signer, created)
+        key_id = derive_key_id(self._origin, overlay.size)
+        change = apply(view, message, overlay.size, key_id, signer, created)
         check_holdings(message, change)
+        accepted = _Accepted(overlay.size, submission, wire, change, created)
+        overlay.take(wire.unique_hash, change, created, use)
+        return accepted
 
-        entry = make_entry(self._dialect, wire.preimage, self._leaf_key.private, self._leaf_key.public)
-        reach("sequencer.leaf_signed")
-        leaf_hash = hash_leaf(entry)
-        frontier = state.frontier.append(leaf_hash)
-        root = frontier.root()
-        after = replace(
-            state, size=leaf_index + 1, root=root, frontier=frontier,
-            greatest_time=max(state.greatest_time, created),
-        )
-        record = Record(
-            leaf_index=leaf_index, entry=entry, leaf_hash=leaf_hash, root=root, preimage=wire.preimage,
-            plain=dict(submission.plain), keys=dict(submission.keys),
-            salts={
-                attribute: self._random(32)
-                for attribute, text in submission.plain.items()
-                if text in change.needs_salt
-            },
-            unique_hash=wire.unique_hash, action=wire.action, created=created, accepted=self._now(),
-        )
-        return record, change, after, use
-
-    def _known(self, overlay: Overlay, unique_hash: bytes) -> Receipt | None:
+    def _known(self, overlay: Overlay, unique_hash: bytes) -> Receipt | _Twin | None:
         """The receipt of a message that is in the log already: sent twice is accepted once."""
-        record = overlay.accepted.get(unique_hash)
-        if record is None:
-            leaf_index = self._store.seen(unique_hash)
-            if leaf_index is None:
-                return None
-            record = self._store.records(leaf_index, leaf_index + 1)[0]
-        root = pkd_root(record.leaf_index + 1, record.root)
-        return Receipt(record.leaf_index, record.entry, root, duplicate=True)
+        if unique_hash in overlay.accepted:
+            return _Twin(overlay.accepted[unique_hash])
+        leaf_index = self._store.seen(unique_hash)
+        if leaf_index is None:
+            return None
+        return _receipt(self._store.records(leaf_index, leaf_index + 1)[0], duplicate=True)
+
+    def _seal(self, accepted: Sequence[_Accepted]) -> tuple[list[Record], LogState]:
+        """Sign the entries of a batch, once each, and chain them to the tree. The root is known after each leaf."""
+        entries = self._sign_entries([one.wire.preimage for one in accepted])
+        leaf_hashes = [hash_leaf(entry) for entry in entries]
+        frontier, roots = self.state.frontier.append_each(leaf_hashes)
+        records: list[Record] = []
+        for one, entry, leaf_hash, root in zip(accepted, entries, leaf_hashes, roots, strict=True):
+            reach("sequencer.leaf_signed")
+            plain = one.submission.plain
+            needs_salt = one.change.needs_salt
+            records.append(Record(
+                leaf_index=one.leaf_index, entry=entry, leaf_hash=leaf_hash, root=root,
+                preimage=one.wire.preimage, plain=dict(plain), keys=dict(one.submission.keys),
+                salts={name: self._random(32) for name, text in plain.items() if text in needs_salt},
+                unique_hash=one.wire.unique_hash, action=one.wire.action, created=one.created,
+                accepted=self._now(),
+            ))
+        greatest_time = max(self.state.greatest_time, *(one.created for one in accepted))
+        return records, replace(
+            self.state, size=frontier.size, root=roots[-1], frontier=frontier, greatest_time=greatest_time
+        )
+
+
+def _receipt(record: Record, *, duplicate: bool) -> Receipt:
+    return Receipt(record.leaf_index, record.entry, pkd_root(record.leaf_index + 1, record.root), duplicate)
 
 
 def check_holdings(message: Message, change: Change) -> None:

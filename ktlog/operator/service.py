@@ -1,103 +1,79 @@
-"""The sequencer's process: one write connection, one publisher, one Unix socket.
+"""The sequencer's process, assembled: one write connection, one desk with its doors, one publisher.
 
 ``python -m ktlog.operator.service --dir DIR``. It holds the log's lock file, so a second one ends
-at once, and the leaf and checkpoint keys, which no other process of the log reads.
+at once. The keys are in another process, which it starts (:mod:`ktlog.operator.signer`) and asks to sign.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import queue
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ktlog.config import Settings, load_settings, socket_path
-from ktlog.durable import FileLock, reach, write_atomic
-from ktlog.errors import (
-    Conflict,
-    EncodingError,
-    KtlogError,
-    MessageRejected,
-    PolicyUnmet,
-    StoreError,
-    UsageError,
-)
-from ktlog.operator.create import ensure_map, load_public_keys
-from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key, load_map_signers
+from ktlog import __version__
+from ktlog.config import Settings, load_settings
+from ktlog.durable import FileLock
+from ktlog.errors import KtlogError, PolicyUnmet, StoreError, UsageError
+from ktlog.operator.acked import AckMark
+from ktlog.operator.administration import Administration, summary
+from ktlog.operator.create import check_public_keys, ensure_map, load_public_keys
+from ktlog.operator.custody import Custody, local_custody, open_custody
+from ktlog.operator.desk import Desk
+from ktlog.operator.fence import FencedHeads, FencedTiles, epoch_fence
+from ktlog.operator.keys import destroy_old
 from ktlog.operator.lifeline import end_with_parent
-from ktlog.operator.link import (
-    SHRED_SECONDS,
-    Receipt,
-    Submission,
-    TotpChange,
-    decode_cosign,
-    decode_shred,
-    decode_submission,
-    decode_totp_change,
-    encode_receipt,
-    encode_refusal,
-    encode_shred_report,
-    receive_frame,
-    send_frame,
-)
 from ktlog.operator.mapping import MapCycle
+from ktlog.operator.numbers import Numbers, as_members, format_metrics
 from ktlog.operator.publisher import Publisher
-from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
+from ktlog.operator.refusalbook import RefusalBook
+from ktlog.operator.roles import FAILED, Turn, make_door, wait_for_turn
+from ktlog.operator.room import MIB, Room
+from ktlog.operator.rotate import check_signing_keys
+from ktlog.operator.rules import RulesKeeper
+from ktlog.operator.sequencer import Sequencer
 from ktlog.operator.shred import Shredder, resume, try_scrub
+from ktlog.operator.stores import open_log, open_tiles, rules_document
+from ktlog.operator.tasks import Tasks
 from ktlog.operator.witnessing import input_policy
-from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.dialects import DIALECTS
-from ktlog.pkd.keys import pkd_root
-from ktlog.store.contracts import Cosignature
-from ktlog.store.sqlite import SqliteStore
-from ktlog.store.tilefiles import TileFiles
+from ktlog.pkd.entry import leaf_key_hash
+from ktlog.store.contracts import AMBIGUOUS
+from ktlog.store.upgrade import remove_copies
 from ktlog.tlog.note import parse_vkey
 from ktlog.tlog.policy import VERIFIERS, Policy, parse_policy
+from ktlog.wire import logs
 from ktlog.wire.fetch import Fetcher
-
-# Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
-ANSWER_TIMEOUT_SECONDS = 20.0
+from ktlog.wire.prometheus import MetricsServer, Page, parse_metrics_listen
 
 NOTE_SECONDS = 60.0
 """How often, at most, it is written down how much of the log is public: a notice period may begin this late."""
 
-PUBLISH_SECONDS = 10.0
-"""How long an erasure waits, and every message with it, until all entries are published."""
-
-PASSING = frozenset({"CannotOpen", "DiskFull", "InputOutput", "ReadOnly"})
-"""Errors of the store at the start that somebody may mend while the supervisor tries again."""
+PASSING = frozenset({
+    "CannotOpen", "DiskFull", "InputOutput", "ReadOnly", "ConnectionLost", "OutOfResources", "TimedOut",
+    # Another sequencer was faster, or was stopped in the middle of a write that the server has yet to give up.
+    "Busy", "Fenced", "StateMoved", "DocumentMoved", "MapAdvanced", AMBIGUOUS,
+    # It was killed while the sequencer began; or runs by itself, and is started again this moment.
+    "SignerLost",
+})
+"""Errors at the start that somebody may mend while the supervisor tries again."""
 
 TRY_AGAIN = 75  # EX_TEMPFAIL
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter from another. To publish and to map is tens of milliseconds of Python at a
+time, beside the thread that sequences, which gives the interpreter away at each row that it reads: it would wait ten
+times as long for it."""
 
 SCRUB_SECONDS = 60.0
 """After which pause erased bytes that a reader kept from being overwritten are tried again."""
 
 log = logging.getLogger("ktlog.sequencer")
-
-
-Task = Callable[[], bytes]
-"""Something else than a message for the sequencing thread to do; gives the answer's bytes."""
-
-
-@dataclass
-class _Waiting:
-    """One submission, or task, and the connection thread that waits for its result."""
-
-    submission: Submission | Task
-    done: threading.Event = field(default_factory=threading.Event)
-    result: Receipt | MessageRejected | bytes | None = None
-
-    def finish(self, result: Receipt | MessageRejected | bytes) -> None:
-        self.result = result
-        self.done.set()
 
 
 def load_publish_policy(settings: Settings) -> Policy:
@@ -107,67 +83,101 @@ def load_publish_policy(settings: Settings) -> Policy:
         UsageError: no policy, or one that would let the log vouch for itself.
     """
     try:
-        policy = parse_policy(settings.publish_policy.read_bytes())
-        # Where there are verifiers, the witnesses alone decide about the log, and both about its map.
-        policy.check_safe(require_verifiers=VERIFIERS in policy.groups)
-        input_policy(policy).check_safe()
+        return check_publish_policy(parse_policy(settings.publish_policy.read_bytes()), settings)
     except FileNotFoundError:
         raise UsageError(
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
             hint="Write a tlog-policy there: `witness NAME VKEY URL` lines, a `group`, and a `quorum`.",
         ) from None
-    except PolicyUnmet as error:
-        raise PolicyUnmet(error.name, f"{settings.publish_policy}: {error.message}") from None
+    except (PolicyUnmet, UsageError) as error:
+        raise type(error)(error.name, f"{settings.publish_policy}: {error.message}") from None
+    except StoreError:
+        raise
     except (KtlogError, OSError) as error:
         raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: {error}") from None
+
+
+def check_publish_policy(policy: Policy, settings: Settings) -> Policy:
+    """Refuse a policy under which the log in *settings* could vouch for itself; gives the policy.
+
+    Raises:
+        PolicyUnmet: ``UnsafePolicy``. UsageError: ``BadPublishPolicy``. StoreError: no public keys are there.
+    """
+    # Where there are verifiers, the witnesses alone decide about the log, and both about its map.
+    policy.check_safe(require_verifiers=VERIFIERS in policy.groups)
+    input_policy(policy).check_safe()
     public = load_public_keys(settings)
     own = {parse_vkey(text).public_key for text in (*public.vkeys, *public.map_vkeys)}
     if any(witness.vkey.public_key in own for witness in policy.witnesses.values()):
-        raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: a witness has this log's own key")
+        raise UsageError("BadPublishPolicy", "a witness has this log's own key")
     if not any(witness.url for witness in policy.witnesses.values()):
-        raise UsageError("BadPublishPolicy", f"{settings.publish_policy}: no witness has a URL to be asked at")
+        raise UsageError("BadPublishPolicy", "no witness has a URL to be asked at")
     return policy
 
 
 class Service:
-    """Owns the queue between the connection threads and the one sequencing thread."""
+    """The parts of the process, and the order in which they begin and end.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        custody: what signs; the process closes it. Without one, the keys are read here.
+    """
+
+    def __init__(self, settings: Settings, custody: Custody | None = None) -> None:
         self._settings = settings
-        self._queue: queue.Queue[_Waiting] = queue.Queue(settings.queue_limit)
         self._stop = threading.Event()
+        if settings.metrics_listen:
+            parse_metrics_listen(settings.metrics_listen)
         dialect = DIALECTS[settings.dialect]
-        self._store = SqliteStore.open(settings.database, origin=settings.origin)
+        self._store = open_log(settings)
         if self._store.dialect != dialect.name:
             raise StoreError(
                 "WrongDialect", f"ktlog.toml says dialect {dialect.name}, the log has {self._store.dialect}"
             )
+        custody = local_custody(settings, self._now) if custody is None else custody
+        public = check_public_keys(settings, custody.public)
+        check_signing_keys(settings, public)
+        mark = AckMark(settings.acked)
+        mark.check(self._store)
         self._sequencer = Sequencer(
-            store=self._store, origin=settings.origin, dialect=dialect, leaf_key=load_leaf_key(settings.keys),
-            now=self._now, random=os.urandom,
+            store=self._store, origin=settings.origin, dialect=dialect, sign_entries=custody.sign_entries,
+            now=self._now, random=os.urandom, before_answers=mark.advance,
         )
+        epoch = self._sequencer.state.epoch
         resume(self._store, settings.journal, self._now)
-        self._shredder = Shredder(
-            self._store, settings.journal, settings.replies, settings.notice_seconds, self._now
-        )
         ensure_map(settings)
         policy = load_publish_policy(settings)
         if VERIFIERS not in policy.groups:
             log.warning("no verifiers are in %s: the map is published unverified", settings.publish_policy)
-        reader = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
+        reader = open_log(settings, read_only=True)
+        fence = epoch_fence(reader, epoch)
         fetcher = Fetcher.from_environment(timeout=float(settings.witness_timeout_seconds))
         self._mapping = MapCycle(
-            settings=settings, store=reader, signers=load_map_signers(settings.keys, settings.origin), policy=policy,
-            fetcher=fetcher, now=self._now,
+            settings=settings, store=reader, signers=FencedHeads(custody.map_heads, fence), policy=policy,
+            fetcher=fetcher, now=self._now, retired=tuple(map(parse_vkey, public.retired_map_vkeys)), epoch=epoch,
         )
-        self._needed: tuple[Path, ...] = (settings.database,)
+        self._publisher = Publisher(
+            settings=settings, store=reader, tiles=FencedTiles(open_tiles(settings), fence),
+            signers=FencedHeads(custody.log_heads, fence), policy=input_policy(policy), fetcher=fetcher, now=self._now,
+            mapping=self._mapping, retired=tuple(map(parse_vkey, public.retired_vkeys)), epoch=epoch,
+        )
+        shredder = Shredder(self._store, settings.journal, settings.replies, settings.notice_seconds, self._now)
+        self._rules = RulesKeeper(rules_document(settings, epoch=epoch))
+        book = RefusalBook()
+        self._tasks = Tasks(
+            self._store, self._sequencer, self._publisher, self._mapping, shredder, self._stop,
+            Administration(self._rules, book, self._now),
+            (lambda: None) if settings.uses_postgres else partial(remove_copies, settings.database),
+        )
+        self._room = Room(settings.directory, settings.free_space_floor_mib * MIB)
+        self.desk = Desk(
+            self._sequencer, self._tasks.plan, status=self._status, unpublished=self._unpublished,
+            unpublished_limit=settings.unpublished_limit, queue_limit=settings.queue_limit,
+            leaf_key=leaf_key_hash(public.leaf_keys[-1]), shortage=self._room.shortage, judge=self._rules.check,
+            book=book, now=self._now,
+        )
+        self._needed: tuple[Path, ...] = () if settings.uses_postgres else (settings.database,)
         self._noted_size = 0
         self._note_next = self._scrub_next = time.monotonic()
-        self._publisher = Publisher(
-            settings=settings, store=reader,
-            tiles=TileFiles(settings.tiles), signers=load_checkpoint_signers(settings.keys, settings.origin),
-            policy=input_policy(policy), fetcher=fetcher, now=self._now, mapping=self._mapping,
-        )
 
     @staticmethod
     def _now() -> int:
@@ -175,6 +185,15 @@ class Service:
 
     def run(self) -> None:
         """Serve until told to stop; then finish what was accepted. The next process publishes what is left."""
+        listen = self._settings.metrics_listen
+        metrics = MetricsServer(listen, self._metrics, self._unready) if listen else None
+        try:
+            self._run()
+        finally:
+            if metrics is not None:
+                metrics.close()
+
+    def _run(self) -> None:
         publisher = threading.Thread(target=self._publish, name="publisher")
         publisher.start()
         # A leaf is a signature too: until the witnesses have confirmed that this is no older copy of the
@@ -186,178 +205,85 @@ class Service:
                 self._mapping.close()
                 self._store.close()
                 return
-        listener = self._listen()
-        threading.Thread(target=self._accept, args=(listener,), daemon=True, name="accept").start()
+        door = make_door(self._settings, self.desk, self._stop, self._sequencer.state.epoch)
+        self._needed += door.needed
+        door.open()
         try:
             self._sequence()
         finally:
             self._stop.set()
             publisher.join()
-            listener.close()
+            door.close()
             self._mapping.close()
             self._store.close()
+
+    def _metrics(self) -> bytes:
+        process = Page("ktlog_")
+        process.add_process()
+        return format_metrics(self.numbers()) + process.encode()
+
+    def _status(self) -> dict[str, object]:
+        return as_members(self.numbers()) | {"rules": summary(self._rules.rules), "version": __version__}
+
+    def numbers(self) -> Numbers:
+        """How the log does. Safe in any thread."""
+        desk, publisher = self.desk, self._publisher
+        return Numbers(
+            sequenced=self._sequencer.state.size, integrated=publisher.integrated_size,
+            published=publisher.published_size, mapped=self._mapping.input_size, waiting=desk.queue.qsize(),
+            accepted=desk.accepted, batches=desk.batches, commit_seconds=self._sequencer.commit_seconds,
+            batch_seconds=desk.batch_seconds, refused=desk.refusals.counts(), free_bytes=self._room.free(),
+            now=self._now(), log=publisher.fresh, map=self._mapping.fresh, oldest_seconds=desk.oldest_seconds(),
+            database_bytes=self._database_bytes(), paused=self._rules.rules.paused is not None,
+        )
+
+    def _database_bytes(self) -> dict[str, int]:
+        if self._settings.uses_postgres:
+            return {}
+        found = {}
+        for name, path in (("log", self._settings.database), ("map", self._settings.map_database)):
+            with contextlib.suppress(OSError):  # removed under us: the sequencer notices, and says so
+                found[name] = path.stat().st_size
+        return found
+
+    def _unready(self) -> str | None:
+        """Why a message would not be taken now, for whoever looks at the metrics' listener."""
+        if not self._publisher.compared.is_set():
+            return "NotCompared"
+        return None if self._rules.rules.paused is None else "Paused"
+
+    def stop(self) -> None:
+        self._stop.set()
 
     def _erasures_mapped(self) -> bool:
         erasures = self._store.erasure_count()
         return not erasures or self._mapping.erasures == erasures
 
-    def stop(self) -> None:
-        self._stop.set()
+    def _unpublished(self) -> int:
+        return self._sequencer.state.size - min(self._publisher.published_size, self._mapping.input_size)
 
     def _publish(self) -> None:
         try:
             self._publisher.run(self._stop)
+            return
+        # A log that accepts and never publishes would look alive: better to start afresh.
+        except StoreError as error:
+            log.critical("the publisher stops, and the sequencer with it: %s", error.diagnostics())
         except BaseException:
-            # A log that accepts and never publishes would look alive: better to start afresh.
             log.exception("the publisher stops, and the sequencer with it")
-            os._exit(70)
-
-    def _listen(self) -> socket.socket:
-        path = socket_path(self._settings)
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(128)
-        write_atomic(self._settings.socket_record, str(path).encode() + b"\n", mode=0o600)
-        self._needed += (path, self._settings.socket_record)
-        return listener
-
-    def _accept(self, listener: socket.socket) -> None:
-        while not self._stop.is_set():
-            try:
-                connection, _ = listener.accept()
-            except OSError as error:
-                if self._stop.is_set():
-                    return
-                # Such as too many open files: deaf for a moment, not for ever.
-                log.error("no link accepted: %s", error)
-                self._stop.wait(0.1)
-                continue
-            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="link").start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        """Answer one web worker's thread, frame by frame, until it closes."""
-        with connection:
-            try:
-                while (request := receive_frame(connection)) is not None:
-                    send_frame(connection, self._answer(request))
-                    reach("sequencer.answered")
-            except (OSError, EncodingError) as error:
-                log.warning("a link closed: %s", error)
-
-    def _answer(self, raw: bytes) -> bytes:
-        seconds = ANSWER_TIMEOUT_SECONDS
-        try:
-            request = parse_json(raw)
-            op = request.get("op")
-            if op == "ping":
-                return canonical({"ok": {"size": str(self._sequencer.state.size)}})
-            waiting = _Waiting(self._task(op, request) or decode_submission(request))
-        except (EncodingError, AttributeError) as error:
-            return encode_refusal("bad_request", str(error))
-        if op == "shred":
-            seconds = SHRED_SECONDS
-        unpublished = self._sequencer.state.size - min(self._publisher.published_size, self._mapping.input_size)
-        if isinstance(waiting.submission, Submission) and unpublished >= self._settings.unpublished_limit:
-            return encode_refusal("overloaded", f"{unpublished} entries wait for the witnesses; try again later")
-        try:
-            self._queue.put_nowait(waiting)
-        except queue.Full:
-            return encode_refusal("overloaded", "the queue is full; try again in a second")
-        if not waiting.done.wait(seconds) or waiting.result is None:
-            return encode_refusal("overloaded", "sequencing takes too long; the message may still be accepted")
-        if isinstance(waiting.result, Receipt):
-            return encode_receipt(waiting.result)
-        if isinstance(waiting.result, bytes):
-            return waiting.result
-        return encode_refusal(waiting.result.code, waiting.result.message)
-
-    def _task(self, op: Any, request: Mapping[str, Any]) -> Task | None:
-        """What a request other than a message asks for; None for a message."""
-        if op == "totp":
-            change = decode_totp_change(request)
-            return lambda: self._set_totp(change)
-        if op == "cosign":
-            cosignature = decode_cosign(request)
-            return lambda: self._add_cosignature(cosignature)
-        if op == "shred":
-            actor_id, preview = decode_shred(request)
-            return lambda: self._shred(actor_id, preview)
-        return None
-
-    def _set_totp(self, change: TotpChange) -> bytes:
-        try:
-            stored = self._store.set_totp(
-                change.domain, change.secret, change.used_window, change.expected_serial
-            )
-        except Conflict as error:
-            raise MessageRejected("totp_moved", error.message) from None
-        return canonical({"ok": {"serial": "" if stored is None else str(stored.serial)}})
-
-    def _add_cosignature(self, cosignature: Cosignature) -> bytes:
-        size = cosignature.tree_size
-        if size > self._sequencer.state.size or pkd_root(size, self._store.root_after(size)) != cosignature.merkle_root:
-            raise MessageRejected("unknown_root", "this log never had that root")
-        return canonical({"ok": {"added": "yes" if self._store.add_cosignature(cosignature) else "no"}})
-
-    def _shred(self, actor_id: str, preview: bool) -> bytes:
-        """Erase between two checkpoints: every entry before the erasure is published and mapped, none comes after yet.
-
-        Else an auditor would for a moment see text withheld by an erasure that is not published. And the map commits to
-        an erasure with exactly the entries before it, so that no entry is taken until it has done so.
-        """
-        state = self._sequencer.state
-        deadline = time.monotonic() + PUBLISH_SECONDS
-        while not preview and not (
-            self._publisher.published_size >= state.size and self._mapped(state.size, self._store.erasure_count())
-        ):
-            if time.monotonic() > deadline or self._stop.wait(0.02):
-                raise MessageRejected("overloaded", "the newest entries are not published; try again when they are")
-        report = self._shredder.shred(actor_id, state, preview=preview)
-        while report.done and not self._mapped(state.size, self._store.erasure_count()):
-            if self._stop.wait(0.02):
-                # The next process publishes it, before it takes anything.
-                return encode_shred_report(replace(report, scrubbed=False))
-        return encode_shred_report(replace(report, scrubbed=report.scrubbed and not self._mapping.scrub_due()))
-
-    def _mapped(self, size: int, erasures: int) -> bool:
-        if self._mapping.covers(size, erasures):
-            return True
-        self._mapping.hurry.set()
-        return False
+        os._exit(FAILED)
 
     def _sequence(self) -> None:
-        """Drain the queue in batches. An idle log commits at once; batches form under load."""
-        while not (self._stop.is_set() and self._queue.empty()):
+        """Work off the desk until told to stop. An idle log commits at once; batches form under load."""
+        while not (self._stop.is_set() and self.desk.queue.empty()):
             try:
-                batch = [self._queue.get(timeout=0.2)]
-            except queue.Empty:
-                batch = []
-            while batch and len(batch) < BATCH_LIMIT and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            try:
-                self._work(batch)
+                self.desk.work(0.2)
                 self._keep_house()
             except StoreError as error:
                 # Whether the batch was stored may not be known, so what is in memory may be wrong.
                 # Ending here is the only answer that cannot fork: the next process reads the store.
                 log.critical("the sequencer stops: %s", error.diagnostics())
-                os._exit(70)
-
-    def _work(self, batch: Sequence[_Waiting]) -> None:
-        """Everybody's message in one batch, then the tasks one by one."""
-        messages = [waiting for waiting in batch if isinstance(waiting.submission, Submission)]
-        if messages:
-            results = self._sequencer.process([waiting.submission for waiting in messages])
-            for waiting, result in zip(messages, results, strict=True):
-                waiting.finish(result)
-        for waiting in batch:
-            if not isinstance(waiting.submission, Submission):
-                try:
-                    waiting.finish(waiting.submission())
-                except MessageRejected as refusal:
-                    waiting.finish(refusal)
+                os._exit(FAILED)
 
     def _keep_house(self) -> None:
         """Note what is public by now, and go on with a scrub that a reader kept from its end."""
@@ -371,22 +297,73 @@ class Service:
             self._noted_size, self._note_next = size, now + min(NOTE_SECONDS, self._settings.notice_seconds)
         if now >= self._scrub_next:
             self._scrub_next = now + SCRUB_SECONDS
+            for path in destroy_old(self._settings.keys, self._now()):
+                log.info("%s is destroyed: its time is over", path)
             if self._store.scrub_due():
                 try_scrub(self._store)
 
 
+def lost_signer() -> None:
+    """Without its signer the process can do nothing: the supervisor starts both anew."""
+    log.critical("the signer ended, and the sequencer with it")
+    os._exit(FAILED)
+
+
+class _Ending:
+    """That the process was told to end, before its service runs or while it does."""
+
+    def __init__(self) -> None:
+        # A list, not an Event: its lock could be held by the very code that a signal interrupts.
+        self._told: list[int] = []
+        self._service: Service | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.end())
+        end_with_parent(self.end)
+
+    def end(self) -> None:
+        self._told.append(1)
+        if self._service is not None:
+            self._service.stop()
+
+    def told(self) -> bool:
+        return bool(self._told)
+
+    def ends(self, service: Service) -> None:
+        self._service = service
+        if self._told:
+            service.stop()
+
+
+def _take_turn(settings: Settings, turn: Turn, ending: _Ending) -> None:
+    """Be the sequencer until told to end."""
+    try:
+        custody = open_custody(settings, lost_signer)
+        try:
+            service = Service(settings, custody)
+            ending.ends(service)
+            service.run()
+        finally:
+            custody.close()
+    except StoreError as error:
+        if error.name == "Locked":  # not the lock of this directory: rows of the database
+            raise StoreError("Busy", error.message, hint=error.hint) from error
+        raise
+    finally:
+        turn.release()
+
+
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))
+        logs.configure_daemon(settings.log_format, settings.log_level)
+        ending = _Ending()
         with FileLock(settings.directory / "sequencer.lock"):
-            service = Service(settings)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: service.stop())
-            end_with_parent(service.stop)
-            service.run()
+            turn = wait_for_turn(settings, ending.told)
+            if turn is not None:
+                _take_turn(settings, turn, ending)
     except KtlogError as error:
-        print(f"ktlog: {error.diagnostics()}", file=sys.stderr)
+        logs.say_why(error)
         return TRY_AGAIN if error.name in PASSING else error.exit_code
     except Exception:
         log.exception("the sequencer stops")

@@ -29,13 +29,13 @@ from ktlog.errors import MessageRejected, StoreError, UsageError
 from ktlog.operator.journal import journal_erasures, read_journal
 from ktlog.operator.link import ShredReport
 from ktlog.operator.replyqueue import ReplyQueue
+from ktlog.operator.stores import open_log
 from ktlog.pkd.actions import TOKEN_ACTION
 from ktlog.pkd.actors import Actor, Status
 from ktlog.pkd.erasure import ErasurePlan, map_index, plan_erasure
 from ktlog.sqlitefile import database_errors, open_database
 from ktlog.store.contracts import AMBIGUOUS, LogState, LogStore
-from ktlog.store.mapdb import MapStore
-from ktlog.store.sqlite import SqliteStore
+from ktlog.store.mapcontract import MapStore
 from ktlog.tlog.encoding import encode_base64
 
 HOOKS = ("shred.erased", "shred.journaled", "shred.scrubbed")
@@ -177,7 +177,7 @@ def finish_erasures(settings: Settings, now: Callable[[], int]) -> None:
     with (
         FileLock(settings.directory / "serve.lock"),
         _patiently(FileLock(settings.directory / "sequencer.lock")),
-        SqliteStore.open(settings.database, origin=settings.origin) as store,
+        open_log(settings) as store,
     ):
         resume(store, settings.journal, now)
 

@@ -52,6 +52,16 @@ class Source:
         return self.directory / "tiles"
 
     @property
+    def map_tiles(self) -> Path:
+        """A copy of the leaves of its map's output log."""
+        return self.directory / "map"
+
+    @property
+    def leaf_keys(self) -> Path:
+        """What it said last of the keys that signed its entries."""
+        return self.directory / "leaf-keys"
+
+    @property
     def status(self) -> Path:
         return self.directory / "status.json"
 

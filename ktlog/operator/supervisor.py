@@ -1,6 +1,9 @@
 """``ktlog serve``: keeps the sequencer, the web workers and their helpers running, and ends them in order.
 
-``DIR/pids.json`` names the processes, for operators and for tests.
+Which of them a machine runs is what the setting ``role`` says.
+
+``DIR/pids.json`` names the processes, for operators and for tests. systemd is told when the web workers answer, that
+the supervisor is alive, and when it stops (:mod:`ktlog.wire.notify`).
 
 A process that dies is started again after a pause that doubles from a quarter second. One that
 refuses to start (exit codes 2, 6 and 8: the configuration, the policy or the store is wrong) is not: it would
@@ -11,6 +14,7 @@ deliver replies and mirror other logs, are no reason to stop a log.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,10 +22,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ktlog.config import Settings
+from ktlog.config import ALL, SEQUENCER, WEB, Settings
 from ktlog.durable import FileLock, write_atomic
 from ktlog.errors import StoreError
+from ktlog.wire import logs
+from ktlog.wire.notify import Notifier
 
 STOP_SECONDS = 20.0
 LOOK_SECONDS = 0.1
@@ -59,7 +66,7 @@ class _Child:
             return None
         if ended in HOPELESS and self.vital:
             return ended
-        print(f"ktlog: {self.name} ended ({ended}); it is started again", file=sys.stderr, flush=True)
+        logs.say(f"{self.name} ended ({ended}); it is started again", logging.WARNING)
         now = time.monotonic()
         if now - self.started > STEADY_SECONDS:
             self.pause_seconds = FIRST_PAUSE_SECONDS
@@ -81,54 +88,83 @@ class _Child:
             self.process.wait()
 
 
-def supervise(settings: Settings) -> int:
+class _Watchdog:
+    """Tells systemd that the supervisor is alive, which looks after the others."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._next = 0.0
+
+    def tell(self) -> None:
+        """Called at every look; speaks at twice the pace that is asked for."""
+        now = time.monotonic()
+        if self._notifier.watchdog_seconds is not None and now >= self._next:
+            self._next = now + self._notifier.watchdog_seconds / 2
+            self._notifier.send("WATCHDOG=1")
+
+
+def supervise(
+    settings: Settings, environment: Mapping[str, str] | None = None, notifier: Notifier | None = None
+) -> int:
     """Run the log in *settings* until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        environment: what the processes get besides ours: the settings that are not in the log's configuration.
+        notifier: whom to tell; else whom the environment names.
 
     Raises:
         StoreError: ``Locked``, when another supervisor runs it already.
     """
     with FileLock(settings.directory / "serve.lock"):
-        return _supervise(settings)
+        told = notifier or Notifier.from_environment()
+        return _supervise(settings, _children(settings, environment or {}, told.address), told)
 
 
-def _supervise(settings: Settings) -> int:
-    directory = str(settings.directory)
-    listen_fds = (int(settings.listen[5:]),) if settings.listen.startswith("fd://") else ()
-    # What a flag of `serve` set must reach the children too.
-    environment = {"KTLOG_WORKERS": str(settings.workers)}
-    sequencer = _Child("sequencer", [sys.executable, "-m", "ktlog.operator.service", "--dir", directory], environment)
-    web = _Child(
-        "web", [sys.executable, "-m", "ktlog.web.service", "--dir", directory, "--listen", settings.listen],
-        environment, listen_fds,
-    )
-    replies = _Child(
-        "replies", [sys.executable, "-m", "ktlog.operator.replies", "--dir", directory], environment, vital=False
-    )
-    mirrors = _Child(
-        "replicas", [sys.executable, "-m", "ktlog.operator.replica", "--dir", directory], environment, vital=False
-    )
-    helpers = (replies, mirrors) if settings.replicas.split() else (replies,)
+def _supervise(settings: Settings, children: Sequence[_Child], notifier: Notifier) -> int:
+    watchdog = _Watchdog(notifier)
     # A list, not an Event: its lock could be held by the very code that a signal interrupts.
     told_to_stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: told_to_stop.append(number))
-    children = (sequencer, web, *helpers)
     for child in children:
         child.start()
     _record(settings, children)
+    if settings.role == SEQUENCER:  # else it is ready when the web workers are, who say so themselves
+        notifier.send("READY=1")
     code = 0
     while not told_to_stop and not code:
         time.sleep(LOOK_SECONDS)
+        watchdog.tell()
         for child in children:
             # One that waits for its next start does not keep the others waiting.
             code = child.look() or code
             if child.is_due() and not told_to_stop and not code:
                 child.start()
                 _record(settings, children)
+    notifier.send("STOPPING=1")
     # The web workers go first: what they have accepted, the sequencer still has to commit.
-    for child in (web, *helpers, sequencer):
+    for child in reversed(children):
         child.stop()
     return code
+
+
+def _children(settings: Settings, environment: Mapping[str, str], notify_socket: str = "") -> list[_Child]:
+    """What this machine runs of the log, in the order of starting. The web workers alone may speak to systemd."""
+    def child(name: str, module: str, *arguments: str, speaks: bool = False, **how: Any) -> _Child:
+        command = [sys.executable, "-m", f"ktlog.{module}", "--dir", str(settings.directory), *arguments]
+        more = {"NOTIFY_SOCKET": notify_socket} if speaks and notify_socket else {}
+        return _Child(name, command, {**environment, **more}, **how)
+
+    children = []
+    if settings.role in (ALL, SEQUENCER):
+        children.append(child("sequencer", "operator.service"))
+    if settings.role in (ALL, WEB):
+        if settings.replicas.split():
+            children.append(child("replicas", "operator.replica", vital=False))
+        children.append(child("replies", "operator.replies", vital=False))
+        listen_fds = (int(settings.listen[5:]),) if settings.listen.startswith("fd://") else ()
+        children.append(child("web", "web.service", "--listen", settings.listen, pass_fds=listen_fds, speaks=True))
+    return children
 
 
 def _record(settings: Settings, children: Sequence[_Child]) -> None:
@@ -136,4 +172,4 @@ def _record(settings: Settings, children: Sequence[_Child]) -> None:
     try:
         write_atomic(settings.directory / "pids.json", json.dumps(pids).encode() + b"\n")
     except StoreError as error:  # a full disk, perhaps: no reason to take down what can still answer
-        print(f"ktlog: {error.diagnostics()}", file=sys.stderr, flush=True)
+        logs.say(error.diagnostics(), logging.ERROR)

@@ -20,9 +20,10 @@ from typing import Protocol
 
 from ktlog.errors import EncodingError, Invalid, MessageRejected
 from ktlog.operator.authenticate import Authenticator
+from ktlog.operator.hpkekeys import HpkeKeys, open_hpke
 from ktlog.operator.request import Request
+from ktlog.operator.rules import Anybody, RulesReader
 from ktlog.pkd.hpke import DecapsulationKey
-from ktlog.pkd.hpke import open_message as open_hpke
 from ktlog.pkd.identity import actor_domain
 from ktlog.pkd.keys import verify_mldsa44
 from ktlog.pkd.messages import check_time
@@ -45,11 +46,13 @@ class TotpDesk:
         hpke_key: the log's, that protocol messages are encrypted to.
         time_window_seconds: how far ``current-time`` may be from *now*.
         actor_domains: the domains that this log serves; none means every domain.
+        rules: whom of them the operator takes.
     """
 
     def __init__(
-        self, *, store: LogStore, link: TotpLink, authenticator: Authenticator, hpke_key: DecapsulationKey,
+        self, *, store: LogStore, link: TotpLink, authenticator: Authenticator, hpke_key: HpkeKeys | DecapsulationKey,
         time_window_seconds: int, now: Callable[[], int], actor_domains: frozenset[str] = frozenset(),
+        rules: RulesReader | None = None,
     ) -> None:
         self._store = store
         self._link = link
@@ -58,6 +61,7 @@ class TotpDesk:
         self._time_window_seconds = time_window_seconds
         self._now = now
         self._actor_domains = actor_domains
+        self._rules = Anybody() if rules is None else rules
 
     def enroll(self, request: Request) -> None:
         """Store the instance's first secret.
@@ -106,6 +110,7 @@ class TotpDesk:
         """The request, and the domain that it may speak for: that of the actor who signed it twice."""
         asked = parse_totp_request(operation, request.body)
         domain = actor_domain(asked.actor_id)
+        self._rules.rules().check(domain)
         if self._actor_domains and domain not in self._actor_domains:
             raise MessageRejected("domain_not_served", f"this log does not serve {domain}")
         check_time(asked.time, self._now(), self._time_window_seconds)

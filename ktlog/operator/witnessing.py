@@ -201,7 +201,7 @@ def confirm_heads(
     """
     def ask(peer: WitnessPeer) -> tuple[Vkey, ...]:
         try:
-            seen = _seen_size(fetcher, peer, heads)
+            seen = seen_size(fetcher, peer, heads)
             if seen > heads.signed_size:
                 raise Invalid(
                     "WitnessAhead", f"{peer.url} has cosigned {seen} entries; this disk knows of {heads.signed_size}",
@@ -220,7 +220,7 @@ def confirm_heads(
     )
 
 
-def _seen_size(fetcher: Fetcher, peer: WitnessPeer, heads: KnownHeads) -> int:
+def seen_size(fetcher: Fetcher, peer: WitnessPeer, heads: KnownHeads) -> int:
     """The size of this log that the witness cosigned last; 0 when it never cosigned it."""
     url = peer.url.rstrip("/")
     if heads.published is None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 
-from ktlog.errors import MessageRejected, StoreError
-from ktlog.operator.federation import is_noise, parse_question, reply
+from ktlog.errors import MessageRejected
 from ktlog.operator.keys import fetch_key_pem
-from ktlog.operator.link import Submission
 from ktlog.operator.request import Request
-from ktlog.pkd.messages import parse_wire
-from ktlog.tlog.encoding import encode_base64url
-from ktlog.web.api import answer_json
+from ktlog.web.api import CONTENT_TYPE
 from ktlog.web.context import Context, context
 from ktlog.web.errors import error_response
-from ktlog.web.guarding import charge_repetition, current_request, guarded
+from ktlog.web.guarding import charge_repetition, current_request, guarded, read_early
+from ktlog.web.inbox import NOISE_LIMIT_BYTES, REFUSED, USER, Refused, queue_reply, read_noise, take
+from ktlog.web.signing import NO_STORE
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
-from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES
 
-USER = "pubkeydir"
-# An activity that is longer than this is not what a server tells everybody.
-NOISE_LIMIT_BYTES = 65_536
 SELF_LINK = "self"
 
-log = logging.getLogger("ktlog.web")
 activitypub = Blueprint("activitypub", __name__)
 
 
@@ -40,8 +31,17 @@ def inbox() -> Response:
     The latter is dropped with the answer that ends it, before the guard counts, a signature is looked at or
     a key is fetched: a refusal would be sent again for days, and the next one would be refused too.
     """
-    if 0 < (request.content_length or 0) <= NOISE_LIMIT_BYTES and is_noise(request.get_data()):
-        return Response(b"", 202, content_type="text/plain; charset=utf-8")
+    refused: Refused | None = request.environ.get(REFUSED)
+    if refused is not None and refused.error is not None:
+        g.ktlog_wait = refused.wait
+        if refused.request is not None:
+            g.ktlog_request = refused.request
+            _tell_sender(context(), refused.request, refused.error)
+        raise refused.error
+    if 0 < (request.content_length or 0) <= NOISE_LIMIT_BYTES:
+        noise, g.ktlog_value = read_noise(read_early())
+        if noise:
+            return Response(b"", 202, content_type="text/plain; charset=utf-8")
     return take_message()
 
 
@@ -54,55 +54,22 @@ def take_message() -> Response:
     """
     ctx, asked = context(), current_request()
     try:
-        submission = ctx.admission.admit(asked)
-        receipt = ctx.link.append(submission)
+        body, receipt = take(ctx, asked)
     except MessageRejected as refusal:
-        answer = error_response(refusal.code, refusal.message)
-        if answer.status_code in (400, 403):
-            _queue_reply(ctx, asked, answer)
+        _tell_sender(ctx, asked, refusal)
         raise
-    members: dict[str, object] = {
-        "leaf-index": receipt.leaf_index,
-        "tree-size": receipt.leaf_index + 1,
-        "merkle-leaf": encode_base64url(receipt.entry),
-        "merkle-root": receipt.root,
-        "status-url": status_url(ctx, submission),
-    }
-    if receipt.duplicate:
-        charge_repetition(receipt)
-        return answer_json("inbox", members | {"already-processed": True}, 202)
-    answer = answer_json("inbox", members, 202)
-    _queue_reply(ctx, asked, answer)
-    return answer
+    charge_repetition(receipt)
+    response = Response(body, 202, content_type=CONTENT_TYPE)
+    response.headers["Cache-Control"] = NO_STORE
+    return response
 
 
-def status_url(ctx: Context, submission: Submission) -> str:
-    """Where the sender of an accepted message can see what became of it."""
-    unique_hash = parse_wire(ctx.dialect, submission.preimage).unique_hash
-    return f"{ctx.settings.url}/api/status/{encode_base64url(unique_hash)}"
-
-
-def _queue_reply(ctx: Context, asked: Request, answer: Response) -> None:
-    """Let the courier tell the sender what *answer* says, if they signed their message and it gets an answer.
-
-    Nobody who was erased is written down again, not even as the recipient of a message.
-    """
-    question = parse_question(asked.body, ctx.settings.actor_id)
-    if question is None or asked.source.domain != actor_domain(question.actor):
-        return
-    if asked.source.domain in {url.removeprefix("https://").partition("/")[0] for url in ctx.settings.directory_urls()}:
-        return  # another directory, whose inbox takes protocol messages only
-    activity = reply(ctx.settings.actor_id, question, answer.get_data(as_text=True), ctx.now(), os.urandom)
-    body = json.dumps(activity, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    try:
-        if ctx.is_erased(question.actor):
-            return
-        ctx.replies.put(question.actor, asked.source.domain, body, ctx.now())
-        if ctx.is_erased(question.actor):  # just now, and the erasure may have looked into the queue before this
-            ctx.replies.forget(question.actor)
-    except StoreError as error:
-        # The sender has the answer. That it is not told a second time must not cost it the first.
-        log.warning("a reply was not queued: %s", error.name)
+def _tell_sender(ctx: Context, asked: Request, error: Exception) -> None:
+    """Tell who signed a message what was wrong with it."""
+    if isinstance(error, MessageRejected):
+        answer = error_response(error.code, error.message)
+        if answer.status_code in (400, 403):
+            queue_reply(ctx, asked, answer.get_data(as_text=True), accepted=False)
 
 
 @activitypub.get(f"/users/{USER}")

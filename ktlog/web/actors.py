@@ -16,7 +16,7 @@ from typing import TypeVar
 from flask import Blueprint, Response
 
 from ktlog.errors import EncodingError, MessageRejected
-from ktlog.operator.reader import History, HistoryRow, ItemAnswer, Tree
+from ktlog.operator.reader import ActorReader, History, HistoryRow, ItemAnswer, Tree
 from ktlog.pkd.actors import Aux, Key
 from ktlog.pkd.keys import encode_public_key, encode_root, pkd_root
 from ktlog.tlog.encoding import decode_base64url, encode_base64url, parse_decimal
@@ -83,9 +83,16 @@ def keys(encoded: str) -> Response:
     later_than = None if after is None else parse_decimal(after)
     if wants == "true" and later_than is not None:
         return _later_page(actor_id, tree, later_than)
-    answer = known(
-        log_view().reader.answer(actor_id, tree.size, tree.published_size, with_history=wants == "true")
+    return answer_json(
+        "actor/get-keys", known(keys_members(log_view().reader, actor_id, tree, with_history=wants == "true"))
     )
+
+
+def keys_members(reader: ActorReader, actor_id: str, tree: Tree, *, with_history: bool) -> dict[str, object] | None:
+    """What there is to say about the actor's keys, and with the first page of its history; None of who is unknown."""
+    answer = reader.answer(actor_id, tree.size, tree.published_size, with_history=with_history)
+    if answer is None:
+        return None
     root = pkd_root(answer.tree_size, answer.root)
     members: dict[str, object] = {
         "actor-id": actor_id,
@@ -103,7 +110,7 @@ def keys(encoded: str) -> Response:
     }
     if answer.history is not None:
         members |= _history_members(answer.history)
-    return answer_json("actor/get-keys", members)
+    return members
 
 
 def _later_page(actor_id: str, tree: Tree, after: int) -> Response:

@@ -7,7 +7,7 @@ describes every endpoint, and is tested against the running application.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from urllib.parse import unquote_to_bytes
 
@@ -20,7 +20,9 @@ from ktlog.pkd.keys import encode_public_key
 from ktlog.tlog.encoding import encode_base64url, parse_decimal
 from ktlog.web.context import context
 from ktlog.web.logview import LogView
+from ktlog.web.signing import NO_STORE
 
+CONTENT_TYPE = "application/json"
 SUITE = "MLKEM768-X25519, HKDF-SHA256, ChaCha20Poly1305"
 
 api = Blueprint("api", __name__, url_prefix="/api")
@@ -36,13 +38,17 @@ def answer_json(context_name: str, members: dict[str, object], status: int = 200
 
     Nobody may keep it: an answer about an actor must not outlive the actor's erasure.
     """
-    body = json.dumps(
-        {"!pkd-context": f"fedi-e2ee:v1/api/{context_name}", **members, **log_view().members()},
-        ensure_ascii=False, separators=(",", ":"),
-    )
-    response = Response(body, status, content_type="application/json")
-    response.headers["Cache-Control"] = "no-store"
+    response = Response(json_body(context_name, members, log_view()), status, content_type=CONTENT_TYPE)
+    response.headers["Cache-Control"] = NO_STORE
     return response
+
+
+def json_body(context_name: str, members: Mapping[str, object], view: LogView) -> bytes:
+    """What :func:`answer_json` answers about *view*, in bytes."""
+    return json.dumps(
+        {"!pkd-context": f"fedi-e2ee:v1/api/{context_name}", **members, **view.members()},
+        ensure_ascii=False, separators=(",", ":"),
+    ).encode()
 
 
 def encode_proof(proof: Sequence[bytes]) -> list[str]:

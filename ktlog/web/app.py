@@ -12,24 +12,31 @@ from ktlog.errors import MessageRejected
 from ktlog.operator.create import load_public_keys
 from ktlog.web.activitypub import activitypub
 from ktlog.web.actors import actors
+from ktlog.web.answers import KeptAnswers, Wsgi
 from ktlog.web.api import api
+from ktlog.web.asked import Named
 from ktlog.web.context import Context
 from ktlog.web.cosign import cosign
 from ktlog.web.errors import error_response, register_errors
-from ktlog.web.files import files
+from ktlog.web.explorer.mount import register_explorer
+from ktlog.web.files import FOR_ANY_PAGE, files
 from ktlog.web.guarding import register_waits
 from ktlog.web.history import history
+from ktlog.web.inbox import QuickInbox
 from ktlog.web.map import directory_map
 from ktlog.web.nodeinfo import nodeinfo
+from ktlog.web.quick import QuickBundles, QuickKeys
 from ktlog.web.replicas import replica, replicas
 from ktlog.web.signing import register_signing
 from ktlog.web.status import status
 from ktlog.web.submissions import submissions
 from ktlog.web.totp import totp
+from ktlog.web.verifypage import verifypage
 from ktlog.wire.httpd import raw_target
 
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 PATH_LIMIT = 8_192
+NOWHERE = "/.nowhere"
+"""What is routed in place of a path that is none: there is nothing at it."""
 
 
 def create_app(settings: Settings) -> Flask:
@@ -49,6 +56,10 @@ def create_app(settings: Settings) -> Flask:
         replicas, replica,
     ):
         app.register_blueprint(blueprint)
+    if settings.explorer:
+        register_explorer(app, context)
+        app.register_blueprint(verifypage)
+    register_readers(app)
 
     @app.before_request
     def check_host() -> Response | None:
@@ -65,13 +76,28 @@ def create_app(settings: Settings) -> Flask:
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """Ready means: the store can be read and the sequencer takes messages."""
+        """Ready means: the store can be read and the sequencer answers. Whoever reads is not sent away by a pause."""
         context.store.state()
         context.link.ping()
-        return Response("ok\n", content_type="text/plain; charset=utf-8")
+        paused = context.rules.rules().paused
+        said = "ok\n" if paused is None else f"ok, paused: {paused.reason}\n"
+        return Response(said, content_type="text/plain; charset=utf-8")
 
-    app.wsgi_app = _RawPath(app.wsgi_app)  # type: ignore[method-assign]
+    views = _RawPath(app.wsgi_app)
+    quick = QuickKeys(QuickBundles(QuickInbox(views, context, hosts), context, hosts), context, hosts)
+    kept = KeptAnswers(quick, context.version, hosts, context.now)
+    app.wsgi_app = Named(kept)  # type: ignore[method-assign]
     return app
+
+
+def register_readers(app: Flask) -> None:
+    """Let pages from anywhere read what is public anyway: a proof is worth most to code that is not the log's own."""
+
+    @app.after_request
+    def allow(response: Response) -> Response:
+        if request.blueprint in (files.name, directory_map.name):
+            response.headers[FOR_ANY_PAGE[0]] = FOR_ANY_PAGE[1]
+        return response
 
 
 class _RawPath:
@@ -88,8 +114,8 @@ class _RawPath:
         try:
             path = raw_target(environ).partition("?")[0]
         except MessageRejected:
-            path = "/"
+            path = NOWHERE
         # The router would read //tile/0 as /tile/0, and a proxy in front perhaps as a host name.
         if len(path) > PATH_LIMIT or not path.isascii() or path.startswith("//"):
-            path = "/"
+            path = NOWHERE
         return self._inner(environ | {"PATH_INFO": path}, start_response)

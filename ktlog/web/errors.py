@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from flask import Flask, Response, jsonify
+from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError
+from ktlog.errors import EncodingError, KtlogError, MessageRejected, StoreError, Unreachable
+from ktlog.web.asked import note_refusal
 from ktlog.wire.httpsig import ACCEPT_SIGNATURE
 
 ERROR_CONTEXT = "fedi-e2ee:v1/api/error"
@@ -33,6 +34,8 @@ TABLE: dict[str, tuple[str, int]] = {
     "directory_not_allowed": ("unauthorized", 403),
     "domain_not_served": ("unauthorized", 403),
     "burndown_disabled": ("unauthorized", 403),
+    "instance_blocked": ("unauthorized", 403),
+    "instance_not_allowed": ("unauthorized", 403),
     "directory_key_mismatch": ("unauthorized", 403),
     "directory_unreachable": ("unauthorized", 403),
     "otp_required": ("unauthorized", 403),
@@ -51,27 +54,33 @@ TABLE: dict[str, tuple[str, int]] = {
     "unknown_witness": ("unauthorized", 403),
     "rate_limited": ("rate_limited", 429),
     "too_many_messages": ("rate_limited", 429),
+    "too_many_at_once": ("rate_limited", 429),
     "replayed_request": ("unauthorized", 401),
     "wrong_host": ("invalid_request", 421),
     "replica_stale": ("internal_error", 503),
     "overloaded": ("internal_error", 503),
+    "keys_differ": ("internal_error", 503),
+    "paused": ("internal_error", 503),
     "unavailable": ("internal_error", 503),
     "internal_error": ("internal_error", 500),
 }
 INVALID_REQUEST = ("invalid_request", 400)
 RETRY_SECONDS = "2"
+PAUSE_SECONDS = "120"
+"""When to come again while the operator lets no messages in."""
 
 
 def error_response(code: str, message: str) -> Response:
     """An error in the specification's format. The message never quotes a secret."""
     pkd_code, status = TABLE.get(code, INVALID_REQUEST)
+    note_refusal(request.environ, code, request.endpoint)
     response = jsonify({"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code})
     response.status_code = status
     response.headers["Cache-Control"] = "no-store"  # some caches keep a 404 for minutes, and soon it is none
     if status == HTTPStatus.UNAUTHORIZED:
         response.headers["Accept-Signature"] = ACCEPT_SIGNATURE
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = RETRY_SECONDS
+        response.headers["Retry-After"] = PAUSE_SECONDS if code == "paused" else RETRY_SECONDS
     return response
 
 
@@ -87,7 +96,8 @@ def register_errors(app: Flask) -> None:
         return error_response("bad_request", str(error))
 
     @app.errorhandler(StoreError)
-    def unavailable(error: StoreError) -> Response:
+    @app.errorhandler(Unreachable)
+    def unavailable(error: KtlogError) -> Response:
         app.logger.error("%s", error.diagnostics())
         return error_response("unavailable", "the log's store or its sequencer does not answer; try again shortly")
 

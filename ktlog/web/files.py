@@ -10,18 +10,21 @@ import json
 
 from flask import Blueprint, Response
 
+from ktlog.durable import read_file
 from ktlog.errors import EncodingError
 from ktlog.pkd.erasure import encode_erasure_record
 from ktlog.pkd.keys import encode_public_key
-from ktlog.store.contracts import Record
-from ktlog.store.tilefiles import TileFiles
+from ktlog.store.contracts import Record, TileStore
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.tiles import TILE_WIDTH, format_bundle, parse_tile_path
 from ktlog.tlog.tree import Frontier, hash_leaf
 from ktlog.web.context import Context, context
 from ktlog.web.errors import error_response
 
-IMMUTABLE = "public, max-age=604800, immutable"
+IMMUTABLE = "public, max-age=31536000, immutable"
+FOR_A_DAY = "public, max-age=86400, immutable"
+FOR_ANY_PAGE = ("Access-Control-Allow-Origin", "*")
+"""Of what never changes, and goes some day."""
 
 files = Blueprint("files", __name__)
 
@@ -46,7 +49,7 @@ def tile(rest: str) -> Response:
     return tile_response(context().tiles, rest)
 
 
-def tile_response(tiles: TileFiles, rest: str) -> Response:
+def tile_response(tiles: TileStore, rest: str) -> Response:
     """The tile or entry bundle at tile/*rest*, or the error that says there is none."""
     data = tiles.read(f"tile/{rest}")
     if data is None:
@@ -145,4 +148,13 @@ def leaf_keys() -> Response:
     keys = [encode_public_key(key) for key in context().public_keys.leaf_keys]
     response = Response(json.dumps({"leaf-keys": keys}), content_type="application/json")
     response.headers["Cache-Control"] = "public, max-age=300"
+    return response
+
+
+@files.get("/keys")
+@files.get("/map/keys", endpoint="map_keys")
+def keys() -> Response:
+    """Every replacement of one of the log's keys, a line each; see ``ktlog.pkd.keychanges``. Empty before the first."""
+    response = Response(read_file(context().settings.key_changes) or b"", content_type="application/jsonl")
+    response.headers["Cache-Control"] = "no-cache"
     return response

@@ -5,8 +5,9 @@
     def view() -> Response:
         request = current_request()
 
-The source is known and has not to wait before the body is read; a refusal that is the sender's fault is
-counted against it. Signatures are the view's to check: it knows whose they must be.
+The source is known and has not to wait before the body is read, and there is room for one more request under way; a
+refusal that is the sender's fault is counted against it. Signatures are the view's to check: it knows whose they
+are to be.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from werkzeug.exceptions import HTTPException
 from ktlog.errors import EncodingError, MessageRejected, RateLimited
 from ktlog.operator.guard import Network, Wait, parse_address
 from ktlog.operator.link import Receipt
-from ktlog.operator.request import Request, Source
-from ktlog.web.context import context
+from ktlog.operator.request import UNREAD, Request, Source
+from ktlog.web.asked import note_source
+from ktlog.web.context import Context, context
 from ktlog.web.errors import TABLE
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.httpd import header_lines, raw_target
@@ -43,22 +45,30 @@ def guarded(view: Callable[..., Any]) -> Callable[..., Any]:
     def inner(*arguments: Any, **options: Any) -> Any:
         ctx = context()
         headers = header_lines(request.environ)
-        source = Source(client_address(request.remote_addr or "", headers, ctx.trusted_proxies))
+        address = client_address(request.remote_addr or "", headers, ctx.trusted_proxies)
+        source = note_source(request.environ, Source(address, claimed=claimed_domain(headers)))
         try:
-            ctx.guard.check(source, claimed_domain(headers))
-            g.ktlog_request = Request(
-                request.method, target_uri(request.headers["Host"], raw_target(request.environ)), headers,
-                read_body(ctx.settings.body_limit_bytes), source,
-            )
-            return view(*arguments, **options)
+            ctx.guard.check(source, source.claimed)
+            with ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)):
+                g.ktlog_request = Request(
+                    request.method, target_uri(request.headers["Host"], raw_target(request.environ)), headers,
+                    read_body(ctx.settings.body_limit_bytes), source, g.get("ktlog_value", UNREAD),
+                )
+                return view(*arguments, **options)
         except (MessageRejected, EncodingError, HTTPException) as error:
-            if isinstance(error, RateLimited):
-                g.ktlog_wait = error
-            elif weight := penalty_weight(error):
-                g.ktlog_wait = ctx.guard.penalize(source, weight)
+            g.ktlog_wait = blame(ctx, source, error)
             raise
 
     return inner
+
+
+def blame(ctx: Context, source: Source, error: Exception) -> Wait | RateLimited | None:
+    """Count a refusal; gives how long its sender has to wait, if they have to."""
+    ctx.refusals.count(refusal_code(error), source.domain or source.claimed or "", source.domain is not None)
+    if isinstance(error, RateLimited):
+        return error
+    weight = penalty_weight(error)
+    return ctx.guard.penalize(source, weight) if weight else None
 
 
 def register_waits(app: Flask) -> None:
@@ -66,12 +76,19 @@ def register_waits(app: Flask) -> None:
 
     @app.after_request
     def add_headers(response: Response) -> Response:
-        wait: Wait | RateLimited | None = g.get("ktlog_wait")
-        if wait is not None:
-            response.headers["Retry-After"] = str(max(1, -(-wait.retry_after_ms // 1000)))
-            response.headers["X-RateLimit-Limit"] = str(wait.limit)
-            response.headers["X-RateLimit-Reset"] = str(wait.reset)
+        for name, value in wait_headers(g.get("ktlog_wait")):
+            response.headers[name] = value
         return response
+
+
+def wait_headers(wait: Wait | RateLimited | None) -> tuple[tuple[str, str], ...]:
+    """What an answer to a sender that must wait says of it."""
+    if wait is None:
+        return ()
+    return (
+        ("Retry-After", str(max(1, -(-wait.retry_after_ms // 1000)))), ("X-RateLimit-Limit", str(wait.limit)),
+        ("X-RateLimit-Reset", str(wait.reset)),
+    )
 
 
 def current_request() -> Request:
@@ -90,9 +107,17 @@ def charge_repetition(receipt: Receipt) -> None:
     It changes nothing and is refused for nothing, so that a stranger could send it for ever new actors, whose
     documents cost us threads. Whom we knew, or needed not to, is asked for nothing.
     """
-    source = current_request().source
-    if receipt.duplicate and source.lookups:
-        g.ktlog_wait = context().guard.penalize(Source(source.ip))
+    g.ktlog_wait = repetition(context(), current_request().source, receipt)
+
+
+def repetition(ctx: Context, source: Source, receipt: Receipt) -> Wait | None:
+    """:func:`charge_repetition`; gives how long the address has to wait now."""
+    return ctx.guard.penalize(Source(source.ip)) if receipt.duplicate and source.lookups else None
+
+
+def refusal_code(error: Exception) -> str:
+    """Under which code a refusal is counted."""
+    return error.code if isinstance(error, MessageRejected) else "bad_request"
 
 
 def penalty_weight(error: Exception) -> int:
@@ -137,6 +162,25 @@ def claimed_domain(headers: Sequence[tuple[str, str]]) -> str | None:
             except EncodingError:
                 return None
     return None
+
+
+def read_early() -> bytes:
+    """The body of a request that nothing is known of yet, kept for whoever reads it again.
+
+    A sender can be slow. So reading takes a place like a message, and not every thread waits for bodies.
+
+    Raises:
+        RateLimited: as of a message.
+    """
+    ctx = context()
+    source = Source(client_address(request.remote_addr or "", header_lines(request.environ), ctx.trusted_proxies))
+    try:
+        with ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)):
+            return request.get_data()
+    except RateLimited as error:
+        ctx.refusals.count(error.code)
+        g.ktlog_wait = error
+        raise
 
 
 def read_body(limit_bytes: int) -> bytes:

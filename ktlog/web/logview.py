@@ -71,6 +71,14 @@ class ReplicaView(LogView):
         self._now = now
 
     @property
+    def source(self) -> Source:
+        return self._source
+
+    @property
+    def tiles(self) -> TileStore:
+        return self._tiles
+
+    @property
     def reader(self) -> ActorReader:
         """Raises MessageRejected: ``replica_stale``."""
         if not load_status(self._source).may_show_plaintext(self._now()):

@@ -14,7 +14,12 @@ from ktlog.tlog.encoding import parse_decimal
 from ktlog.web.actors import requested_actor
 from ktlog.web.api import one_argument
 from ktlog.web.context import context
-from ktlog.web.files import IMMUTABLE, note_response, tile_response
+from ktlog.web.errors import error_response
+from ktlog.web.files import FOR_A_DAY, IMMUTABLE, note_response, tile_response
+
+BUNDLE_TYPE = "application/octet-stream"
+UNKEPT = "no-cache"
+"""Nobody may keep a bundle unasked: it would outlive the actor's erasure."""
 
 directory_map = Blueprint("map", __name__, url_prefix="/map")
 
@@ -56,6 +61,18 @@ def tile(rest: str) -> Response:
     return tile_response(context().map_tiles, rest)
 
 
+@directory_map.get("/updates/<path:rest>")
+def update(rest: str) -> Response:
+    """What an output leaf changed, for 30 days. A cache should not keep it for much longer."""
+    # Leaf 0 is the configuration, and changed nothing.
+    data = None if rest == "000" else context().map_tiles.read(f"updates/{rest}")
+    if data is None:
+        return error_response("not_found", f"there is no updates/{rest}, or none any more")
+    response = Response(data, content_type="application/octet-stream")
+    response.headers["Cache-Control"] = FOR_A_DAY
+    return response
+
+
 @directory_map.get("/bundle/<encoded>")
 def bundle(encoded: str) -> Response:
     """What the map says of an actor, with the proof. Somebody whom nobody knows is an answer too.
@@ -75,7 +92,6 @@ def bundle(encoded: str) -> Response:
     # Only where messages are shown does it matter how far the tiles reach.
     published = context().published() if ask.full else None
     found = reader().bundle(actor_id, ask, published_size=0 if published is None else published.checkpoint.size)
-    response = Response(encode_bundle(found), content_type="application/octet-stream")
-    # Nobody may keep it unasked: it would outlive the actor's erasure.
-    response.headers["Cache-Control"] = "no-cache"
+    response = Response(encode_bundle(found), content_type=BUNDLE_TYPE)
+    response.headers["Cache-Control"] = UNKEPT
     return response

@@ -19,6 +19,7 @@ from flask import Blueprint, Response, g
 from ktlog.web import actors, history
 from ktlog.web.api import answer_json
 from ktlog.web.context import context
+from ktlog.web.replicafiles import add_routes
 
 replicas = Blueprint("replicas", __name__, url_prefix="/api")
 replica = Blueprint("replica", __name__, url_prefix="/api/replica/<replica_id>")
@@ -48,3 +49,4 @@ for _rule, _view in (
     ("/history/since/<encoded>", history.since),
 ):
     replica.add_url_rule(_rule, view_func=_view)
+add_routes(replica)

@@ -1,7 +1,11 @@
-"""Every answer leaves signed, whatever it says: what a log answered to which request can be shown to others.
+"""Every answer of the API leaves signed, whatever it says: what a log answered to which request can be shown to others.
 
 An ML-DSA-44 signature takes a millisecond and more, so one that was made a moment ago for the same answer to the
 same request is sent again. Nothing in it is older than a verifier accepts.
+
+Both of the log's keys sign, unless the request says which algorithms it wants: ``Accept-Signature`` (RFC 9421 §5) with
+an ``alg`` in each member. Nothing else of it counts, and nothing that a cache may keep is signed otherwise for it. Who
+asks for Ed25519 alone spares the log most of an answer's cost, and has one that a quantum computer could forge.
 
 What was asked in a body is named by the request's ``Content-Digest``, if it has one and the view has read the body. An
 answer that was made before that (429, 413, 405, an address where nothing is) answers no body, and does not say so.
@@ -13,37 +17,44 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask, Response, g, request
 
 from ktlog.errors import EncodingError, MessageRejected
 from ktlog.operator.request import Request
+from ktlog.wire.actor import ED25519, ML_DSA_44
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.httpd import raw_target
-from ktlog.wire.httpsig import PrivateKey, check_digest, target_uri
-from ktlog.wire.httpsig_response import Exchange, sign_response
+from ktlog.wire.httpsig import PrivateKey, check_digest, parse_dictionary, target_uri
+from ktlog.wire.httpsig_response import BOTH, Exchange, sign_response
 
+NO_STORE = "no-store"
 REUSE_SECONDS = 60
 REUSE_LIMIT = 1_024  # some 5 kB each
 
-_Key = tuple[str, str | None, str | None, int, str | None, bytes]
+ACCEPT_LIMIT = 512
+
+_Key = tuple[str, str | None, str | None, int, str | None, bytes, tuple[str, ...]]
 
 
 class AnswerSigner:
     """Signs with the log's HTTP keys. Safe to use from many threads."""
 
     def __init__(self, keys: Sequence[tuple[str, PrivateKey]], now: Callable[[], int]) -> None:
-        self._keys = tuple(keys)
+        self._keys = tuple((ED25519 if isinstance(key, Ed25519PrivateKey) else ML_DSA_44, name, key)
+                           for name, key in keys)
         self._now = now
         self._lock = threading.Lock()
         self._made: OrderedDict[_Key, tuple[int, Mapping[str, str]]] = OrderedDict()
 
-    def headers(self, exchange: Exchange) -> Mapping[str, str]:
-        """The headers that sign *exchange*, made now or at most REUSE_SECONDS ago."""
+    def headers(self, exchange: Exchange, algorithms: tuple[str, ...] = BOTH) -> Mapping[str, str]:
+        """The headers that sign *exchange* with each of *algorithms*, made now or at most REUSE_SECONDS ago."""
         digest = hashlib.sha256(exchange.body).digest()
         key = (
             exchange.method, exchange.url, exchange.request_digest, exchange.status,
-            exchange.headers.get("content-type"), digest,
+            exchange.headers.get("content-type"), digest, algorithms,
         )
         now = self._now()
         with self._lock:
@@ -51,7 +62,8 @@ class AnswerSigner:
             if made is not None and 0 <= now - created < REUSE_SECONDS:
                 self._made.move_to_end(key)
                 return made
-        made = sign_response(exchange, self._keys, now)
+        keys = [(name, key) for algorithm, name, key in self._keys if algorithm in algorithms]
+        made = sign_response(exchange, keys, now)
         with self._lock:
             self._made[key] = (now, made)
             self._made.move_to_end(key)
@@ -65,6 +77,8 @@ def register_signing(app: Flask, signer: AnswerSigner, hosts: Collection[str]) -
 
     @app.after_request
     def sign(response: Response) -> Response:
+        if g.get("ktlog_unsigned"):  # a page for people; see ktlog.web.explorer.answer
+            return response
         response.direct_passthrough = False
         if response.status_code == 204:
             response.headers.pop("Content-Type", None)
@@ -76,9 +90,28 @@ def register_signing(app: Flask, signer: AnswerSigner, hosts: Collection[str]) -
             request.method, _requested_url(hosts), response.status_code, described, body,
             right_digest(g.get("ktlog_request")),
         )
-        for name, value in signer.headers(exchange).items():
+        kept_by_caches = response.headers.get("Cache-Control") != NO_STORE
+        algorithms = BOTH if kept_by_caches else asked_algorithms(request.headers.get("Accept-Signature"))
+        for name, value in signer.headers(exchange, algorithms).items():
             response.headers[name] = value
         return response
+
+
+def asked_algorithms(accept_signature: str | None) -> tuple[str, ...]:
+    """The algorithms that an answer is signed with, for a request with this ``Accept-Signature``, if any."""
+    if accept_signature is None or len(accept_signature) > ACCEPT_LIMIT:
+        return BOTH
+    return _named_algorithms(accept_signature)
+
+
+@lru_cache(maxsize=64)
+def _named_algorithms(accept_signature: str) -> tuple[str, ...]:
+    try:
+        members = parse_dictionary(accept_signature).values()
+    except MessageRejected:
+        return BOTH
+    named = {member[1].get("alg") for member in members}
+    return tuple(algorithm for algorithm in BOTH if algorithm in named) if named and named <= set(BOTH) else BOTH
 
 
 def right_digest(asked: Request | None) -> str | None:
@@ -88,6 +121,8 @@ def right_digest(asked: Request | None) -> str | None:
     values = [value for name, value in asked.headers if name.lower() == "content-digest"]
     if len(values) != 1:
         return None
+    if asked.source.domain is not None:
+        return values[0].strip()  # it was checked together with the request's signature
     try:
         check_digest(values[0], asked.body)
     except MessageRejected:

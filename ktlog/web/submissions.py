@@ -29,7 +29,7 @@ def burndown() -> Response:
     ``time`` and ``status`` are the specification's; the receipt stands beside them.
     """
     ctx = context()
-    receipt = ctx.link.append(ctx.admission.admit_burndown(current_request()))
+    receipt = ctx.append(ctx.admission.admit_burndown(current_request()), current_request().source.domain)
     charge_repetition(receipt)
     return answer_json("burndown", {"time": str(ctx.now()), "status": True, **receipt_members(receipt)})
 
@@ -43,7 +43,8 @@ def revoke() -> Response:
     """
     ctx = context()
     try:
-        charge_repetition(ctx.link.append(ctx.admission.admit_revocation(current_request())))
+        submission = ctx.admission.admit_revocation(current_request())
+        charge_repetition(ctx.append(submission, current_request().source.domain))
     except MessageRejected as refusal:
         if refusal.code not in USELESS_TOKEN:
             raise

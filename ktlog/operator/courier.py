@@ -1,0 +1,194 @@
+"""A front end's way to a sequencer on another machine: frames into the queue in the database, answers out of it.
+
+One thread of the process carries everything: what many threads ask at once goes in one statement, and the answers
+come in one. It lives for as long as the process, and outlasts a server that is started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import select
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import Connection
+
+from ktlog.errors import MessageRejected, StoreError
+from ktlog.operator.link import Link
+from ktlog.pkd.canonical import parse_json
+from ktlog.store import pgqueue
+from ktlog.store.pgconnections import PgConnections
+from ktlog.store.pgerrors import database_errors
+
+LOOK_SECONDS = 0.05
+"""How long an answer lies at most that nobody gave a hint of."""
+IDLE_SECONDS = 30.0
+"""How often a connection that nobody uses is looked after."""
+PAUSE_SECONDS = 0.25
+AT_ONCE = 64
+"""Frames in one statement."""
+LIMIT = 256
+"""Requests of one process that wait for their answers."""
+
+log = logging.getLogger("ktlog.link")
+
+
+@dataclass
+class Parcel:
+    """A request under way. answer: set before *done* is."""
+
+    ticket: int
+    frame: bytes
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: bytes | None = None
+
+
+class Courier:
+    """Carries requests of this process to the queue in the database *url*, from the first one on.
+
+    Args:
+        limit: requests at a time; more are refused at once.
+    """
+
+    def __init__(self, url: str, limit: int = LIMIT) -> None:
+        self._url = url
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._front = ""
+        self._tickets = 0
+        self._unsent: deque[Parcel] = deque()
+        self._waiting: dict[int, Parcel] = {}
+        self._given_up: list[int] = []
+        self._process: int | None = None
+        self._wake = (-1, -1)
+        self._closed = False
+
+    def send(self, frame: bytes) -> Parcel:
+        """Begin to ask. Its ``done`` is set once the answer is there; else :meth:`give_up`.
+
+        Raises:
+            MessageRejected: ``overloaded``.
+            StoreError: ``WrongProcess``, ``ClosedStore``.
+        """
+        with self._lock:
+            self._start()
+            if len(self._waiting) >= self._limit:
+                raise MessageRejected("overloaded", "too many requests wait for the sequencer; try again in a second")
+            self._tickets += 1
+            parcel = Parcel(self._tickets, frame)
+            self._waiting[parcel.ticket] = parcel
+            self._unsent.append(parcel)
+        self._ring()
+        return parcel
+
+    def give_up(self, parcel: Parcel) -> None:
+        """Nobody waits for the answer any more."""
+        with self._lock:
+            if self._waiting.pop(parcel.ticket, None) is not None:
+                self._given_up.append(parcel.ticket)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self._ring()
+
+    def _start(self) -> None:
+        if self._closed:
+            raise StoreError("ClosedStore", "the way to the sequencer was closed")
+        if self._process is None:
+            self._process = os.getpid()
+            # Drawn now, and not before a fork: two processes of one name would fetch each other's answers.
+            self._front = secrets.token_hex(16)
+            self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            threading.Thread(target=self._run, daemon=True, name="courier").start()
+        if self._process != os.getpid():
+            raise StoreError("WrongProcess", "the way to the sequencer was opened before a fork; open it after")
+
+    def _ring(self) -> None:
+        with suppress(BlockingIOError):  # it was rung already, often enough
+            os.write(self._wake[1], b"\0")
+
+    # The thread
+
+    def _run(self) -> None:
+        connections: PgConnections | None = None
+        while not self._closed:
+            try:
+                connections = connections or PgConnections(self._url, read_only=True)
+                with database_errors(connections.where), connections.connect() as db:
+                    self._carry(db)
+            except StoreError as error:
+                log.error("the queue of requests cannot be reached: %s", error.diagnostics())
+                time.sleep(PAUSE_SECONDS)
+        for end in self._wake:
+            os.close(end)
+        if connections is not None:
+            connections.close()
+
+    def _carry(self, db: Connection) -> None:
+        hint = pgqueue.listen(db, pgqueue.channel_of(self._front))
+        while not self._closed:
+            with self._lock:
+                parcels = [self._unsent[at] for at in range(min(AT_ONCE, len(self._unsent)))]
+                given_up, waiting = list(self._given_up), bool(self._waiting)
+            if parcels:
+                # Only then taken out: what an error leaves open is sent again, and is in the log once.
+                pgqueue.ask(db, self._front, [(one.ticket, one.frame) for one in parcels], hint=hint)
+                with self._lock:
+                    for _ in parcels:
+                        self._unsent.popleft()
+            if given_up:
+                pgqueue.withdraw(db, self._front, given_up)
+                with self._lock:
+                    del self._given_up[: len(given_up)]
+            if waiting:
+                self._deliver(pgqueue.fetch(db, self._front))
+            with self._lock:
+                more, waiting = bool(self._unsent), bool(self._waiting)
+            if not more:
+                self._rest(db, LOOK_SECONDS if waiting else IDLE_SECONDS)
+
+    def _deliver(self, answers: list[tuple[int, bytes]]) -> None:
+        with self._lock:
+            found = [(self._waiting.pop(ticket, None), answer) for ticket, answer in answers]
+        for parcel, answer in found:
+            if parcel is not None:
+                parcel.answer = answer
+                parcel.done.set()
+
+    def _rest(self, db: Connection, seconds: float) -> None:
+        """Until somebody asks, or an answer is said to be there, or until it is time to look anyway."""
+        readable, _, _ = select.select([self._wake[0], db.fileno()], [], [], seconds)
+        if self._wake[0] in readable:
+            os.read(self._wake[0], 4096)
+        if db.fileno() in readable or not readable:
+            for _ in db.notifies(timeout=0):
+                pass
+
+
+class QueueLink(Link):
+    """``Link`` over the queue in the database *url*. One courier for all threads."""
+
+    def __init__(self, url: str, timeout_seconds: float = 25.0) -> None:
+        self._courier = Courier(url)
+        self._timeout_seconds = timeout_seconds
+
+    def close(self) -> None:
+        self._courier.close()
+
+    def _ask(self, payload: bytes) -> Any:
+        parcel = self._courier.send(payload)
+        if not parcel.done.wait(self._timeout_seconds) or parcel.answer is None:
+            self._courier.give_up(parcel)
+            raise StoreError(
+                "SequencerUnreachable",
+                f"no sequencer answered within {self._timeout_seconds:g} s; whether it accepted is not known",
+                hint="Another one takes over by itself; send the message again in a moment.",
+            )
+        return parse_json(parcel.answer)

@@ -1,0 +1,81 @@
+"""What a sequencer that was overtaken must not do outside of the database: sign a head, or publish one.
+
+Inside, every write is fenced by the log's epoch. A published file and a signature are not in there. So the epoch is
+looked at before a checkpoint is published, and once a head is signed, before the signature goes anywhere.
+
+Nothing rests on it alone. A process may be stopped after it looked, and go on much later: the head that it sends then
+was in the store, under the fence, before its successor came, so that the successor's heads continue it; and a
+checkpoint is not replaced by a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ktlog.errors import Conflict
+from ktlog.operator.head import HeadSigner, SignedHead
+from ktlog.store.contracts import LogStore, TileStore
+from ktlog.tlog.note import SignatureLine, Vkey
+
+Fence = Callable[[], None]
+"""Raises Conflict ``Fenced`` once another process has claimed the log; StoreError if that cannot be told."""
+
+
+def epoch_fence(store: LogStore, epoch: int) -> Fence:
+    """A fence that asks *store*, a reader's handle, for the epoch; *epoch* is the one that this process claimed."""
+
+    def check() -> None:
+        stored = store.state().epoch
+        if stored != epoch:
+            raise Conflict(
+                "Fenced", f"writer {stored} has taken over from writer {epoch}", stored=stored,
+                hint="Two sequencers run on one store. This one must stop.",
+            )
+
+    return check
+
+
+class FencedTiles:
+    """*tiles*, whose checkpoint only moves for the process that has the log."""
+
+    def __init__(self, tiles: TileStore, fence: Fence) -> None:
+        self._tiles = tiles
+        self._fence = fence
+
+    def read(self, path: str) -> bytes | None:
+        return self._tiles.read(path)
+
+    def write_tiles(self, files: Mapping[str, bytes]) -> None:
+        self._tiles.write_tiles(files)
+
+    def remove_partials(self, path: str) -> int:
+        return self._tiles.remove_partials(path)
+
+    def remove_update(self, path: str) -> None:
+        self._tiles.remove_update(path)
+
+    def checkpoint(self) -> bytes | None:
+        return self._tiles.checkpoint()
+
+    def publish_checkpoint(self, note: bytes) -> None:
+        self._fence()
+        self._tiles.publish_checkpoint(note)
+
+
+class FencedHeads:
+    """*signer*, whose signatures only get out for the process that has the log."""
+
+    def __init__(self, signer: HeadSigner, fence: Fence) -> None:
+        self._signer = signer
+        self._fence = fence
+
+    def vkeys(self) -> tuple[Vkey, ...]:
+        return self._signer.vkeys()
+
+    def last(self) -> SignedHead | None:
+        return self._signer.last()
+
+    def sign(self, text: bytes, proof: Sequence[bytes]) -> tuple[SignatureLine, ...]:
+        lines = self._signer.sign(text, proof)
+        self._fence()
+        return lines

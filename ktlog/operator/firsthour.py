@@ -1,0 +1,115 @@
+"""What a log's operator has to do until somebody can believe the log, and the texts that this takes.
+
+``ktlog init`` and ``ktlog next`` print them, ``ktlog serve`` in short. Nothing here asks anybody over the network:
+``ktlog doctor`` does.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktlog.config import Settings
+from ktlog.errors import KtlogError
+from ktlog.operator.create import load_public_keys
+from ktlog.operator.keys import PublicKeys
+from ktlog.operator.service import load_publish_policy
+from ktlog.operator.stores import open_map_tiles, open_tiles
+from ktlog.tlog.policy import VERIFIERS, Policy
+
+BACKUPS = "/var/backups/ktlog"
+_NO_VERIFIER = "A verifier in the policy: without one no client gets proof that an answer is complete."
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is missing before anybody gets a verified answer; commands: what to type, a line each."""
+
+    what: str
+    commands: tuple[str, ...] = ()
+
+
+def letter(settings: Settings, public: PublicKeys) -> Iterator[tuple[str, str]]:
+    """What to send to witnesses and verifiers: lines, each of the kind ``text`` or ``vkey``."""
+    yield "text", f"Please cosign the log {settings.origin}. It is, or soon will be, at {settings.url}. Its vkeys:"
+    yield from (("vkey", vkey) for vkey in public.vkeys)
+    yield "text", "and those of its map's log:"
+    yield from (("vkey", vkey) for vkey in public.map_vkeys)
+    yield "text", "A witness runs `ktlog-witness add-log --dir W VKEY VKEY` twice, once for each pair; a verifier once:"
+    yield "text", f"`ktlog-witness add-log --dir V --replay {settings.url}` and all four."
+    yield "text", "Then send us what `ktlog-witness vkeys --dir W` prints. Thank you!"
+
+
+def addresses(settings: Settings) -> list[tuple[str, str]]:
+    """What is where, once the proxy stands: what it is, and its URL."""
+    return [
+        ("pages for people", f"{settings.url}/") if settings.explorer else ("its terms", f"{settings.url}/api/info"),
+        ("its checkpoint", f"{settings.url}/checkpoint"), ("takes messages", settings.actor_id),
+    ]
+
+
+def missing(settings: Settings) -> list[Step]:
+    """What is missing still, as far as it can be seen from here, in the order in which it is done."""
+    where = _where(settings.directory)
+    steps = []
+    policy, why = _policy(settings)
+    if policy is None and settings.publish_policy.exists():
+        steps.append(Step(f"A policy that holds: {why}."))
+    elif policy is None:
+        steps.append(Step("Two witnesses or more, and a verifier. Send them the letter, and put in what they answer:", (
+            f"ktlog next --dir {where} --letter",
+            f"ktlog policy make --dir {where} --witness 'VKEY VKEY' --witness 'VKEY VKEY' --verifier 'VKEY VKEY'",
+        )))
+    elif VERIFIERS not in policy.groups:
+        steps.append(Step(_NO_VERIFIER))
+    if open_tiles(settings, read_only=True).checkpoint() is None:
+        steps.append(Step("A TLS proxy (nginx, caddy or apache):", (
+            f"ktlog proxy-config nginx --dir {where} > /etc/nginx/conf.d/ktlog.conf",
+        )))
+        steps.append(Step("The log itself, which has published nothing yet:", (f"ktlog serve --dir {where}",)))
+    elif open_map_tiles(settings, read_only=True).checkpoint() is None:
+        steps.append(Step("Its map: the output of `ktlog serve` says who does not cosign it."))
+    return steps
+
+
+def afterwards(settings: Settings) -> list[Step]:
+    """What nobody misses before it is too late, and what readers need."""
+    where = _where(settings.directory)
+    return [
+        Step("Is all well, here and as a peer sees it?", (f"ktlog doctor --dir {where}",)),
+        Step("What clients need:", (f"ktlog policy show --dir {where} > trust.policy",)),
+        Step("A backup each hour, by cron or deploy/systemd. No backup can be restored without a mirror: find one.", (
+            f"17 * * * *  {backup_line(settings.directory)}",
+        )),
+    ]
+
+
+def describe_start(settings: Settings) -> Iterator[str]:
+    """What `ktlog serve` says before anything runs, a line each. It waits for nobody: no store is opened."""
+    public = load_public_keys(settings)
+    for vkeys in (public.vkeys, public.map_vkeys):
+        yield "signs as " + ", ".join("+".join(vkey.split("+")[:2]) for vkey in vkeys)
+    yield f"answers at {settings.listen}, and as {settings.url} behind a TLS proxy (`ktlog proxy-config`)"
+    yield f"for an hourly timer: {backup_line(settings.directory)}"
+    policy, _why = _policy(settings)
+    if policy is not None and VERIFIERS not in policy.groups:
+        yield f"missing: {_NO_VERIFIER}"
+    yield f"whole vkeys, the letter for witnesses, and what is missing: ktlog next --dir {_where(settings.directory)}"
+
+
+def backup_line(directory: Path) -> str:
+    """The command that a timer runs."""
+    return f"ktlog backup --dir {_where(directory)} --keep 14 --drop-erased {BACKUPS}"
+
+
+def _where(directory: Path) -> str:
+    return shlex.quote(str(directory.absolute()))
+
+
+def _policy(settings: Settings) -> tuple[Policy | None, str]:
+    try:
+        return load_publish_policy(settings), ""
+    except KtlogError as error:
+        return None, error.message

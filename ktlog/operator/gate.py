@@ -1,0 +1,156 @@
+"""How many messages one process has under way at a time, and whose: the rest is refused before it costs anything.
+
+A message holds a thread from its first check until it has its leaf index, and up to two of the machine's cores for
+Argon2id. So messages get fewer threads than there are, that lookups find one; no address and no instance gets
+all of these, that others find one; and nobody is let in to wait for longer than a sender would. Who is refused hears
+at once when to come again.
+
+An instance is what its HTTP signature proved, and counted from then on: what a request claims would let anybody use up
+another's part. Until then its address counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ktlog.errors import RateLimited
+from ktlog.operator.guard import address_name
+from ktlog.operator.request import Place, Source
+from ktlog.wire.actor_id import site_of
+
+WAIT_SECONDS = 5.0
+"""Nobody is let in to wait for longer than about this for Argon2id."""
+
+SHUT_SECONDS = 1.0
+"""How long nobody is let in after the sequencer refused a message because it had too much to do."""
+
+_NEWEST = 0.2  # how much the newest duration counts in the mean
+
+FULL = "this server has as many messages under way as it can; try again later"
+SHARE = "too many messages of this instance are under way; send fewer at a time"
+
+
+class Gate:
+    """Safe to use from many threads.
+
+    Args:
+        limit: messages under way at a time. share: of these, of one address or instance.
+        slots: Argon2id hashes at a time.
+        clock: seconds, from anywhere. now: Unix seconds.
+    """
+
+    def __init__(
+        self, limit: int, share: int, slots: int, clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.slots = slots
+        self._limit = limit
+        self._share = share
+        self._clock = clock
+        self._now = now
+        self._lock = threading.Lock()
+        self._argon2 = threading.Semaphore(slots)
+        self._under_way = 0
+        self._of: Counter[str] = Counter()
+        self._hashes = 0
+        self._mean_seconds = 0.0
+        self._shut_until = 0.0
+
+    @classmethod
+    def for_threads(cls, threads: int, cores: int) -> Gate:
+        """The gate of a process that answers with so many threads: a quarter of them is left for lookups."""
+        limit = max(1, threads * 3 // 4)
+        return cls(limit, max(1, limit * 2 // 3), cores)
+
+    # Whole requests
+
+    @contextmanager
+    def enter(self, source: Source, *, exempt: bool = False) -> Iterator[None]:
+        """Let a request in for as long as the context lasts. exempt: its address and instance have no share.
+
+        Raises:
+            RateLimited: ``overloaded``, ``too_many_at_once``. Nothing was done yet.
+        """
+        place = Place()
+        with self._lock:
+            shut = self._shut_until - self._clock()
+            if shut > 0 or self._under_way >= self._limit:
+                raise self._refusal("overloaded", FULL, shut)
+            if not exempt:
+                self._count(place, address_name(source.ip))
+            self._under_way += 1
+        source.place = None if exempt else place
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                for name in place.names:
+                    self._of[name] -= 1
+                    if not self._of[name]:
+                        del self._of[name]
+
+    def claim(self, source: Source) -> None:
+        """Count a request that was let in for the instance that signed it, too. Once, when that is known.
+
+        Raises:
+            RateLimited: ``too_many_at_once``.
+        """
+        if source.place is not None and source.domain is not None:
+            with self._lock:
+                self._count(source.place, f"site {site_of(source.domain)}")
+
+    def shut(self) -> None:
+        """Let nobody in for a while: the sequencer has too much to do, and what is let in would cost in vain."""
+        with self._lock:
+            self._shut_until = self._clock() + SHUT_SECONDS
+
+    def _count(self, place: Place, name: str) -> None:
+        if self._of[name] >= self._share:
+            raise self._refusal("too_many_at_once", SHARE)
+        self._of[name] += 1
+        place.names.append(name)
+
+    # Argon2id
+
+    @contextmanager
+    def hashing(self, count: int) -> Iterator[None]:
+        """For a message that needs *count* hashes, each made within :meth:`slot`.
+
+        Raises:
+            RateLimited: ``overloaded``: those who came before need too long.
+        """
+        with self._lock:
+            wait = self._wait_seconds()
+            if wait > WAIT_SECONDS:
+                raise self._refusal("overloaded", FULL, wait)
+            self._hashes += count
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._hashes -= count
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the machine's cores, for one hash."""
+        with self._argon2:
+            started = self._clock()
+            yield
+            took = self._clock() - started
+        with self._lock:
+            self._mean_seconds += (took - self._mean_seconds) * (_NEWEST if self._mean_seconds else 1)
+
+    def _wait_seconds(self) -> float:
+        return self._hashes * self._mean_seconds / self.slots
+
+    def _refusal(self, code: str, message: str, seconds: float = 0.0) -> RateLimited:
+        wait = max(1.0, seconds, self._wait_seconds())
+        limit = self._share if code == "too_many_at_once" else self._limit
+        return RateLimited(
+            message, retry_after_ms=int(wait * 1000), limit=limit, reset=int(self._now() + wait + 1), code=code
+        )

@@ -1,0 +1,139 @@
+"""What a log has done and has left to do, in numbers: for ``ktlog status`` and for Prometheus.
+
+Sequenced are the entries that are durable in the store and have receipts; integrated, those that the published tiles
+cover; published, those of the published checkpoint; mapped, those that the published map was derived from.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ktlog import __version__
+from ktlog.errors import EncodingError
+from ktlog.operator.freshness import Fresh
+from ktlog.wire.prometheus import Page
+
+CODES_LIMIT = 256
+
+FRESH_SECONDS = 3_600
+"""A client's policy takes no older cosignature, unless it says otherwise."""
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One look at a running sequencer.
+
+    sequenced, integrated, published, mapped: entries; see above. waiting: requests in the queue. accepted, batches:
+    entries, and commits that brought them, since the start. commit_seconds: spent in these commits; batch_seconds: in
+    all that belongs to them, signing too. refused: messages by (who refused, code); "web" counts what the
+    sequencer refused a web worker as well. free_bytes: on the disk of the log's directory. now: Unix seconds. log, map:
+    when each of the two logs was published. oldest_seconds: what the request that waits longest has waited.
+    database_bytes: of the files in which the log and the map are, by their names; none with PostgreSQL. paused: no
+    messages are taken, because the operator said so.
+    """
+
+    sequenced: int
+    integrated: int
+    published: int
+    mapped: int
+    waiting: int
+    accepted: int
+    batches: int
+    commit_seconds: float
+    batch_seconds: float
+    refused: Mapping[tuple[str, str], int]
+    free_bytes: int
+    now: int
+    log: Fresh
+    map: Fresh
+    oldest_seconds: float
+    database_bytes: Mapping[str, int]
+    paused: bool = False
+
+
+class Refusals:
+    """Counts refusals by code, of this process and of those that report theirs. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, by: str, code: str, count: int = 1) -> None:
+        """Raises EncodingError ``BadCode`` for what can be no code, or one too many."""
+        with self._lock:
+            known = (by, code) in self._counts
+            if not _CODE.fullmatch(code) or not (known or len(self._counts) < CODES_LIMIT):
+                raise EncodingError("BadCode", "not a code that is counted")
+            self._counts[by, code] += count
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        with self._lock:
+            return dict(self._counts)
+
+
+def as_members(numbers: Numbers) -> dict[str, object]:
+    """For an answer in JSON; decimal numbers as text, because canonical JSON has no fractions."""
+    return {
+        "sequenced": str(numbers.sequenced), "integrated": str(numbers.integrated),
+        "published": str(numbers.published), "mapped": str(numbers.mapped), "waiting": str(numbers.waiting),
+        "accepted": str(numbers.accepted), "batches": str(numbers.batches),
+        "free-bytes": str(numbers.free_bytes), "oldest-seconds": f"{numbers.oldest_seconds:.3f}",
+        "checkpoint-age": str(numbers.now - numbers.log.published), "map-age": str(numbers.now - numbers.map.published),
+        "cosigned-age": {f"{part}/{name}": str(age) for part, name, age in _cosigned_ages(numbers)},
+        "database-bytes": {name: str(size) for name, size in sorted(numbers.database_bytes.items())},
+        "commit-seconds": f"{numbers.commit_seconds:.6f}", "batch-seconds": f"{numbers.batch_seconds:.6f}",
+        "refused": {f"{by}/{code}": str(count) for (by, code), count in sorted(numbers.refused.items())},
+    }
+
+
+def _cosigned_ages(numbers: Numbers) -> list[tuple[str, str, int]]:
+    """Log or map, the cosigner's name, and how many seconds ago it signed."""
+    parts = (("log", numbers.log), ("map", numbers.map))
+    return [(part, name, numbers.now - at) for part, fresh in parts for name, at in sorted(fresh.cosigned.items())]
+
+
+def format_metrics(numbers: Numbers) -> bytes:
+    """The same as Prometheus reads it."""
+    page = Page("ktlog_")
+    stages = ("sequenced", "integrated", "published", "mapped")
+    page.add(
+        "entries", "gauge", "Entries of the log, by how far they have come.",
+        [({"stage": stage}, getattr(numbers, stage)) for stage in stages],
+    )
+    parts = (("log", numbers.log), ("map", numbers.map))
+    page.add(
+        "checkpoint_age_seconds", "gauge", "Since this process published a checkpoint, or else since it began.",
+        [({"log": part}, numbers.now - fresh.published) for part, fresh in parts],
+    )
+    ages = _cosigned_ages(numbers)
+    page.add(
+        "witness_cosign_age_seconds", "gauge", "Since each cosigner signed, or else since this process began.",
+        [({"log": part, "witness": name}, age) for part, name, age in ages],
+    )
+    page.add(
+        "witnesses_fresh", "gauge", "Cosigners that signed within the last hour.",
+        [({"log": part}, sum(at == part and age < FRESH_SECONDS for at, _, age in ages)) for part, _ in parts],
+    )
+    page.add("queue_depth", "gauge", "Requests that wait for the sequencer.", numbers.waiting)
+    page.add("queue_oldest_seconds", "gauge", "How long the first of them has waited.", numbers.oldest_seconds)
+    page.add(
+        "database_bytes", "gauge", "Size of the files in which the log and the map are.",
+        [({"database": name}, size) for name, size in sorted(numbers.database_bytes.items())],
+    )
+    page.add("free_bytes", "gauge", "Left on the disk of the log's directory.", numbers.free_bytes)
+    page.add("paused", "gauge", "1 while no messages are taken, because the operator said so.", numbers.paused)
+    page.add("accepted_total", "counter", "Entries accepted since the start.", numbers.accepted)
+    page.add("batches_total", "counter", "Commits that brought entries.", numbers.batches)
+    page.add("commit_seconds_total", "counter", "Time spent in these commits.", numbers.commit_seconds)
+    page.add("batch_seconds_total", "counter", "Time spent on batches, signing too.", numbers.batch_seconds)
+    page.add(
+        "refused_total", "counter", "Messages refused, by whom and under which code.",
+        [({"by": by, "code": code}, count) for (by, code), count in sorted(numbers.refused.items())],
+    )
+    page.add("build_info", "gauge", "Which ktlog this is.", [({"version": __version__}, 1)])
+    return page.encode()

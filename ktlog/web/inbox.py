@@ -1,0 +1,207 @@
+"""Protocol messages that come to the inbox, and a short way to take them: without the framework around the views.
+
+Request and response objects, routing and what is looked up through them take as long as the message's signatures. What
+is answered here is what the view would say. Every refusal is the view's to say, and so is whatever is not the
+plainest request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+from werkzeug.exceptions import ClientDisconnected, HTTPException
+
+from ktlog.errors import EncodingError, MessageRejected, RateLimited
+from ktlog.operator.federation import is_noise, is_noise_value, read_question, reply
+from ktlog.operator.guard import Wait
+from ktlog.operator.link import Receipt, Submission
+from ktlog.operator.replyqueue import Letter
+from ktlog.operator.request import UNREAD, Request, Source
+from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.messages import parse_wire
+from ktlog.tlog.encoding import encode_base64url, parse_decimal
+from ktlog.web.answers import Wsgi
+from ktlog.web.api import CONTENT_TYPE, json_body
+from ktlog.web.asked import note_source
+from ktlog.web.context import Context
+from ktlog.web.guarding import blame, claimed_domain, client_address, repetition, wait_headers
+from ktlog.web.signing import NO_STORE, asked_algorithms, right_digest
+from ktlog.wire.actor_id import actor_domain
+from ktlog.wire.httpd import header_lines
+from ktlog.wire.httpsig import target_uri
+from ktlog.wire.httpsig_response import Exchange
+
+USER = "pubkeydir"
+PATHS = (f"/users/{USER}/inbox", "/inbox")
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+# An activity that is longer than this is not what a server tells everybody.
+NOISE_LIMIT_BYTES = 65_536
+REFUSED = "ktlog.refused"
+"""Where a WSGI environment says what the short way found wrong: a :class:`Refused`."""
+
+
+@dataclass
+class Refused:
+    """Why a message was not taken, for the view to say. request: None if its body counts as unread."""
+
+    source: Source
+    error: Exception | None = None
+    wait: Wait | RateLimited | None = None
+    request: Request | None = None
+
+
+def read_noise(body: bytes) -> tuple[bool, Any]:
+    """Whether *body* is noise, and what it says, if it is JSON as we take it."""
+    try:
+        value = parse_json(body)
+    except EncodingError:
+        return is_noise(body), UNREAD
+    return is_noise_value(value), value
+
+
+def take(ctx: Context, asked: Request) -> tuple[bytes, Receipt]:
+    """Have a message accepted, and its sender told once more in a direct message; the answer's body.
+
+    Raises:
+        MessageRejected, EncodingError, StoreError.
+    """
+    submission = ctx.admission.admit(asked)
+    receipt = ctx.append(submission, asked.source.domain)
+    members: dict[str, object] = {
+        "leaf-index": receipt.leaf_index,
+        "tree-size": receipt.leaf_index + 1,
+        "merkle-leaf": encode_base64url(receipt.entry),
+        "merkle-root": receipt.root,
+        "status-url": status_url(ctx, submission),
+    }
+    if receipt.duplicate:
+        members["already-processed"] = True
+    body = json_body("inbox", members, ctx.view)
+    if not receipt.duplicate:
+        queue_reply(ctx, asked, body.decode(), accepted=True)
+    return body, receipt
+
+
+def status_url(ctx: Context, submission: Submission) -> str:
+    """Where the sender of an accepted message can see what became of it."""
+    unique_hash = submission.unique_hash or parse_wire(ctx.dialect, submission.preimage).unique_hash
+    return f"{ctx.settings.url}/api/status/{encode_base64url(unique_hash)}"
+
+
+def queue_reply(ctx: Context, asked: Request, answer: str, *, accepted: bool) -> None:
+    """Let the courier tell the sender what *answer* says, if they signed their message and it gets an answer.
+
+    The sender has the answer: that it may not be told a second time costs nobody the first.
+    """
+    with contextlib.suppress(EncodingError):
+        question = read_question(asked.parsed(), ctx.settings.actor_id, opened=accepted)
+        if question is None or asked.source.domain != actor_domain(question.actor):
+            return
+        if asked.source.domain in _hosts(tuple(ctx.settings.directory_urls())):
+            return  # another directory, whose inbox takes protocol messages only
+        activity = reply(ctx.settings.actor_id, question, answer, ctx.now(), os.urandom)
+        body = _JSON.encode(activity).encode("utf-8")
+        ctx.outbox.send(Letter(question.actor, asked.source.domain, body, ctx.actor_keys.inbox_of(question.actor)))
+
+
+@lru_cache(maxsize=4)
+def _hosts(urls: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(url.removeprefix("https://").partition("/")[0] for url in urls)
+
+
+class QuickInbox:
+    """WSGI middleware in front of the application *inner*. Safe to use from many threads.
+
+    Args:
+        hosts: the Host headers that are answered.
+    """
+
+    def __init__(self, inner: Wsgi, context: Context, hosts: Collection[str]) -> None:
+        self._inner = inner
+        self._context = context
+        self._hosts = hosts
+        self._limit = min(NOISE_LIMIT_BYTES, context.settings.body_limit_bytes)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        length = self._length(environ)
+        if length is None:
+            return self._inner(environ, start_response)
+        headers = header_lines(environ)
+        address = client_address(environ.get("REMOTE_ADDR") or "", headers, self._context.trusted_proxies)
+        found = Refused(note_source(environ, Source(address, claimed=claimed_domain(headers))))
+        try:
+            asked, answer = self._take(environ, headers, length, found)
+            if isinstance(asked, bytes):  # the view says what noise is told
+                return self._inner(environ | {"wsgi.input": BytesIO(asked)}, start_response)
+            signed = self._context.signer.headers(
+                Exchange("POST", asked.target_url, 202, {"content-type": CONTENT_TYPE}, answer, right_digest(asked)),
+                asked_algorithms(environ.get("HTTP_ACCEPT_SIGNATURE")),
+            )
+        except Exception as error:  # noqa: BLE001 - the view raises it again, for those who turn it into an answer
+            found.error = error
+            return self._inner(environ | {REFUSED: found}, start_response)
+        start_response("202 ACCEPTED", [
+            ("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(answer))), ("Cache-Control", NO_STORE),
+            *wait_headers(found.wait), *signed.items(),
+        ])
+        return (answer,)
+
+    def _length(self, environ: dict[str, Any]) -> int | None:
+        """Of the body; None for what the view is to answer."""
+        if environ["REQUEST_METHOD"] != "POST" or environ.get("RAW_URI") not in PATHS:
+            return None
+        if environ.get("HTTP_HOST") not in self._hosts or "HTTP_TRANSFER_ENCODING" in environ:
+            return None
+        try:
+            return parse_decimal(environ.get("CONTENT_LENGTH") or "0", self._limit) or None
+        except EncodingError:
+            return None
+
+    def _take(
+        self, environ: dict[str, Any], headers: Any, length: int, found: Refused
+    ) -> tuple[Request | bytes, bytes]:
+        """The request and the answer to it; only the request's body, where it is noise."""
+        ctx, source = self._context, found.source
+        with ExitStack() as place:
+            try:
+                place.enter_context(ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)))
+            except RateLimited as error:
+                found.wait = blame(ctx, source, error)
+                raise
+            body = _read(environ["wsgi.input"], length)
+            noise, value = read_noise(body)
+            if noise:
+                return body, b""
+            try:
+                ctx.guard.check(source, source.claimed)
+                target = target_uri(environ["HTTP_HOST"], environ["RAW_URI"])
+                found.request = asked = Request("POST", target, headers, body, source, value)
+                answer, receipt = take(ctx, asked)
+            except (MessageRejected, EncodingError, HTTPException) as error:
+                found.wait = blame(ctx, source, error)
+                raise
+        found.wait = repetition(ctx, source, receipt)
+        return asked, answer
+
+
+def _read(stream: Any, length: int) -> bytes:
+    """Raises ClientDisconnected: the sender went away before the end."""
+    parts: list[bytes] = []
+    while length:
+        try:
+            part = stream.read(length)
+        except (OSError, ValueError):
+            raise ClientDisconnected from None
+        if not part:
+            raise ClientDisconnected
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
