@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 
@@ -10,48 +9,44 @@ import click
 
 from ktlog import __version__
 from ktlog.errors import KtlogError
+from ktlog.lazygroup import LazyGroup
 
 COMMANDS = {
     "init": "Make a new log.",
+    "next": "Say what a new log is missing still.",
+    "policy": "Say who must cosign a log, and what its readers need.",
+    "proxy-config": "Print the configuration of nginx, Caddy or Apache for a log.",
     "serve": "Run a log.",
+    "config": "Show and check a log's configuration.",
+    "admin": "Look after a log while it runs.",
+    "doctor": "Look at a log from inside and outside, and say what to do.",
+    "keys": "Show and replace a log's own keys.",
     "shred": "Erase an actor from a log, for good.",
+    "fsck": "Check that a whole log is what its entries make it.",
+    "backup": "Copy a log, while it runs.",
+    "restore": "Put a log back from a backup, if the world allows it.",
+    "migrate": "Bring a log's store up to this version's schema.",
+    "migrate-store": "Move a stopped log from SQLite to PostgreSQL.",
     "checkpoint-peers": "Commit a log's root to the logs that it mirrors.",
     "demo": "Live through a whole federation on this machine.",
     "lookup": "Find an actor's keys, and prove them.",
     "verify": "Check a saved answer again, offline.",
     "watch": "Follow an actor, and say what changes.",
+    "verify-page": "Write the page that checks a log in a browser, from your disk.",
     "key": "Make and show an actor's signing keys.",
     "submit": "Send a protocol message to a log, for an instance.",
     "receipt": "Check what a log signed when it took a message.",
     "bench": "Make a large log, and measure reading from it.",
     "conformance": "Replay published PKD test vectors.",
+    "completion": "Teach a shell to complete these commands.",
+    "man": "Write the manual pages.",
 }
 
 
-class _Lazy(click.Group):
-    """Loads one command's module at a time: `--help` and `lookup` need no server."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        try:
-            return importlib.import_module(f"ktlog.commands.{name.replace('-', '_')}").command
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("ktlog"):
-                raise
-            raise click.ClickException(
-                f"`ktlog {name}` needs the package {error.name}. In a checkout of ktlog: pip install '.[all]'"
-            ) from None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, commands_help=COMMANDS, package="ktlog.commands",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="ktlog", message="%(prog)s %(version)s (PKD 0.8)")
 def ktlog() -> None:
     """Key transparency for the Fediverse.

@@ -2,8 +2,8 @@
 
 What a light lookup reads is as in a real log: every actor with a key, the map written by its own store batch by batch,
 its output log, its checkpoints under the signatures of three witnesses and a verifier. What such a lookup does not read
-is small: entries and messages are a few arbitrary bytes, and only the roots that are published are real. For logs with
-whole messages see :mod:`ktlog.bench.prefill`.
+is small: entries and messages are a few arbitrary bytes, and only the roots that are published are real. No audit would
+pass. Keys with their proofs are answered from it too, and messages are appended to it, as from and to any other log.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from functools import cache
 from pathlib import Path
 
 from ktlog import sqlitefile
-from ktlog.bench.prefill import ORIGIN, actor_name, bytes_of
+from ktlog.bench.names import ORIGIN, actor_name, bytes_of
 from ktlog.config import Settings
 from ktlog.durable import write_atomic
 from ktlog.keymap.output import OutputLeaf, format_config, format_leaf, hash_config, map_origin
 from ktlog.keymap.value import commit_value, derive_opening, encode_value, value_of
-from ktlog.operator.create import create_log, load_public_keys, map_config
+from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.head import SignedHead, record_signed_head
 from ktlog.operator.keys import load_checkpoint_signers, load_map_signers
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.publisher import Publisher
+from ktlog.operator.stores import map_config, map_signed_head
 from ktlog.pkd.actions import AddKey
 from ktlog.pkd.actors import Actor, Cause, Key, Role, Status
 from ktlog.pkd.dialects import SPEC
@@ -35,7 +36,8 @@ from ktlog.pkd.history import history_leaf
 from ktlog.pkd.keys import PUBLIC_KEY_BYTES, derive_key_id, key_hash
 from ktlog.store import rows
 from ktlog.store.contracts import LogState, Record
-from ktlog.store.mapdb import Live, MapState, MapStore
+from ktlog.store.mapcontract import Live, MapState
+from ktlog.store.mapdb import SqliteMapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
@@ -55,7 +57,7 @@ from ktlog.wire.fetch import Fetcher
 BATCH = 50_000
 _CACHE_KIB = 262_144
 """Of the loading connection: rows go to random places of three indexes."""
-_COSIGNERS = ("w1", "w2", "w3", "v1")
+COSIGNERS = ("w1", "w2", "w3", "v1")
 
 
 @cache
@@ -64,20 +66,20 @@ def cosigners() -> tuple[tuple[Signer, ...], ...]:
     return tuple(
         tuple(signer_from_seed(f"{name}.{ORIGIN}", algorithm, bytes_of(f"{name} {algorithm}"))
               for algorithm in (COSIGNATURE_ED25519, COSIGNATURE_MLDSA44))
-        for name in _COSIGNERS
+        for name in COSIGNERS
     )
 
 
 def trust_policy(settings: Settings) -> Policy:
     """Two of the three witnesses, and the verifier: what a client trusts, and what the log publishes under."""
     witnesses, groups = {}, {}
-    for name, signers in zip(_COSIGNERS, cosigners(), strict=True):
+    for name, signers in zip(COSIGNERS, cosigners(), strict=True):
         keys = [f"{name}-{number}" for number in range(len(signers))]
         for key, signer in zip(keys, signers, strict=True):
             witnesses[key] = Witness(key, signer.vkey, f"https://{name}.{ORIGIN}")
         groups[name] = Group(name, len(keys), tuple(keys))
-    groups[WITNESSES] = Group(WITNESSES, 2, _COSIGNERS[:3])
-    groups[VERIFIERS] = Group(VERIFIERS, 1, _COSIGNERS[3:])
+    groups[WITNESSES] = Group(WITNESSES, 2, COSIGNERS[:3])
+    groups[VERIFIERS] = Group(VERIFIERS, 1, COSIGNERS[3:])
     groups["both"] = Group("both", 2, (WITNESSES, VERIFIERS))
     vkeys = map(parse_vkey, load_public_keys(settings).map_vkeys)
     logs = tuple(LogKey(vkey, f"{settings.url}/map") for vkey in vkeys)
@@ -95,7 +97,7 @@ def build(directory: Path, actors: int, told: Callable[[int], None] = lambda don
     write_atomic(settings.publish_policy, format_policy(policy))
     now = int(time.time())
     config = format_config(map_config(settings))
-    map_store = MapStore.open(settings.map_database, origin=ORIGIN, config=config)
+    map_store = SqliteMapStore.open(settings.map_database, origin=ORIGIN, config=config)
     signers = load_map_signers(settings.keys, ORIGIN)
 
     def seal(after: MapState, leaf: bytes) -> bytes:
@@ -123,7 +125,7 @@ def build(directory: Path, actors: int, told: Callable[[int], None] = lambda don
             map_store.settle()
             told(log.size)
         map_store.close()
-        record_signed_head(settings.map_signed_head, SignedHead(state.output.size, state.output.root(), now))
+        record_signed_head(map_signed_head(settings), SignedHead(state.output.size, state.output.root(), now))
         MapCycle(signers=signers, **published).close()  # writes the output log's tiles
     return settings
 
@@ -173,9 +175,9 @@ def _load(database: Path, state: LogState, made: Sequence[Enrolled], now: int) -
     try:
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         with sqlitefile.database_errors(database), sqlitefile.transaction(connection):
+            rows.swap_state(connection, state, after)
             rows.insert_records(connection, records)
             _insert_actors(connection, made)
-            rows.swap_state(connection, state, after)
     finally:
         connection.close()
     return after

@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -23,15 +24,16 @@ from ktlog import sqlitefile
 from ktlog.bench.mapped import enrolled, live_value
 from ktlog.bench.mappeer import MemoryMap
 from ktlog.bench.mapserve import measure_server
-from ktlog.bench.prefill import ORIGIN, actor_name
+from ktlog.bench.names import ORIGIN, actor_name
 from ktlog.bench.row import Row
 from ktlog.config import Settings
 from ktlog.errors import StoreError
 from ktlog.keymap.output import format_config
 from ktlog.keymap.prefix import PrefixLeaf, encode_prefix_proof, verify
-from ktlog.operator.create import map_config
+from ktlog.operator.stores import map_config
 from ktlog.pkd.erasure import map_index
-from ktlog.store.mapdb import LOG_PAGES, PAGE_SIZE, Live, MapStore
+from ktlog.store.mapcontract import Live, MapStore
+from ktlog.store.mapdb import LOG_PAGES, PAGE_SIZE, WRITER_CACHE_KIB, SqliteMapStore
 
 UPDATES = 1_000
 NEW = 700
@@ -39,6 +41,9 @@ NEW = 700
 WARM_UP_BATCHES = 3
 PROOFS = 2_000
 WARM_UP_PROOFS = 500
+_FRAMES = slice(16, 20)
+"""Of SQLite's index to the write-ahead log: how many frames count (sqlite.org/walformat.html, mxFrame)."""
+_LOG_HEAD, _FRAME_HEAD = 32, 24
 NOTE_BYTES = 20_000
 """About as long as a checkpoint with the signatures of three witnesses and a verifier."""
 
@@ -141,9 +146,8 @@ def measure_batches(
             if number == 1 + WARM_UP_BATCHES:
                 times = _Times()
             batch = changes(number)
-            _empty_log(path)
             times.batch.append(_timed(lambda batch=batch: _update(store, batch)))
-            log = path.with_name(path.name + "-wal").read_bytes()
+            log = _last_log(path)
             times.written.append(len(log))
             times.settling.append(_timed(store.settle))
             times.raw.append(_timed(lambda log=log: bare.commit(log)))
@@ -215,17 +219,18 @@ def _update(store: MapStore, changes: Sequence[Live]) -> None:
 
 
 def _open(path: Path, settings: Settings, *, read_only: bool) -> MapStore:
-    return MapStore.open(path, origin=ORIGIN, config=format_config(map_config(settings)), read_only=read_only)
+    return SqliteMapStore.open(path, origin=ORIGIN, config=format_config(map_config(settings)), read_only=read_only)
 
 
-def _empty_log(path: Path) -> None:
-    """Move what is in the write-ahead log into the file, so that the next batch's bytes are all that is in it."""
-    connection = sqlitefile.open_database(path)
-    try:
-        with sqlitefile.database_errors(path):
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        connection.close()
+def _last_log(path: Path) -> bytes:
+    """What one batch wrote: the write-ahead log of *path* up to its last frame.
+
+    The batch before was moved into the file, so this one began the log anew; what lies behind it is of older ones.
+    """
+    index = path.with_name(path.name + "-shm").read_bytes()
+    frames = int.from_bytes(index[_FRAMES], sys.byteorder)
+    with path.with_name(path.name + "-wal").open("rb") as file:
+        return file.read(_LOG_HEAD + frames * (_FRAME_HEAD + PAGE_SIZE))
 
 
 class BareTable:
@@ -234,6 +239,7 @@ class BareTable:
     def __init__(self, path: Path) -> None:
         self._connection = sqlitefile.open_database(path, create=True, page_size=PAGE_SIZE)
         self._connection.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}").fetchone()
+        self._connection.execute(f"PRAGMA cache_size=-{WRITER_CACHE_KIB}")
         self._connection.execute("CREATE TABLE bare (number INTEGER PRIMARY KEY, data BLOB NOT NULL)")
 
     def commit(self, data: bytes) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ktlog.bench.mapped import trust_policy
-from ktlog.bench.prefill import actor_name
+from ktlog.bench.names import actor_name
 from ktlog.bench.row import Row
+from ktlog.bench.usage import Server
 from ktlog.client.directory import Directory
 from ktlog.client.proof import verify_bundle
 from ktlog.config import Settings
@@ -27,7 +28,7 @@ from ktlog.durable import write_atomic
 from ktlog.errors import Unreachable
 from ktlog.keymap.bundle import parse_bundle
 from ktlog.keymap.check import check_bundle
-from ktlog.operator.create import map_config
+from ktlog.operator.stores import map_config
 from ktlog.pkd.canonical import canonical
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.policy import Policy
@@ -74,46 +75,6 @@ def measure_server(settings: Settings, actors: int, requests: int, chance: rando
 # The server
 
 
-class Server:
-    """A process and all that it started."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def cpu_seconds(self) -> float:
-        """Of all of them together, so far."""
-        ticks = sum(sum(map(int, _stat(pid)[11:15])) for pid in self.pids())
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def peaks(self) -> list[int]:
-        """The most bytes that each of them held in memory, its page cache aside."""
-        return [peak(pid) for pid in self.pids()]
-
-    def pids(self) -> list[int]:
-        parents = {}
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit():
-                with contextlib.suppress(OSError):
-                    parents[int(path.name)] = int(_stat(int(path.name))[1])
-        found = [self._process.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` from the state on: the name before them may hold anything."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-
-
-def peak(pid: int | str = "self") -> int:
-    """The greatest resident size of a process, in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0  # a process that has ended
-
-
 @contextlib.contextmanager
 def running(settings: Settings) -> Iterator[tuple[Server, str]]:
     """The log under ``ktlog serve``, and its address, once it answers and the sequencer has checked its map."""
@@ -126,7 +87,7 @@ def running(settings: Settings) -> Iterator[tuple[Server, str]]:
         environment = os.environ | {"KTLOG_DIAL": str(dial)}
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
             try:
-                yield Server(process), _started(process)
+                yield Server(process.pid), _started(process)
             finally:
                 process.terminate()
                 process.wait()
@@ -206,6 +167,7 @@ def measure_lookups(
     site: Site, server: Server, policy: Policy, actors: int, requests: int, chance: random.Random
 ) -> list[Row]:
     """Light lookups over a few connections at once: how many the server answers in a second of its CPU time."""
+    warm(site.settings)
     checkpoint = site.get(f"{site.settings.url}/map/checkpoint").body
     now = int(time.time())
 
@@ -228,6 +190,14 @@ def measure_lookups(
         Row("light lookups a second, clients on the same machine", requests / seconds, "/s", None),
         Row("bytes of a light bundle, largest", max(sizes), "bytes", 4096),
     ]
+
+
+def warm(settings: Settings) -> None:
+    """Read the stores once, so that the system's cache has what lookups read and the disk is not measured."""
+    for path in (settings.database, settings.map_database):
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
 
 
 def measure_client(site: Site, policy: Policy, actors: int, count: int, chance: random.Random) -> list[Row]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import math
 import os
 import random
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from ktlog.bench.row import percentile
 from ktlog.config import Settings, load_settings
 from ktlog.errors import Unreachable, UsageError
 from ktlog.store.sqlite import SqliteStore
@@ -47,17 +47,6 @@ class Reads:
             "dir": str(self.directory), "actors": self.actors, "requests": self.requests,
             "p50-us": round(self.p50_us), "p99-us": round(self.p99_us),
         }
-
-
-def percentile(times: Sequence[float], share: float) -> float:
-    """The smallest of *times* that a *share* of them (0 < share <= 1) does not exceed.
-
-    >>> percentile([5, 1, 3], 0.5), percentile(range(1, 101), 0.99)
-    (3, 99)
-
-    """
-    ordered = sorted(times)
-    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def measure(directories: Sequence[Path], requests: int, seed: int = 1) -> list[Reads]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -43,11 +45,31 @@ class Row:
         peer = "" if self.peer is None else f"{_short(self.peer):g}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
         met = {True: "met", False: "not met", None: ""}[self.met]
-        measured = f"{_short(self.measured):g} {self.unit}"
-        return f"{self.work:<54} {measured:>14} {cpu:>8} {peer:>8} {ratio:>6} {goal:>9} {met}".rstrip()
+        measured = f"{_short(self.measured):g} {self.unit}".rstrip()
+        return f"{self.work:<60} {measured:>14} {cpu:>8} {peer:>8} {ratio:>6} {goal:>9} {met}".rstrip()
 
 
-HEADING = f"{'work':<54} {'measured':>14} {'CPU ms':>8} {'limit':>8} {'ratio':>6} {'goal':>9}"
+HEADING = f"{'work':<60} {'measured':>14} {'CPU ms':>8} {'limit':>8} {'ratio':>6} {'goal':>9}"
+
+
+def cpu_rows(work: str, seconds: Mapping[str, float], count: int) -> list[Row]:
+    """CPU seconds for a thousand of *count*, by kind of process; of kinds that had a share worth telling."""
+    told = sum(seconds.values()) / 200
+    return [
+        Row(f"{work}: CPU for 1,000, {kind}", used / count * 1000, "s", None)
+        for kind, used in sorted(seconds.items()) if used > told
+    ]
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    """The smallest of *times* that a *share* of them (0 < share <= 1) does not exceed.
+
+    >>> percentile([5, 1, 3], 0.5), percentile(range(1, 101), 0.99)
+    (3, 99)
+
+    """
+    ordered = sorted(times)
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def _short(value: float | None) -> float | None:

@@ -12,10 +12,11 @@ from ktlog.client.answer import Answer
 from ktlog.client.heads import Heads
 from ktlog.client.logonly import LogOnly
 from ktlog.client.mapped import MapLookups
+from ktlog.client.rotation import Learnt, LogKeys
 from ktlog.client.terms import Getter
 from ktlog.client.trust import TrustStore, parse_domains
 from ktlog.durable import read_file
-from ktlog.errors import Conflict, EncodingError, Forked, StoreError, Unreachable, UsageError
+from ktlog.errors import Conflict, EncodingError, Forked, Invalid, StoreError, Unreachable, UsageError
 from ktlog.keymap.output import MAP_SUFFIX, map_origin
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.wire.actor_id import actor_domain, canonical_actor_id, parse_handle
@@ -67,6 +68,7 @@ class Directory:
         self._trust = TrustStore(state)
         self._fetcher = Fetcher.from_environment() if fetcher is None else fetcher
         self._heads = Heads(policy, self._trust, self._fetcher, now, max_age_seconds, pq)
+        self._keys = LogKeys(self._trust, self._fetcher, policy)
         self._maps = MapLookups(self._heads)
         self._log_only = LogOnly(self._heads)
 
@@ -165,13 +167,35 @@ class Directory:
         self._check_not_convicted(origin)
         has_map = self._has_map(origin)
         log = verify.find_log(self._policy, map_origin(origin) if has_map else origin)
+
+        def ask(log: verify.Log) -> Answer:
+            try:
+                if has_map:
+                    return self._maps.lookup(log, handle, actor_id, full=full)
+                return self._log_only.lookup(log, handle, actor_id)
+            except Forked as error:
+                self._heads.remember_conviction(log, error)
+                raise
+
         try:
-            if has_map:
-                return self._maps.lookup(log, handle, actor_id, full=full)
-            return self._log_only.lookup(log, handle, actor_id)
-        except Forked as error:
-            self._heads.remember_conviction(log, error)
-            raise
+            return ask(self._keys.known(log, int(self._heads.now())))
+        except Invalid as error:
+            if error.name != "BadLogSignature":
+                raise
+            # No key that is known here signed it. Was one of them replaced?
+            learnt = self._learn(log, error)
+        answer = ask(learnt.log)
+        self._keys.remember(log, learnt)
+        return answer
+
+    def _learn(self, log: verify.Log, error: Invalid) -> Learnt:
+        try:
+            learnt = self._keys.learn(log, int(self._heads.now()))
+        except Unreachable:
+            learnt = None
+        if learnt is None:
+            raise error
+        return learnt
 
     def _has_map(self, origin: str) -> bool:
         return any(line.vkey.name == map_origin(origin) for line in self._policy.logs)

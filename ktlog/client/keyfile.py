@@ -135,7 +135,10 @@ def _read(path: Path) -> bytes:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise StoreError("MissingSecret", f"{path}: no such file") from None
+            raise StoreError(
+                "MissingSecret", f"{path}: no such file",
+                hint="Name the file that `ktlog key` wrote, or restore it: nothing makes a key again.",
+            ) from None
     if size > 16384:
         raise StoreError("BadSecret", f"{path}: too long for a key")
     return read_secret(path, size)

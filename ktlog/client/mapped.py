@@ -230,7 +230,7 @@ class MapLookups:
         if memory is None or memory.newest is None:
             return True
         try:
-            _, checkpoint, remembered = _open_leaf(memory.newest)
+            _, checkpoint, remembered, _ = _open_leaf(memory.newest)
         except (EncodingError, Invalid) as error:
             raise _damaged(f"the remembered leaf of {log.origin}", error) from None
         leaf = _open_leaf(statement)[2]
@@ -380,7 +380,7 @@ def _parse_config(data: bytes, log: Log) -> MapConfig:
 
 def _evidence(log: Log, kind: str, actor_id: str | None, items: tuple[bytes, bytes]) -> bytes | None:
     """Evidence under whichever of the log's keys signed both statements; None when each has another."""
-    for vkey in log.vkeys:
+    for vkey in (*log.vkeys, *log.retired):
         evidence = MapEvidence(kind, vkey, actor_id, items)
         try:
             verify_map_evidence(evidence)

@@ -9,6 +9,7 @@
                            a map the last answer, with the log's signature, ready to be held against it
       maps/ORIGIN.json     a map's configuration and its newest leaf, with the log's signature
       handles/….json       the actor id that a handle meant when it was first looked up
+      keys/ORIGIN.jsonl    how the log's keys were replaced since the policy was written, as the log told it
       convicted/ORIGIN.json   evidence against a log that forked; nothing of it is believed any more
       lock                 held while anything is written
 
@@ -138,7 +139,7 @@ class TrustStore:
         self.directory = Path(directory).expanduser()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("heads", "actors", "maps", "handles", "convicted"):
+            for name in ("heads", "actors", "maps", "handles", "keys", "convicted"):
                 (self.directory / name).mkdir(mode=0o700, exist_ok=True)
             mode = self.directory.stat().st_mode
         except OSError as error:
@@ -280,6 +281,16 @@ class TrustStore:
         self._write(self._path("actors", f"{origin} {actor_id}"), _MAPPED, {
             "origin": origin, "actor-id": actor_id, "statement": encode_base64(statement), "shown": dict(shown),
         })
+
+    # Keys
+
+    def key_changes(self, origin: str) -> bytes | None:
+        """The lines about the keys of the log *origin* that were relied on, or None."""
+        return read_file(self._path("keys", origin).with_suffix(".jsonl"))
+
+    def save_key_changes(self, origin: str, lines: bytes) -> None:
+        """Replace them by more. The caller holds the lock."""
+        write_atomic(self._path("keys", origin).with_suffix(".jsonl"), lines, mode=0o600)
 
     # Handles
 

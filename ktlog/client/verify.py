@@ -9,7 +9,7 @@ by its own two signatures, so they are compared before anybody counts cosignatur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ktlog.errors import EncodingError, Forked, Invalid, PolicyUnmet, Stale, StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
@@ -27,11 +27,15 @@ _FORK_HINT = (
 
 @dataclass(frozen=True)
 class Log:
-    """A log as the policy knows it: its origin, the keys it may sign with, and where it answers."""
+    """A log as the policy knows it: its origin, the keys it may sign with, and where it answers.
+
+    retired: keys whose time is over (:mod:`ktlog.client.rotation`): good for what was remembered before.
+    """
 
     origin: str
     vkeys: tuple[Vkey, ...]
     url: str
+    retired: tuple[Vkey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def open_remembered(data: bytes, log: Log) -> Head:
         StoreError: ``HeadOfAnotherKey``, because a damaged or foreign head must not vanish in silence.
     """
     try:
-        return open_head(data, log)
+        return open_head(data, replace(log, vkeys=(*log.vkeys, *log.retired)))
     except Invalid as error:
         raise StoreError(
             "HeadOfAnotherKey",
@@ -249,7 +253,7 @@ def check_extends(log: Log, older: Head, newer: Head, read: HashReader) -> None:
 
 def _evidence(log: Log, make: Callable[[Vkey], bytes]) -> bytes | None:
     """Evidence under whichever of the log's keys signed both notes; None when each has another."""
-    for vkey in log.vkeys:
+    for vkey in (*log.vkeys, *log.retired):
         try:
             return make(vkey)
         except Invalid:

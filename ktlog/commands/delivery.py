@@ -17,17 +17,17 @@ from ktlog.client import build
 from ktlog.client.build import Built
 from ktlog.client.keyfile import load_http_key
 from ktlog.client.terms import Terms, fetch_terms
-from ktlog.commands.receipt import format_receipt
 from ktlog.durable import write_once
 from ktlog.errors import UsageError
 from ktlog.operator.direct import read_200
-from ktlog.operator.instance import LOG_ACTOR_PATH, MAX_ANSWER_BYTES, deliver, exchange_of, read_signed
+from ktlog.operator.instance import MAX_ANSWER_BYTES, deliver, exchange_of, read_signed
 from ktlog.pkd.canonical import canonical
 from ktlog.wire.actor_id import canonical_actor_id
 from ktlog.wire.dial import load_dial
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import sign_request
 from ktlog.wire.httpsig_response import Exchange
+from ktlog.wire.receipts import LOG_ACTOR_PATH, format_receipt
 
 FILE = click.Path(path_type=Path)
 

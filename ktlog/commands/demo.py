@@ -165,6 +165,10 @@ def _stay(teller: Teller, topology: places.Topology, processes: Processes) -> in
     teller.say(f"Enrol yourself as {topology.instances[0].handle(GUEST)}, in a shell that knows where the names lead:")
     for line in _commands(topology):
         teller.say(f"  {line}")
+    teller.say("")
+    teller.say("There, too: ask whether a log is well, hear of what changes, and see the log's own pages in a browser:")
+    for line in _looks(topology, front.port):
+        teller.say(f"  {line}")
     try:
         while not processes.ended():
             time.sleep(0.5)
@@ -178,7 +182,7 @@ def _commands(topology: places.Topology) -> list[str]:
     """What to paste into a shell to enrol, look up and audit: this same program, wherever it was found."""
     home, first = topology.directory, topology.instances[0]
     key, http_key = home / "you.key", topology.instance_directory(first) / "keys" / f"{GUEST}.key"
-    trust, audit = ["--policy", str(topology.trust_policy)], ["--policy", str(topology.audit_policy)]
+    trust, audit = ["--policy", str(topology.trust_policy)], ["--policy", str(topology.auditor_policy)]
     domains = [word for pair in topology.domains().items() for word in ("--domain", "=".join(pair))]
     lines = [
         _program("ktlog", "key", "new", "--out", str(key)),
@@ -190,6 +194,22 @@ def _commands(topology: places.Topology) -> list[str]:
         _program("ktlog-auditor", "audit", first.origin, *audit, "--dir", str(home / "my-audit")),
     ]
     return [f"export KTLOG_DIAL={shlex.quote(str(topology.dial_file))}", *map(shlex.join, lines)]
+
+
+def _looks(topology: places.Topology, port: int) -> list[str]:
+    """What to type to ask whether a log is well, to be told of every change to an actor, and to see the explorer."""
+    first, home = topology.instances[0], topology.directory
+    return list(map(shlex.join, [
+        _program("ktlog", "doctor", "--dir", str(topology.log_directory(first))),
+        _program(
+            "ktlog", "watch", first.handle(GUEST), "--policy", str(topology.trust_policy),
+            "--state", str(home / "mine"), "--domain", f"{first.domain}={first.origin}", "--interval", "5",
+        ),
+        [
+            "chromium", f"--user-data-dir={home / 'browser'}", "--ignore-certificate-errors",
+            f"--host-resolver-rules=MAP *.example 127.0.0.1:{port},MAP * ~NOTFOUND", f"{first.log_url}/",
+        ],
+    ]))
 
 
 def _program(tool: str, *arguments: str) -> list[str]:

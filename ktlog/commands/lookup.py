@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -70,6 +71,9 @@ def command(
             )
         write_atomic(save, answer.bundle)
     click.echo(json.dumps(answer.as_dict()) if as_json else "\n".join(describe(answer)))
+    if save is not None:
+        again = shlex.join(["ktlog", "verify", str(save), "--policy", str(policy)])
+        click.echo(f"Saved the proof to {save}; check it again: {again}", err=True)
 
 
 def open_directory(

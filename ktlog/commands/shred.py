@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
 
 from ktlog.config import load_settings
 from ktlog.errors import EncodingError, MessageRejected, StoreError, UsageError
-from ktlog.operator.link import SHRED_SECONDS, SequencerLink, ShredReport
+from ktlog.operator.link import SHRED_SECONDS, ShredReport
+from ktlog.operator.roles import open_link
 from ktlog.pkd.identity import check_actor_id
 
 CANNOT = (
@@ -45,7 +47,7 @@ def command(actor: str, directory: Path, yes: bool, preview: bool, as_json: bool
         actor_id = check_actor_id(actor)
     except (EncodingError, MessageRejected):
         raise UsageError("BadActorId", "ACTOR must be an actor id: a canonical https URL") from None
-    link = SequencerLink(settings.socket_record, timeout_seconds=SHRED_SECONDS + 10)
+    link = open_link(settings, SHRED_SECONDS + 10)
     try:
         report = link.shred(actor_id, preview=True)
         if not preview:
@@ -56,7 +58,8 @@ def command(actor: str, directory: Path, yes: bool, preview: bool, as_json: bool
     except StoreError as error:
         if error.name == "SequencerUnreachable":
             raise StoreError(
-                error.name, error.message, hint=f"The log must be running: ktlog serve --dir {directory}",
+                error.name, error.message,
+                hint=f"The log must be running: ktlog serve --dir {shlex.quote(str(directory))}",
             ) from None
         raise
     if as_json:

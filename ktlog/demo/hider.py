@@ -24,17 +24,16 @@ from flask import Flask
 from ktlog.config import Settings
 from ktlog.demo.topology import LIARS_COPY
 from ktlog.durable import write_atomic
-from ktlog.keymap.output import format_config
 from ktlog.keymap.value import Value, commit_value, encode_value, parse_value
 from ktlog.operator import mapping
-from ktlog.operator.create import map_config
 from ktlog.operator.mapper import Draft, Mapper
 from ktlog.operator.service import Service, load_publish_policy
+from ktlog.operator.stores import open_log, open_map
 from ktlog.operator.witnessing import collect_cosignatures, input_policy, peers_of
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import key_hash
 from ktlog.store.contracts import LogStore
-from ktlog.store.mapdb import Dead, Live, MapState, MapStore
+from ktlog.store.mapcontract import Dead, Live, MapState, MapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.policy import Policy, format_policy
@@ -100,9 +99,7 @@ class HidingMapper(Mapper):
 
 def _ask_everybody(settings: Settings, policy: Policy, actor_id: str) -> dict[str, Any]:
     """Wait until the lie is published, and until the last of those asked for a cosignature has judged it."""
-    config = format_config(map_config(settings))
-    store = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
-    published = MapStore.open(settings.map_database, origin=settings.origin, config=config, read_only=True)
+    store, published = open_log(settings, read_only=True), open_map(settings, read_only=True)
     while not _is_lying(store, published, actor_id):
         time.sleep(LOOK_SECONDS)
     size = published.state().output.size

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -30,23 +31,21 @@ from ktlog.demo.hider import hiding_log
 from ktlog.durable import write_atomic
 from ktlog.errors import KtlogError
 from ktlog.keymap.bundle import Presented, encode_bundle, parse_bundle
-from ktlog.keymap.output import format_config, format_leaf, map_origin, parse_leaf
+from ktlog.keymap.output import format_leaf, map_origin, parse_leaf
 from ktlog.keymap.value import parse_value
-from ktlog.operator.create import map_config
 from ktlog.operator.keys import load_checkpoint_signers, load_leaf_key, load_map_signers
 from ktlog.operator.service import load_publish_policy
+from ktlog.operator.stores import open_log, open_map, open_tiles
 from ktlog.operator.witnessing import format_request, input_policy, peers_of
 from ktlog.pkd.dialects import DIALECTS
 from ktlog.pkd.entry import make_entry
 from ktlog.pkd.keys import encode_public_key, private_key_from_seed
-from ktlog.store.mapdb import MapStore
-from ktlog.store.sqlite import SqliteStore
-from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Signer, sign_checkpoint
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
 from ktlog.web.app import create_app
+from ktlog.web.quick import QuickBundles, QuickKeys
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpd import serve
 
@@ -57,11 +56,11 @@ Told = list[dict[str, object]]
 
 def fork_log(settings: Settings) -> bytes:
     """A checkpoint of another tree of the published size: the last entry replaced, all of it properly signed."""
-    published = TileFiles(settings.tiles).checkpoint()
+    published = open_tiles(settings).checkpoint()
     if published is None:
         raise AssertionError("the demo lies only after the log has published")
     size = parse_signed_checkpoint(published)[1].size
-    store = SqliteStore.open(settings.database, origin=settings.origin, read_only=True)
+    store = open_log(settings, read_only=True)
     hashes = list(store.leaf_hashes(0, size))
     last = store.records(size - 1, size)[0]
     store.close()
@@ -73,8 +72,7 @@ def fork_log(settings: Settings) -> bytes:
 
 def fork_map(settings: Settings, size: int) -> bytes:
     """The same of the map's output log at *size*: its newest leaf says another map root."""
-    config = format_config(map_config(settings))
-    store = MapStore.open(settings.map_database, origin=settings.origin, config=config, read_only=True)
+    store = open_map(settings, read_only=True)
     hashes = list(store.output_hashes(0, size))
     leaf = parse_leaf(store.output_leaves(size - 1, size)[0])
     store.close()
@@ -108,6 +106,13 @@ def lie_in_checkpoints(app: Flask, note: bytes, map_note: bytes) -> None:
     """Serve *note* as the newest checkpoint, and *map_note* as the map's."""
     for endpoint, told in (("files.checkpoint", note), ("map.checkpoint", map_note)):
         app.view_functions[endpoint] = lambda told=told: Response(told, content_type="text/plain; charset=utf-8")
+
+
+def make_app(settings: Settings) -> Flask:
+    """The log's application, all of whose answers about actors come from its views: the others would be the truth."""
+    for quick in (QuickKeys, QuickBundles):
+        quick.targets = re.compile(r"(?!)")
+    return create_app(settings)
 
 
 def lie_in_answers(app: Flask, actor_id: str) -> None:
@@ -170,7 +175,7 @@ def _app_maker(options: argparse.Namespace, settings: Settings, write: Callable[
         write([])
 
         def swapping_app() -> Flask:
-            app = create_app(settings)
+            app = make_app(settings)
             lie_in_answers(app, options.actor)
             return app
 
@@ -184,7 +189,7 @@ def _app_maker(options: argparse.Namespace, settings: Settings, write: Callable[
         write(tell([(note, input_policy(policy))]))
 
     def lying_app() -> Flask:
-        app = create_app(settings)
+        app = make_app(settings)
         lie_in_checkpoints(app, note, map_note)
         if options.old_bundle is not None:
             answer = options.old_bundle.read_bytes()

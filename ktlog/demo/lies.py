@@ -70,10 +70,12 @@ class Lies:
             person.rotate()
             (told,) = liar.told()
             self._only_the_verifier_refuses(told)
-            report = scene.audit(self._last)
+            report = scene.audit(self._last, mapped=False)
             if report["exit_code"] != 0:
                 raise scene.failed(f"the log itself is whole, and the auditor said {describe_findings(report)}")
-            scene.teller.say(f"an auditor of the log finds nothing amiss in its {report['entries_audited']} entries")
+            entries = report["entries_audited"]
+            scene.teller.say(f"an auditor of the log alone finds nothing amiss in its {entries} entries")
+            self._auditor_refuses(scene.audit(self._last), "MapNotDerived", 5)
             self._client_refuses(person, "TooFewVerifiers")
 
     def fork(self) -> None:

@@ -25,7 +25,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end the demo, and with it everything that it started."""
 
 _QUOTED_CHARACTERS = 300
-_QUOTED_LINES = 5
+_QUOTED_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ class Processes:
             self._read[path] = len(text)
             # What is tried again and again fails in the same words each time.
             lines = dict.fromkeys(
-                line.strip() for line in new if any(map(str.isalnum, line)) and " INFO " not in line
+                line.strip() for line in new
+                if any(map(str.isalnum, line)) and " INFO " not in line and not line.startswith("Traceback (")
             )
             said += [f"{path.stem} wrote: {line[:_QUOTED_CHARACTERS]}" for line in list(lines)[-_QUOTED_LINES:]]
         return said

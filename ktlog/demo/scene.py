@@ -39,7 +39,7 @@ class Result:
     Attributes:
         actors: how many enrolled. lookups_verified: how many lookups gave an answer after every check.
         answers: how many of these said what, by the answer: present, erased, never-enrolled.
-        entries_audited: that the auditor replayed, of both logs.
+        entries_audited: that the auditor replayed, of both logs. maps_derived: that these lead to.
         lies: who refused which lie, in which words. findings: what was noticed, and convicts nobody by itself.
         evidence: files that convict a log by its public key alone.
         processes: every process, by name, pid and port (0: none). checks: those that held, in their order.
@@ -52,6 +52,7 @@ class Result:
     lookups_verified: int = 0
     answers: dict[str, int] = field(default_factory=dict)
     entries_audited: int = 0
+    maps_derived: int = 0
     lies: list[dict[str, str]] = field(default_factory=list)
     findings: list[dict[str, str]] = field(default_factory=list)
     evidence: list[str] = field(default_factory=list)
@@ -190,12 +191,18 @@ class Scene:
 
     # Audits
 
-    def audit(self, instance: Instance, *, again: bool = False) -> dict[str, Any]:
-        """The auditor's report. *again*: without the commitments, which cost most and were checked before."""
+    def audit(self, instance: Instance, *, again: bool = False, mapped: bool = True) -> dict[str, Any]:
+        """The auditor's report.
+
+        Args:
+            again: without the commitments, which cost most and were checked before.
+            mapped: whether the auditor knows the key of the map, and so audits the map too.
+        """
         directory = self.topology.directory / f"auditor-{instance.name}"
+        policy = self.topology.auditor_policy if mapped else self.topology.audit_policy
         report = self.processes.run(
-            "auditor", "audit", instance.origin, "--dir", str(directory), "--policy", str(self.topology.audit_policy),
-            "--json", *(["--commitments", "none"] if again else []),
+            "auditor", "audit", instance.origin, "--dir", str(directory), "--policy", str(policy),
+            "--json", *(["--from-start", "--commitments", "none"] if again else []),
         )
         if not isinstance(report.get("findings"), list):
             raise self.failed(f"the auditor could not audit {instance.origin}: {report.get('error')}")

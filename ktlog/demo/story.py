@@ -230,10 +230,15 @@ class Story:
         for instance, report in zip(instances, together(self._scene.audit, instances), strict=True):
             if report["exit_code"] != 0 or not report["ok"]:
                 raise self._scene.failed(f"{instance.origin}: {describe_findings(report)}")
+            leaves, derived = report["map"]["leaves"], report["map"]["derived"]
+            if not derived:
+                raise self._scene.failed(f"{instance.origin}: none of {leaves} maps was derived from the entries")
             self.result.entries_audited += report["entries_audited"]
+            self.result.maps_derived += derived
             self._teller.held(
                 f"{instance.origin}: {report['entries_audited']} entries,"
-                f" {report['commitments']['checked']} commitments, {report['actors']} actors, nothing amiss"
+                f" {report['commitments']['checked']} commitments, {report['actors']} actors, {leaves} maps"
+                f" ({derived} derived from the entries), nothing amiss"
             )
         expected = sum(self._scene.checkpoint(instance).size for instance in instances)
         if self.result.entries_audited != expected:

@@ -106,8 +106,13 @@ class Topology:
 
     @property
     def audit_policy(self) -> Path:
-        """What an auditor trusts: both logs' own keys, and two of the three witnesses. It is a verifier itself."""
+        """For the logs of entries alone: both logs' own keys, and two of the three witnesses."""
         return self.directory / "audit.policy"
+
+    @property
+    def auditor_policy(self) -> Path:
+        """What an auditor trusts who follows the maps too: the keys of both, and whoever stands behind each."""
+        return self.directory / "auditor.policy"
 
     @property
     def evidence(self) -> Path:
@@ -153,6 +158,7 @@ def build(topology: Topology, processes: Processes) -> None:
     )
     write_atomic(topology.trust_policy, format_policy(_policy(cosigners, maps)))
     write_atomic(topology.audit_policy, format_policy(input_policy(_policy(cosigners, own))))
+    write_atomic(topology.auditor_policy, format_policy(_policy(cosigners, own + maps)))
     create_pki(topology.front_directory, topology.hosts())
 
 

@@ -1,0 +1,110 @@
+"""``ktlog migrate``: bring a log's store to this version's schema, or say what that would take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ktlog.config import Settings, load_settings
+from ktlog.durable import FileLock
+from ktlog.errors import StoreError
+from ktlog.operator.rotate import LOCKS
+from ktlog.operator.stores import database_url, look_at_database, open_log
+from ktlog.store import upgrade
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--dir", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
+              help="The log's directory. The log must be stopped, but for --plan.")
+@click.option("--plan", is_flag=True, help="Say which steps would run, how long and how large, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(directory: Path, plan: bool, as_json: bool) -> None:
+    """Bring a log's store to the schema of this ktlog. `ktlog serve` does the same when it starts.
+
+    SQLite: a copy of the database is kept beside it before anything is changed, named by its schema and the time; the
+    newest two stay, until something is erased. Without room for it nothing is changed. All steps are one transaction.
+    PostgreSQL: all steps are one transaction; a copy is yours to make (pg_dump). A store of newer code is refused.
+    """
+    settings = load_settings(directory)
+    before = _look(settings)
+    if plan:
+        _print(before, as_json)
+        return
+    if before["steps"]:
+        with ExitStack() as stack:
+            for name in LOCKS:
+                _lock(stack, settings, name)
+            with closing(open_log(settings)):
+                pass
+    after = _look(settings) | {"done": [step["name"] for step in before["steps"]]}
+    if as_json:
+        click.echo(json.dumps(after))
+    elif after["done"]:
+        click.echo(f"schema {before['schema']} became {after['schema']}.")
+        for copy in after["copies"]:
+            click.echo(f"a copy: {copy}")
+    else:
+        click.echo(f"schema {after['schema']}: nothing is to be done.")
+
+
+def _lock(stack: ExitStack, settings: Settings, name: str) -> None:
+    try:
+        stack.enter_context(FileLock(settings.directory / name))
+    except StoreError as error:
+        if error.name != "Locked":
+            raise
+        raise StoreError(
+            "Locked", f"{settings.directory} is in use: a log is migrated while it is stopped",
+            hint="Stop it first. ktlog serve migrates by itself when it starts.",
+        ) from None
+
+
+def _look(settings: Settings) -> dict[str, Any]:
+    url = database_url(settings)
+    if url is not None:
+        stored, entries, size, names = look_at_database(url)
+        return {
+            "schema": stored, "wanted": stored + len(names), "entries": entries, "database-bytes": size,
+            "steps": [{"name": name, "about": ""} for name in names], "copies": [],
+        }
+    found = upgrade.look(settings.database)
+    return {
+        "schema": found.stored, "wanted": found.wanted, "entries": found.entries,
+        "database-bytes": found.database_bytes,
+        "steps": [{"name": step.name, "about": step.about} for step in found.steps],
+        "seconds": round(found.seconds, 1), "copy-bytes": found.copy_bytes, "work-bytes": found.work_bytes,
+        "free-bytes": found.free_bytes, "fits": found.fits,
+        "copies": [str(one) for one in upgrade.copies(settings.database)],
+    }
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for line in _lines(found):
+        click.echo(line)
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"schema {found['schema']}, {found['entries']} entries, {found['database-bytes'] / 2**20:.1f} MiB"
+    if not found["steps"]:
+        yield "nothing is to be done"
+        return
+    yield f"this ktlog needs schema {found['wanted']}; steps that would run, in one transaction:"
+    for step in found["steps"]:
+        yield f"  {step['name']}  {step['about']}".rstrip()
+    if "seconds" not in found:
+        yield "PostgreSQL: make a copy first, with pg_dump or a base backup"
+        return
+    yield f"about {found['seconds']:.0f} s of one core"
+    yield (
+        f"{found['copy-bytes'] / 2**20:.1f} MiB for a copy of the database beside it, up to"
+        f" {found['work-bytes'] / 2**20:.1f} MiB for the work; {found['free-bytes'] / 2**20:.1f} MiB are free:"
+        f" {'enough' if found['fits'] else 'NOT ENOUGH, and it would be refused'}"
+    )
