@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ktlog import __version__
-from ktlog.durable import read_seed_file
-from ktlog.errors import EncodingError, KtlogError, UsageError
+from ktlog.durable import file_errors, read_seed_file, write_atomic
+from ktlog.errors import EncodingError, UsageError
 from ktlog.keymap.output import map_origin
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey, parse_vkey
 from ktlog.tlog.tree import EMPTY_ROOT
 from ktlog.wire.actor_id import parse_https_url
+from witness import keyoptions, mirrorcli, retire, upkeep
+from witness.clikit import EXIT_CODES, dir_option, json_option, mark_option, open_store, print_json, reporting
 from witness.config import SEED_BYTES, WitnessDir
 from witness.decide import LOG_KEY_ALGORITHMS
+from witness.keyoptions import agent_option, bastion_options, credential_option, list_urls, make_bastions, make_sources
 from witness.keys import derive_signers, write_keys
-from witness.replays import ReplayStore
-from witness.store import Log, WitnessStore
+from witness.loglist import MAXIMUM_PER_DAY
+from witness.replays import Replay, ReplayStore, Verdict
+from witness.serveoptions import make_operating, operating_options
+from witness.store import Conviction, Log, WitnessStore, hash_origin
 
 _ALGORITHM_NAMES = {ED25519: "Ed25519", COSIGNATURE_MLDSA44: "ML-DSA-44"}
-
-EXIT_CODES = """\b
-Exit codes: 0 done; 2 the command asks for the impossible; 5 something does
-not parse; 8 the witness directory contradicts the command, or is damaged.
-"""
-
-
-def _reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a KtlogError into its message (JSON under --json) and its exit code."""
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            command(*arguments, **options)
-        except KtlogError as error:
-            if options.get("as_json"):
-                click.echo(json.dumps({"error": error.as_dict()}))
-            click.echo(f"ktlog-witness: {error.diagnostics()}", err=True)
-            sys.exit(error.exit_code)
-
-    return run
-
-
-_dir_option = click.option(
-    "--dir", "directory", required=True, metavar="DIR", envvar="KTLOG_WITNESS_DIR",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The witness directory. [env: KTLOG_WITNESS_DIR]",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,15 +55,22 @@ def main() -> None:
 
 
 @main.command(epilog=EXIT_CODES)
-@_dir_option
+@dir_option
 @click.option("--name", required=True, help="The witness's key name: a URL without scheme, for ever.")
 @click.option(
     "--seed-file", type=click.Path(dir_okay=False, path_type=Path),
     help="Derive the keys from this file: 32 bytes in hex. Without it the keys are random.",
 )
-@_json_option
-@_reporting
-def init(directory: Path, name: str, seed_file: Path | None, as_json: bool) -> None:
+@credential_option
+@agent_option
+@click.option("--agent-key", metavar="FINGERPRINT", help="Which key of the agent, as ssh-add -l shows it.")
+@click.option("--ed25519-only", is_flag=True, help="Make no ML-DSA-44 key. This witness then never has one.")
+@json_option
+@reporting
+def init(
+    directory: Path, name: str, seed_file: Path | None, credentials: Sequence[str], ssh_agent: bool,
+    agent_key: str | None, ed25519_only: bool, as_json: bool,
+) -> None:
     """Make a new witness: its keys and its empty record.
 
     Refuses a directory that holds anything. Prints the two vkeys, Ed25519 (04) and ML-DSA-44
@@ -97,57 +78,68 @@ def init(directory: Path, name: str, seed_file: Path | None, as_json: bool) -> N
     it, and never run two copies of it: a witness that forgets could cosign a second history.
     """
     root_seed = os.urandom(SEED_BYTES) if seed_file is None else read_seed_file(seed_file)
-    vkeys = [signer.vkey for signer in derive_signers(root_seed, name)]
+    sources = make_sources(credentials, ssh_agent, agent_key)
+    vkeys = [signer.vkey for signer in derive_signers(root_seed, name, sources, ed25519_only=ed25519_only)]
     paths = WitnessDir(directory)
     paths.make()
-    write_keys(paths, root_seed, name)
+    write_keys(paths, root_seed, name, sources, ed25519_only=ed25519_only)
     WitnessStore.create(paths.database, name, vkeys, int(time.time())).close()
     if as_json:
-        _print_json({"dir": str(directory), "name": name, "vkeys": [str(vkey) for vkey in vkeys]})
+        print_json({"dir": str(directory), "name": name, "vkeys": [str(vkey) for vkey in vkeys]})
         return
     click.echo(f"Made the witness {name} in {directory}. Its vkeys:")
     for vkey in vkeys:
         click.echo(str(vkey))
+    if ssh_agent:
+        click.echo("Its Ed25519 key is in the SSH agent: serve it with --ssh-agent.")
+    if ed25519_only:
+        click.echo("It has no ML-DSA-44 key: it signs no subtrees, and nothing that outlasts quantum computers.")
 
 
 @main.command()
-@_dir_option
-@_json_option
-@_reporting
+@dir_option
+@json_option
+@reporting
 def vkeys(directory: Path, as_json: bool) -> None:
     """Print the vkeys of this witness or verifier: what others put into their policies."""
-    store = _open(directory, read_only=True)
+    store = open_store(directory, read_only=True)
     store.close()
     if as_json:
-        _print_json({"name": store.name, "vkeys": list(store.vkeys)})
+        print_json({"name": store.name, "vkeys": list(store.vkeys)})
         return
     for vkey in store.vkeys:
         click.echo(vkey)
 
 
 @main.command("add-log", epilog=EXIT_CODES)
-@_dir_option
+@dir_option
 @click.argument("vkeys", metavar="VKEY...", nargs=-1, required=True)
 @click.option("--origin", help="The log's origin line, where it differs from the key name.")
 @click.option(
     "--replay", "url", metavar="URL",
     help="Make this a verifier, which reads the log at URL and derives its map. The VKEYs are the log's and its map's.",
 )
-@_json_option
-@_reporting
-def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, url: str | None, as_json: bool) -> None:
+@click.option("--qpd", "per_day", type=click.IntRange(1, MAXIMUM_PER_DAY),
+              help="How many submissions it may have signed a day. Without it as many as it likes, or as before.")
+@click.option("--trust-again", is_flag=True, help="Also a VKEY that was retired; else such a one is refused.")
+@json_option
+@reporting
+def add_log(
+    directory: Path, vkeys: Sequence[str], origin: str | None, url: str | None, per_day: int | None, trust_again: bool,
+    as_json: bool,
+) -> None:
     """Follow a log, trusting it under each VKEY (type 01 Ed25519, or 06 ML-DSA-44).
 
     Run it again to trust a further key of the same origin; adding what is there already changes
-    nothing. It takes effect at once, also while the witness is being served. A log or a key
-    cannot be removed: added again later, it would start without its record.
+    nothing. It takes effect at once, also while the witness is being served. A log
+    cannot be removed: added again later, it would start without its record. A key can be retired (retire-key).
 
     With --replay give at least one key named ORIGIN and one named ORIGIN/map. A verifier replays logs
     and witnesses none, so its directory is one of its own; it must be restarted to see a new log or URL.
     """
     keys = [_parse_log_key(vkey) for vkey in vkeys]
     if url is not None:
-        _add_replay(directory, keys, origin, url, as_json)
+        _add_replay(directory, keys, origin, url, trust_again, as_json)
         return
     names = sorted({key.name for key in keys})
     if origin is None and len(names) > 1:
@@ -157,7 +149,7 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, url: str 
                  " two logs.)",
         )
     origin = _check_origin(names[0] if origin is None else origin)
-    store = _open(directory, beside_daemon=True)
+    store = open_store(directory, beside_daemon=True)
     try:
         _check_not_own(store, keys)
         if ReplayStore(store).replays():
@@ -165,14 +157,14 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, url: str 
                 "VerifierDirectory", "this directory holds a verifier, which signs only for logs that it replays",
                 hint="Add the log with --replay, or to the directory of a witness.",
             )
-        added = store.add_log(origin, keys, int(time.time()))
+        added = store.add_log(origin, keys, int(time.time()), per_day, again=trust_again)
         log = store.log(origin)
     finally:
         store.close()
     if log is None:
         raise AssertionError("a log that was just added is not there")
     if as_json:
-        _print_json({"added": [str(key) for key in added], **_describe(log)})
+        print_json({"added": [str(key) for key in added], **_describe(log)})
         return
     if not added:
         click.echo(f"{origin}: nothing new, this witness follows it under that key already")
@@ -180,7 +172,9 @@ def add_log(directory: Path, vkeys: Sequence[str], origin: str | None, url: str 
         click.echo(f"{origin}: trusts {_short(key)}")
 
 
-def _add_replay(directory: Path, keys: Sequence[Vkey], origin: str | None, url: str, as_json: bool) -> None:
+def _add_replay(
+    directory: Path, keys: Sequence[Vkey], origin: str | None, url: str, trust_again: bool, as_json: bool
+) -> None:
     names = {key.name for key in keys}
     inputs = sorted(names - {map_origin(name) for name in names})
     if len(inputs) != 1 or names != {inputs[0], map_origin(inputs[0])} or origin not in (None, inputs[0]):
@@ -195,15 +189,17 @@ def _add_replay(directory: Path, keys: Sequence[Vkey], origin: str | None, url: 
         raise UsageError("BadAddress", f"{url!r} is no https URL: {error.message}") from None
     if "?" in base:
         raise UsageError("BadAddress", f"{url!r} has a query; the log's files lie under it as under a directory")
-    store = _open(directory, beside_daemon=True)
+    store = open_store(directory, beside_daemon=True)
     try:
         _check_not_own(store, keys)
         by_name = {one: [key for key in keys if key.name == one] for one in sorted(names)}
-        added = ReplayStore(store).add_replay(_check_origin(name), base, by_name, int(time.time()))
+        added = ReplayStore(store).add_replay(
+            _check_origin(name), base, by_name, int(time.time()), again=trust_again
+        )
     finally:
         store.close()
     if as_json:
-        _print_json({"origin": name, "map": map_origin(name), "url": base, "added": [str(key) for key in added]})
+        print_json({"origin": name, "map": map_origin(name), "url": base, "added": [str(key) for key in added]})
         return
     click.echo(f"{name}: replayed from {base}")
     for key in added:
@@ -217,12 +213,12 @@ def _check_not_own(store: WitnessStore, keys: Sequence[Vkey]) -> None:
 
 
 @main.command("list-logs", epilog=EXIT_CODES)
-@_dir_option
-@_json_option
-@_reporting
+@dir_option
+@json_option
+@reporting
 def list_logs(directory: Path, as_json: bool) -> None:
     """List the logs followed, their keys, and the latest checkpoint cosigned for each."""
-    store = _open(directory, read_only=True)
+    store = open_store(directory, read_only=True)
     try:
         logs = store.logs()
         evidence = store.count_evidence()
@@ -234,10 +230,12 @@ def list_logs(directory: Path, as_json: bool) -> None:
     wrong = {origin: f"{verdict.name}: {verdict.message}" for origin, verdict in verdicts.items() if verdict}
     if as_json:
         members = {"name": store.name, "logs": [_describe(log) for log in logs], "evidence": evidence}
-        _print_json({**members, "replayed": replayed, "wrong": wrong} if replayed else members)
+        print_json({**members, "replayed": replayed, "wrong": wrong} if replayed else members)
         return
     for log in logs:
         click.echo(log.origin)
+        if log.frozen is not None:
+            click.echo(f"  FROZEN since {_when(log.frozen)}: it signed two trees of one size")
         if log.origin in wrong:
             click.echo(f"  WRONG, and never cosigned again: {wrong[log.origin]}")
         if log.origin in replayed:
@@ -246,11 +244,17 @@ def list_logs(directory: Path, as_json: bool) -> None:
             click.echo("  never cosigned")
         else:
             latest = log.latest
-            when = datetime.fromtimestamp(latest.time, UTC).isoformat().replace("+00:00", "Z")
+            when = _when(latest.time)
             root = encode_base64(latest.checkpoint.root)
             click.echo(f"  size {latest.checkpoint.size}, root {root}, cosigned {when}")
+        if log.per_day is not None:
+            click.echo(f"  may submit {log.per_day} times a day")
         for key in log.vkeys:
             click.echo(f"  trusts {_short(key)}")
+        for key in log.retired:
+            click.echo(f"  trusts no more {_short(key)}")
+        if not log.vkeys:
+            click.echo("  NO KEY is trusted, and nothing signed for it: give it one with add-log")
     if not logs:
         click.echo("No logs. Add one: ktlog-witness add-log --dir DIR VKEY")
     if evidence:
@@ -258,42 +262,152 @@ def list_logs(directory: Path, as_json: bool) -> None:
 
 
 @main.command(epilog=EXIT_CODES)
-@_dir_option
+@dir_option
+@click.option("--save", type=click.Path(file_okay=False, path_type=Path), metavar="TO",
+              help="Write each as a file into this directory.")
+@json_option
+@reporting
+def evidence(directory: Path, save: Path | None, as_json: bool) -> None:
+    """List the logs that were caught, and the file about each: what it says is for ktlog-auditor verify-evidence.
+
+    A fork convicts its log by the log's public key alone. What a verifier caught may be something else, and has a name;
+    its files are in DIR/evidence.
+    """
+    store = open_store(directory, read_only=True)
+    try:
+        found = store.convictions()
+        caught = ReplayStore(store).verdicts()
+    finally:
+        store.close()
+    told = [_describe_verdict(directory, save, replay, verdict) for replay, verdict in caught]
+    paths = [None if save is None else _save_evidence(save, one) for one in found]
+    if as_json:
+        print_json({"evidence": [
+            {"origin": one.origin, "size": one.size, "recorded": one.recorded, "frozen": one.freezes,
+             "retired-key": one.retired_key or None, "file": None if path is None else str(path)}
+            for one, path in zip(found, paths, strict=True)
+        ], "caught": told})
+        return
+    for one, path in zip(found, paths, strict=True):
+        state = "frozen" if one.freezes else "not frozen"
+        if one.retired_key:
+            state = f"under a key that was retired before ({one.retired_key})"
+        click.echo(f"{one.origin}: two roots at size {one.size}, seen {_when(one.recorded)}, {state}")
+        if path is not None:
+            click.echo(f"  {path}")
+    for one in told:
+        click.echo(f"{one['origin']}: {one['name']}, caught {_when(one['recorded'])}: {one['message']}")
+        click.echo(f"  {one['file'] or 'its file is not there: write it with --save TO'}")
+    if not (found or told):
+        click.echo("No log was caught.")
+
+
+def _describe_verdict(directory: Path, save: Path | None, replay: Replay, verdict: Verdict) -> dict[str, Any]:
+    """What a verifier found wrong; its file is there already, and with *save* a copy of it."""
+    from witness.verifier import evidence_name
+
+    path = WitnessDir(directory).evidence / evidence_name(replay)
+    if save is not None:
+        with file_errors(save):
+            save.mkdir(parents=True, exist_ok=True)
+        path = save / path.name
+        write_atomic(path, verdict.document, mode=0o644)
+    return {
+        "origin": replay.origin, "name": verdict.name, "message": verdict.message, "recorded": verdict.recorded,
+        "file": str(path) if path.exists() else None,
+    }
+
+
+def _save_evidence(directory: Path, conviction: Conviction) -> Path:
+    with file_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    name = f"{hash_origin(conviction.origin)}-{conviction.size}"
+    path = directory / f"{name}{conviction.retired_key and '-'}{conviction.retired_key}.json"
+    write_atomic(path, conviction.document, mode=0o644)
+    return path
+
+
+@main.command(epilog=EXIT_CODES)
+@dir_option
+@click.argument("origin", metavar="ORIGIN")
+@json_option
+@reporting
+def unfreeze(directory: Path, origin: str, as_json: bool) -> None:
+    """Sign for a log again that was seen to fork. Its evidence stays on record, and is not forgotten by monitors.
+
+    Do it only when its operator has shown how two trees came to be signed, and why it cannot happen again.
+    """
+    store = open_store(directory, beside_daemon=True)
+    try:
+        lifted = store.lift_freeze(_check_origin(origin), int(time.time()))
+    finally:
+        store.close()
+    if as_json:
+        print_json({"origin": origin, "lifted": lifted})
+        return
+    click.echo(f"{origin}: signed for again")
+
+
+@main.command(epilog=EXIT_CODES)
+@dir_option
 @click.option(
     "--listen", default="127.0.0.1:7380", show_default=True, metavar="HOST:PORT",
     envvar="KTLOG_WITNESS_LISTEN",
     help="Where to serve HTTP; port 0 takes a free one, fd://N an inherited socket. [env: KTLOG_WITNESS_LISTEN]",
 )
+@mark_option
 @click.option("--replay", is_flag=True, help="As a verifier: replay the logs that were added with --replay.")
-@_reporting
-def serve(directory: Path, listen: str, replay: bool) -> None:
+@credential_option
+@agent_option
+@bastion_options
+@operating_options
+@reporting
+def serve(
+    directory: Path, listen: str, mark: Path | None, replay: bool, credentials: Sequence[str], ssh_agent: bool,
+    bastions: Sequence[str], bastion_ca: Path | None, no_listen: bool, **options: Any,
+) -> None:
     """Run the witness, or with --replay the verifier, until SIGTERM or SIGINT.
 
     It speaks plain HTTP: put TLS in front of it. Only one may run on a directory. A missing
-    database is refused and never made anew.
+    database is refused and never made anew, and so is one that is behind its high-water mark.
 
     \b
       POST /add-checkpoint                 submissions
+      POST /sign-subtree                   signatures of parts of cosigned trees
       GET  /<sha256 of origin>/checkpoint  the latest cosigned checkpoint, for monitors
+      GET  /<sha256 of origin>/evidence    of the log's forks
       GET  /                               about, with the vkeys
       GET  /replays                        of a verifier: how far each log was followed
       GET  /livez, /readyz                 for supervisors
+
+    On SIGTERM it answers what is under way, for ten seconds at most, and ends with 0. All options that have an
+    environment variable may be set there, and are explained in docs/witness.md.
     """
     from witness import web
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    web.serve(WitnessDir(directory), listen, on_ready=_announce, replaying=replay)
+    keys = make_sources(credentials, ssh_agent)
+    dialled = make_bastions(directory, keys, bastions, bastion_ca, no_listen)
+    operating = make_operating(directory, replaying=replay, **options)
+    web.serve(
+        WitnessDir(directory), None if no_listen else listen, on_ready=partial(_announce, list_urls(dialled)),
+        replaying=replay, mark=mark, operating=operating, keys=keys, bastions=dialled,
+    )
 
 
-def _announce(name: str, address: str) -> None:
-    click.echo(f"{name} listens on http://{address}")
+main.add_command(upkeep.pull_logs)
+main.add_command(upkeep.set_mark)
+main.add_command(keyoptions.bastion_key)
+for command in mirrorcli.COMMANDS:
+    main.add_command(command)
+main.add_command(retire.retire_key)
+
+
+def _announce(urls: Sequence[str], name: str, address: str | None) -> None:
+    if address is not None:
+        click.echo(f"{name} listens on http://{address}")
+    for url in urls:
+        click.echo(f"{name} dials a bastion, to be reached at {url}/")
     sys.stdout.flush()
-
-
-def _open(directory: Path, **options: bool) -> WitnessStore:
-    paths = WitnessDir(directory)
-    paths.check()
-    return WitnessStore.open(paths.database, **options)
 
 
 def _parse_log_key(text: str) -> Vkey:
@@ -314,6 +428,10 @@ def _check_origin(origin: str) -> str:
     return origin
 
 
+def _when(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat().replace("+00:00", "Z")
+
+
 def _short(vkey: Vkey) -> str:
     kind = _ALGORITHM_NAMES.get(vkey.algorithm, f"type {vkey.algorithm:02x}")
     return f"{vkey.name}+{vkey.key_id.hex()} ({kind})"
@@ -324,12 +442,11 @@ def _describe(log: Log) -> dict[str, Any]:
     return {
         "origin": log.origin,
         "vkeys": [str(vkey) for vkey in log.vkeys],
+        "retired": [str(vkey) for vkey in log.retired],
         "size": None if latest is None else latest.checkpoint.size,
         "root": None if latest is None else encode_base64(latest.checkpoint.root),
         "time": None if latest is None else latest.time,
+        "frozen": log.frozen is not None,
+        "qpd": log.per_day,
         "monitoring_path": f"/{log.origin_hash}/checkpoint",
     }
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))

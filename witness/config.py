@@ -6,6 +6,7 @@ A witness directory is made by ``init`` and by nothing else::
     ├─ ed25519.key      0600, 32 bytes: the seed of the 0x04 cosigning key
     ├─ mldsa44.key      0600, 32 bytes: the seed of the 0x06 cosigning key
     ├─ witness.db       name, vkeys, logs, the latest cosigned checkpoint of each, evidence
+    ├─ high-water       how much witness.db has recorded; may be elsewhere, on another disk
     ├─ serve.lock       held by the one running ``serve``
     └─ evidence/        of a verifier: a file for each log that it caught; copies of what witness.db has
 """
@@ -24,10 +25,11 @@ SEED_BYTES = 32
 #: the cosignatures that it has collected so far, so a checkpoint is larger than it looks.
 MAX_BODY_BYTES = 128 * 1024
 
-#: One process, so that one connection orders all writes; threads overlap signing and fsync.
+#: One process, so that one connection orders all writes. Its threads sign, some of them many at a time (together.py),
+#: and wait neither for senders nor for the disk: more would only get in each other's way. A verifier's wait for logs.
 WORKERS = 1
 THREADS = 8
-
+VERIFIER_THREADS = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class WitnessDir:
     @property
     def database(self) -> Path:
         return self.path / "witness.db"
+
+    @property
+    def mark(self) -> Path:
+        """Where the high-water mark is, unless the operator names another place."""
+        return self.path / "high-water"
 
     @property
     def lock(self) -> Path:

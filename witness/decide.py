@@ -7,9 +7,10 @@ what to keep) or ``Refuse`` (the HTTP answer). The order of the checks is the sp
 status reason             when
 ====== ================== ==============================================================
 400    (an encoding name) the body does not parse, or not in its one canonical form
-404    UnknownOrigin      no key is trusted for this origin
+404    UnknownOrigin      no key was ever trusted for this origin
 400    ExtensionLines     the checkpoint has lines that not every cosignature would cover
 403    NoTrustedSignature no signature line by a trusted key of the origin
+403    RetiredKey         the same, but one by a key that was trusted before
 403    BadSignature       a trusted key's line that does not verify
 400    OldAboveSize       the old size is larger than the checkpoint
 409    SizeConflict       the old size is not the size cosigned last; the body is that size
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ktlog.errors import EncodingError, Invalid
-from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
+from ktlog.tlog.checkpoint import Checkpoint, encode_checkpoint, parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64, naming, parse_decimal
 from ktlog.tlog.evidence import Evidence, two_roots
 from ktlog.tlog.note import (
@@ -46,6 +47,8 @@ from ktlog.tlog.tree import EMPTY_ROOT, verify_consistency
 #: The types a log may sign with. A 0x04 key makes cosignatures, and never speaks for a log.
 LOG_KEY_ALGORITHMS = (ED25519, COSIGNATURE_MLDSA44)
 MAX_PROOF_LINES = 63
+#: The one refusal for want of a signature that may come with evidence.
+RETIRED_KEY = "RetiredKey"
 HASH_BYTES = 32
 
 TEXT = "text/plain; charset=utf-8"
@@ -77,7 +80,8 @@ class Cosigned:
         revision: 1 for the first, then one more each time; what compare-and-set compares.
         checkpoint: origin, size and root.
         time: Unix seconds in our cosignatures.
-        note: the signed note: the log's verified lines and our cosignatures, no other line.
+        note: the signed note: the log's verified lines and our cosignatures, no other line; empty where
+            it was left on the disk, and then there is no evidence.
     """
 
     revision: int
@@ -160,37 +164,43 @@ def parse_request(body: bytes) -> Request:
 
 
 def decide(
-    request: Request, latest: Cosigned | None, log_vkeys: Sequence[Vkey], now: int
+    request: Request, latest: Cosigned | None, log_vkeys: Sequence[Vkey], now: int, retired: Sequence[Vkey] = ()
 ) -> Accept | Refuse:
     """Whether to cosign, resting on *latest* and on nothing that happened after it was read.
 
     Args:
         request: from parse_request.
         latest: our last cosigned checkpoint of the request's origin; None before the first.
-        log_vkeys: the keys trusted for that origin; none when the origin is unknown.
+        log_vkeys: the keys trusted for that origin.
         now: Unix seconds.
+        retired: the keys that were trusted for that origin before. Their lines are those of strangers, but two roots
+            under one of them are still evidence. An origin without any key, of either kind, is unknown.
     """
     checkpoint = request.checkpoint
-    if not log_vkeys:
+    if not (log_vkeys or retired):
         return refuse(404, "UnknownOrigin", f"this witness does not follow {checkpoint.origin}")
     if checkpoint.extensions:
         return refuse(
             400, "ExtensionLines", "the checkpoint has extension lines; ML-DSA-44 cosignatures cover none"
         )
-    text = format_checkpoint(checkpoint)
+    text = encode_checkpoint(checkpoint)
     if text != request.note.text:
         raise AssertionError("a checkpoint was parsed that is not in its canonical form")
     try:
         signed = open_note(request.note, log_vkeys)
     except Invalid as error:
         return refuse(403, "BadSignature", f"a line by a trusted key does not verify: {error.message}")
+    formerly = _signed_formerly(request, latest, retired, needed=not signed)
+    if not signed and formerly:
+        message = f"signed by no key that is still trusted for {checkpoint.origin}, only by one that was retired"
+        return refuse(403, RETIRED_KEY, message, _fork(request, latest, formerly))
     if not signed:
         return refuse(403, "NoTrustedSignature", f"no signature by a key trusted for {checkpoint.origin}")
 
     refusal = _refuse_growth(request, latest) or _refuse_clock(latest, now)
     if refusal is not None:
         status, reason, message = refusal
-        evidence = _fork(request, latest, signed)
+        evidence = _fork(request, latest, signed) or _fork(request, latest, formerly)
         if status == 409:
             return Refuse(409, f"{message}\n".encode("ascii"), TREE_SIZE, reason, evidence)
         return refuse(status, reason, message, evidence)
@@ -201,6 +211,21 @@ def decide(
         log_signatures=signed,
         time=now,
     )
+
+
+def _signed_formerly(
+    request: Request, latest: Cosigned | None, retired: Sequence[Vkey], *, needed: bool
+) -> tuple[Verified, ...]:
+    """The lines by retired keys where they matter: none by other keys, or another root of the size cosigned last."""
+    checkpoint = request.checkpoint
+    old = None if latest is None else latest.checkpoint
+    forked = old is not None and old.size == checkpoint.size and old.root != checkpoint.root
+    if not retired or not (needed or forked):
+        return ()
+    try:
+        return open_note(request.note, retired)
+    except Invalid:
+        return ()  # a line of a stranger, like any other
 
 
 def _refuse_growth(request: Request, latest: Cosigned | None) -> tuple[int, str, str] | None:
@@ -248,7 +273,7 @@ def _fork(request: Request, latest: Cosigned | None, signed: tuple[Verified, ...
     Nothing else convicts at a witness: a stranger can send a genuine checkpoint with a wrong
     old size or a garbage proof. ML-DSA keys come first, because policies name those.
     """
-    if latest is None:
+    if latest is None or not latest.note:
         return None
     new, old = request.checkpoint, latest.checkpoint
     if new.size != old.size or new.root == old.root:
@@ -256,7 +281,7 @@ def _fork(request: Request, latest: Cosigned | None, signed: tuple[Verified, ...
     vkeys = sorted((one.vkey for one in signed), key=lambda vkey: -vkey.algorithm)
     for vkey in vkeys:
         try:
-            return two_roots(vkey, latest.note, format_note(request.note))
+            return two_roots(vkey, latest.note, format_note(request.note), origin=new.origin)
         except Invalid:
             continue  # we verified the older checkpoint under another of the log's keys
     return None

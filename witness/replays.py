@@ -36,6 +36,9 @@ class Replay:
     secret: bytes
     vkeys: tuple[Vkey, ...]
     map_vkeys: tuple[Vkey, ...]
+    retired: tuple[Vkey, ...] = ()
+    """Keys of the log that it was trusted under before: what they signed is still what was seen."""
+    map_retired: tuple[Vkey, ...] = ()
 
     @property
     def map_origin(self) -> str:
@@ -43,11 +46,11 @@ class Replay:
 
     @property
     def log(self) -> Log:
-        return Log(self.origin, self.vkeys, self.url)
+        return Log(self.origin, self.vkeys, self.url, self.retired)
 
     @property
     def map_log(self) -> Log:
-        return Log(self.map_origin, self.map_vkeys, f"{self.url}/map")
+        return Log(self.map_origin, self.map_vkeys, f"{self.url}/map", self.map_retired)
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,24 @@ class ReplayStore:
         with self._store.reading() as database:
             rows = database.execute("SELECT origin, url, secret FROM replays ORDER BY origin").fetchall()
         return tuple(
-            Replay(origin, url, secret, self._vkeys(origin), self._vkeys(map_origin(origin)))
-            for origin, url, secret in rows
+            self._replay(origin, url, secret) for origin, url, secret in rows
         )
 
-    def _vkeys(self, origin: str) -> tuple[Vkey, ...]:
-        log = self._store.log(origin)
-        return () if log is None else log.vkeys
+    def _replay(self, origin: str, url: str, secret: bytes) -> Replay:
+        log, map_log = (self._store.log(name) for name in (origin, map_origin(origin)))
+        if log is None or map_log is None:
+            raise AssertionError("a log is replayed that has no key")  # its row refers to both
+        return Replay(origin, url, secret, log.vkeys, map_log.vkeys, log.retired, map_log.retired)
 
-    def add_replay(self, origin: str, url: str, vkeys: Mapping[str, Sequence[Vkey]], now: int) -> tuple[Vkey, ...]:
+    def add_replay(
+        self, origin: str, url: str, vkeys: Mapping[str, Sequence[Vkey]], now: int, *, again: bool = False
+    ) -> tuple[Vkey, ...]:
         """Replay *origin*, read at *url*; *vkeys* by origin, of the log and of its map. Returns the new keys.
 
+        With *again*, keys that were retired are trusted as before.
+
         Raises:
-            UsageError: ``WitnessDirectory``: a witness does not become a verifier. ``KeyCollision``.
+            UsageError: ``WitnessDirectory``: a witness does not become a verifier. ``KeyCollision``. ``KeyRetired``.
         """
         known = {replay.origin for replay in self.replays()}
         if self._store.schema_version < 2 or (not known and self._store.count_logs()):
@@ -111,7 +119,7 @@ class ReplayStore:
         added: tuple[Vkey, ...] = ()
         with self._store.writing() as database:
             for name in (origin, map_origin(origin)):
-                added += self._store.insert_log(database, name, vkeys[name], now)
+                added += self._store.insert_log(database, name, vkeys[name], now, again=again)
             database.execute(
                 "INSERT INTO replays VALUES (?, ?, ?, ?, ?) ON CONFLICT (origin) DO UPDATE SET url = excluded.url",
                 (origin, map_origin(origin), url, os.urandom(32), now),
@@ -218,6 +226,11 @@ class ReplayStore:
                 "SELECT name, message, recorded, document FROM verdicts WHERE origin = ?", (origin,)
             ).fetchone()
         return None if row is None else Verdict(*row)
+
+    def verdicts(self) -> tuple[tuple[Replay, Verdict], ...]:
+        """Every log that was caught, by origin."""
+        found = ((replay, self.verdict(replay.map_origin)) for replay in self.replays())
+        return tuple((replay, verdict) for replay, verdict in found if verdict is not None)
 
     def record_verdict(self, origin: str, verdict: Verdict) -> None:
         """The first verdict stays."""
