@@ -1,68 +1,70 @@
-"""One audit of one log, from entry 0, in one pass: what is read, in which order, and what is judged.
+"""One audit of one log, from entry 0 or from where the last one stood: what is read, in which order, what is judged.
 
 ::
 
     known heads ─ two of one size?                    ─┐ evidence: stop, there is no one tree to audit
     checkpoint ─ signature ─ two roots? ─ quorum ─ age ─┤
                ─ behind a known head?                  ─┘ stop: a newer tree was signed already
-    pages of 256 ─ tree, tiles ─ records, signatures, commitments, state
+    the erasure log ─ does it begin with what it was?
+    bundles of 256 ─ form, leaf signatures, tiles                  structural tier (auditor/structural.py)
+                   ─ records, signatures, commitments, state       semantic tier (auditor/replay.py)
     root ─ consistency with every known head
-    the erasure log ─ is every withheld text accounted for?
+    is every withheld text accounted for?
     the API's answers
 
-Pages are fetched ahead by a few threads and dropped once checked. The log is hostile until shown
-otherwise: every failure to read or check is a finding, and what could not be checked is said.
+Bundles are read and judged ahead, by threads or processes, and dropped once they are folded in. The log is hostile
+until shown otherwise: every failure to read or check is a finding, and what could not be checked is said.
+
+With a ledger the audit is resumable: every so often, and at the end, the position is saved with the directory's rows in
+one transaction. That happens only if nothing was found so far, and only for entries that are proven to be the first of
+the signed tree. So whenever it is killed, it goes on from there.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 
-from auditor.answers import Replayed, check_answer
-from auditor.fetch import ActorAnswer, LogReader, Page
-from auditor.fold import TreeFold, nodes_for_consistency
+from auditor.erasurelog import Erasures, erased_since, read_erasure_log
+from auditor.events import Event
+from auditor.fetch import LogReader
 from auditor.heads import (
     KnownHead,
     SaveEvidence,
     check_forks,
-    check_prefix,
     check_quorum,
     check_rolled_back,
     check_signed,
+    for_entries,
+    open_noted_head,
 )
-from auditor.replay import Replay
+from auditor.ledger import Ledger
+from auditor.mapaudit import MapAudit, map_log
+from auditor.mapposition import parse_map_position
+from auditor.position import SEMANTIC, STRUCTURAL, Position, all_opened
+from auditor.reading import TreePass
 from auditor.report import Coverage, Finding, Report, finding_from
-from ktlog.client.erasures import ErasureHead
-from ktlog.client.page import MAX_ANSWER_BYTES, MAX_HISTORY_PAGES
-from ktlog.client.verify import DEFAULT_MAX_AGE_SECONDS, Head, Log
-from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable, UsageError
-from ktlog.pkd.erasure import ErasureRecord
-from ktlog.tlog.encoding import parse_decimal
-from ktlog.tlog.policy import Policy
-from ktlog.tlog.tiles import tile_path
-from ktlog.tlog.tree import hash_leaf
+from auditor.request import NEW, AuditRequest, Progress, Selection, parse_selection
+from auditor.tilecheck import FETCHERS
+from auditor.tools import Tools
+from ktlog.client.verify import Head
+from ktlog.errors import KtlogError, StoreError, Unreachable
+from ktlog.pkd.erasure import map_index
+from ktlog.tlog.tree import root_hash
 
-FETCHERS = 4
-"""Requests under way at once: enough to hide a round trip, too few to hurt a small log."""
-
-MAXIMUM_SAMPLE = 10_000_000
-
-_SHOWN_ACTORS = 10
+__all__ = [
+    "NEVER_CHECKED", "NEW", "AuditRequest", "Progress", "Selection", "audit", "parse_selection",
+]
 
 # An erasure during an audit takes text away between two pages. That is no fault of the log, so the audit begins again.
 _ATTEMPTS = 3
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
-
 NEVER_CHECKED = (
-    "The directory map, and so that the log answers others as it answered this audit: verifiers replay the map, and"
-    " clients check each answer against it.",
+    "That the log answers others as it answered this audit: clients check each answer against the map.",
     "What only the operator could see when it took a message: HTTP signatures, one-time passwords, its clock and"
     " its allow-lists.",
     "That the first key of an actor came from the person: the instance says so.",
@@ -70,62 +72,29 @@ NEVER_CHECKED = (
     "That nobody was shown another head, beyond the heads compared here.",
 )
 
+_TOO_OFTEN = 3
+"""After that many audits in a row in which something was erased in every attempt, that is a fault of its own."""
 
-ERASURES_NEVER_CHECKED = (
-    "What an erasure withholds: who signed such an entry and what it said is taken on the word of those who read"
-    " it in time. What rests on it is listed as taken.",
-    "That an erasure was lawful, that the log told its right number and told it to all, and that no copies are left.",
+# What an erasure between two requests can look like. Pages and lists:
+_OF_PAGES = frozenset({"BadErasures", "MissingErasures", "BadRecord", "BadRecords", "MissingRecords", "RecordWithheld"})
+# Of an entry whose text is withheld, and of none that is all there.
+_OF_ENTRIES = frozenset({"BadTransition", "BadMessageSignature", "NotErased", "BadErasure", "MissingSalt"})
+# About whom a new record names.
+_OF_ANSWERS = frozenset({"AnswerContradictsLog", "BadAnswerProof", "MalformedAnswer"})
+# Of no entry: what follows where one is withheld.
+_FOLLOWING = frozenset({"NotErased", "BadErasure", "MapNotDerived", "MissingSalt", "MapAhead"})
+
+_NOT_STRUCTURAL = (
+    "Messages, who signed them, their plaintext, what they did to the directory, and the API's answers: --tier was"
+    " structural."
 )
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How much of something to check: all of it, none, or *count* chosen at random."""
-
-    mode: str
-    count: int | None = None
-    """None for all."""
-
-
-def parse_selection(text: str) -> Selection:
-    """Read ``all``, ``none`` or ``sample:N``.
-
-    Raises:
-        UsageError: ``BadSelection``.
-    """
-    if text == "all":
-        return Selection(text)
-    if text == "none":
-        return Selection(text, 0)
-    kind, colon, number = text.partition(":")
-    try:
-        if kind == "sample" and colon:
-            return Selection(text, parse_decimal(number, MAXIMUM_SAMPLE))
-    except EncodingError:
-        pass
-    raise UsageError("BadSelection", f"{text!r} is none of all, none and sample:N", hint="For example sample:100.")
-
-
-@dataclass(frozen=True)
-class AuditRequest:
-    """What to audit, whom to trust, how much to check.
-
-    ``known`` are heads signed before, that of the last clean audit among them. ``workers`` is the
-    number of threads that verify. ``max_age`` is in seconds.
-    """
-
-    log: Log
-    policy: Policy | None = None
-    known: tuple[KnownHead, ...] = ()
-    commitments: Selection = Selection("all")
-    answers: Selection = Selection("all")
-    max_age: int = DEFAULT_MAX_AGE_SECONDS
-    workers: int = 2
 
 
 def audit(
     request: AuditRequest, reader: LogReader, now: int, save_evidence: SaveEvidence, *,
     progress: Progress = lambda stage, done, total: None, chance: random.Random | None = None,
+    ledger: Ledger | None = None, from_start: bool = False,
+    on_events: Callable[[Sequence[Event]], None] | None = None, clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """Audit a log.
 
@@ -133,31 +102,25 @@ def audit(
         now: Unix seconds.
         save_evidence: called as soon as there is evidence.
         chance: draws the samples; the log must not be able to foresee it.
+        ledger: where the position is; without one the audit begins at entry 0, and nothing is saved.
+        from_start: begin at entry 0 all the same.
+        on_events: stores durably what the entries did, before the position beyond them is saved. None: nobody asks.
+        clock: seconds, for when to save.
 
     Raises:
-        KtlogError: from *save_evidence* only; whatever the log does is a finding.
+        KtlogError: from *save_evidence*, *on_events* and *ledger* only; whatever the log does is a finding.
     """
     chance = chance or random.SystemRandom()
+    before, began = reader.read_bytes, clock()
     for attempt in range(1, _ATTEMPTS + 1):
         report = Report(
-            request.log.origin, Coverage(request.commitments.mode), Coverage(request.answers.mode), url=request.log.url
+            request.log.origin, Coverage(request.commitments.mode), Coverage(request.answers.mode),
+            url=request.log.url, tier=request.tier,
         )
-        run = _Audit(request, reader, now, save_evidence, progress, chance, report)
-        _run(run, request)
-        if report.ok or not run.erased_meanwhile():
-            break
-        if attempt == _ATTEMPTS:
-            report.skip(
-                "Which findings come from erasures during the audit: there was one in every attempt. Audit again."
-            )
-    for sentence in NEVER_CHECKED:
-        report.skip(sentence)
-    return report
-
-
-def _run(run: _Audit, request: AuditRequest) -> None:
-    head = run.judge_head()
-    if head is not None:
+        # An attempt after a long one judges ages by its own time.
+        run = _Audit(
+            request, reader, now + int(clock() - began), save_evidence, report, ledger, from_start
+        )
         with ExitStack() as stack:
             network, cores = (
                 stack.enter_context(ThreadPoolExecutor(count, name))
@@ -166,37 +129,129 @@ def _run(run: _Audit, request: AuditRequest) -> None:
             # What nobody waits for any more must not be begun, on Ctrl-C above all.
             stack.callback(network.shutdown, wait=False, cancel_futures=True)
             stack.callback(cores.shutdown, wait=False, cancel_futures=True)
-            run.read_tree(head, network, cores)
+            # The map's head comes first: what it speaks of must then be there.
+            run.begin_map(network)
+            head = run.judge_head()
+            if head is not None:
+                run.read_tree(head, Tools(
+                    reader, network, cores, save_evidence, progress, chance, clock, on_events, ledger
+                ))
+        if report.ok or not run.erased_meanwhile():
+            break
+        if ledger is not None:
+            ledger.forget()
+        if attempt == _ATTEMPTS:
+            run.excuse()
+    if ledger is not None:
+        _count_erased(report, ledger)
+    report.bytes_read += reader.read_bytes - before + (0 if ledger is None else ledger.read_bytes)
+    if request.tier == STRUCTURAL:
+        report.skip(_NOT_STRUCTURAL)
+    for sentence in NEVER_CHECKED:
+        report.skip(sentence)
+    return report
+
+
+def _count_erased(report: Report, ledger: Ledger) -> None:
+    """That an audit cannot be finished is no fault once, and one when it never can."""
+    if "ErasedMeanwhile" in report.findings:
+        count = ledger.erased_again(True)
+        if count >= _TOO_OFTEN:
+            report.findings.add(Finding(
+                "ErasuresNeverRest", "Invalid", f"in {count} audits, one after another, the log erased something during"
+                " every attempt, and what it served did not fit together",
+            ))
+    elif report.ok:
+        ledger.erased_again(False)
 
 
 class _Audit:
-    """The state of one run of :func:`audit`."""
+    """The state of one attempt of :func:`audit`."""
 
     def __init__(
-        self, request: AuditRequest, reader: LogReader, now: int, save: SaveEvidence, progress: Progress,
-        chance: random.Random, report: Report,
+        self, request: AuditRequest, reader: LogReader, now: int, save: SaveEvidence, report: Report,
+        ledger: Ledger | None, from_start: bool,
     ) -> None:
-        self._request = request
-        self._log = request.log
-        self._reader = reader
-        self._now = now
-        self._save = save
-        self._progress = progress
-        self._chance = chance
-        self._report = report
-        self._erasure_head: ErasureHead | None = None
-        self._erasures_read = False
+        self._request, self._log, self._reader, self._now = request, request.log, reader, now
+        self._save, self._report = save, report
+        self._position = None if ledger is None else ledger.position()
+        self._known = request.known
+        # Whatever is read again, what the log has shown stays so.
+        self._shown = None if self._position is None else self._position.shown
+        if self._position is not None:
+            try:
+                noted = KnownHead(open_noted_head(self._position.note, request.log), "the last audit")
+            except StoreError:
+                if not from_start:
+                    raise
+                self._shown = None
+            else:
+                known = {(item.head.size, item.head.root) for item in request.known}
+                if (noted.head.size, noted.head.root) not in known:
+                    self._known = (*request.known, noted)
+        if from_start:
+            self._position = None
+        self._erasures: Erasures | None = None
+        self._mapped: MapAudit | None = None
+        self._pass: TreePass | None = None
 
     def erased_meanwhile(self) -> bool:
-        """Whether the erasure log is not any more what it was when this run read it."""
+        """Whether the erasure log is not any more what it was when this attempt read it."""
         try:
-            return self._erasures_read and self._reader.erasure_head() != self._erasure_head
+            return self._erasures is not None and self._reader.erasure_head() != self._erasures.head
+        except Unreachable:
+            return True  # nobody can tell: another attempt may
         except KtlogError:
             return False
 
+    def excuse(self) -> None:
+        """Put one finding in the place of those that an erasure during this attempt explains.
+
+        That it cannot be told whether there was one explains nothing, and no erasure explains what is wrong with an
+        entry whose text is all there, unless it rests on somebody who was erased.
+        """
+        findings = self._report.findings
+        try:
+            erased = frozenset() if self._erasures is None else erased_since(self._reader, self._erasures)
+        except KtlogError:
+            return
+        if not erased:
+            return
+        hidden = "RecordWithheld" in findings
+        entries, actors = (frozenset[int](), erased) if self._pass is None else self._pass.shaken(erased)
+
+        def explained(found: Finding) -> bool:
+            if found.name in _OF_ANSWERS:
+                return bool(found.about) and map_index(self._log.origin, found.about) in actors
+            if found.leaf_index is None:
+                return found.name in _OF_PAGES or (hidden and found.name in _FOLLOWING) or found.name == "MapAhead"
+            return found.name in _OF_PAGES or (found.name in _OF_ENTRIES and found.leaf_index in entries)
+
+        if findings.remove(explained, _OF_PAGES):
+            findings.add(Finding(
+                "ErasedMeanwhile", "Unreachable",
+                "something was erased during every attempt, so what did not fit together is no fault yet; audit again",
+            ))
+
+    def begin_map(self, network: Executor, *, anew: bool = False) -> MapAudit | None:
+        """Begin with the log of maps, where the saved position is in it; *anew*: at its first leaf."""
+        log = map_log(self._log, self._request.policy)
+        if log is None:
+            self._report.skip("The map: the policy names no key of its log.")
+            return None
+        saved = None
+        if self._position is not None and self._position.output_fold and not anew:
+            saved = parse_map_position(self._position.output_fold)
+        self._mapped = MapAudit(
+            log, self._reader.beside(log.url), self._report, self._now, saved=saved, save=self._save,
+            policy=self._request.policy, max_age=self._request.max_age, network=network,
+        )
+        self._mapped.begin()
+        return self._mapped
+
     def judge_head(self) -> Head | None:
         """Read and judge the checkpoint; None when there is no tree to audit."""
-        report, known = self._report, self._request.known
+        report, known = self._report, self._known
         forked = check_forks(self._log, known, report, self._save)
         head = None
         try:
@@ -211,7 +266,8 @@ class _Audit:
         current = KnownHead(head, "the one the log serves now")
         for item in known:
             forked = check_forks(self._log, (item, current), report, self._save) or forked
-        check_quorum(head, self._request.policy, self._now, self._request.max_age, report)
+        policy = self._request.policy
+        check_quorum(head, None if policy is None else for_entries(policy), self._now, self._request.max_age, report)
         if forked:
             report.skip("Entries, records, tiles and answers: the log has signed two trees, so there is no one tree.")
             return None
@@ -222,216 +278,46 @@ class _Audit:
             report.skip("Consistency with an earlier head: none is known yet; a clean audit remembers this one.")
         return head
 
-    def read_tree(self, head: Head, network: Executor, cores: Executor) -> None:
-        """Read every entry of *head*'s tree and judge all that hangs on them."""
-        report, size = self._report, head.size
-        older = [item for item in self._request.known if 0 < item.head.size < size]
-        fold = TreeFold([node for item in older for node in nodes_for_consistency(item.head.size, size)])
-        replay = Replay(
-            self._log.origin, self._erasures(), self._leaf_keys(), self._chosen_entries(size), cores, report,
-            lambda done: self._progress("entries", done, size),
+    def read_tree(self, head: Head, tools: Tools) -> None:
+        """Read what is new in *head*'s tree, or all of it, and judge all that hangs on it."""
+        report, position = self._report, self._position
+        if position is not None and not self._begins_with(position, head):
+            position = None
+        erasures = self._erasures = read_erasure_log(
+            self._reader, position, report, whole=self._mapped is not None or tools.on_events is not None
         )
-        tiles = TileCheck(self._reader, network, report)
-        for page in self._reader.pages(size, network):
-            if not self._read_page(page, fold, tiles, replay):
-                break
-        complete = fold.size == size
-        if complete:
-            tiles.check(fold.partial_tiles())
-        replay.finish()
-        tiles.finish()
-        report.actors = len(replay.directory.actors)
-        self._tell_commitments()
-        if not complete:
+        opened_to = None
+        why = None
+        if position is not None and self._request.tier == SEMANTIC:
+            if not erasures.followable(position.size):
+                why = "text was erased since, from entries after them too"
+            elif self._mapped is not None and not position.output_fold:
+                # What the map says of somebody rests on all that was logged of them.
+                why = "the audits before this one did not follow the map"
+        if position is not None and why is not None:
+            # Commitments that were opened stay so: it is the same tree.
+            if all_opened(position):
+                opened_to = (position.size, position.root)
+            else:
+                opened_to = (position.opened_to, position.opened_root)
             report.skip(
-                f"Entries from {fold.size} on, the root, consistency with earlier heads, and the API's answers:"
-                " the entries could not be read."
+                f"Nothing less was checked, but the first {position.size} entries were read again: {why}."
             )
-            return
-        self._judge_root(head, fold, older)
-        self._judge_answers(head, replay, network)
-
-    def _read_page(self, page: Page, fold: TreeFold, tiles: TileCheck, replay: Replay) -> bool:
-        """Take one page into the tree and the directory; False when its entries cannot be had."""
-        findings = self._report.findings
-        if isinstance(page.entries, KtlogError):
-            findings.add(finding_from(page.entries, leaf_index=page.first))
-            return False
-        for entry in page.entries:
-            fold.append(hash_leaf(entry))
-        tiles.check(fold.full_tiles())
-        lines: Sequence[bytes] | None = None
-        if isinstance(page.records, KtlogError):
-            findings.add(finding_from(page.records, leaf_index=page.first))
-            if not replay.stopped:
-                replay.stop(page.first)
-        else:
-            lines = page.records
-        replay.page(page.first, page.entries, lines)
-        return True
-
-    def _erasures(self) -> Sequence[ErasureRecord] | None:
-        """The erasure log; None when it cannot be read, and then no withheld text is judged."""
-        report = self._report
-        self._erasures_read = True
-        try:
-            self._erasure_head = self._reader.erasure_head()
-            if self._erasure_head is None:
-                report.skip("Erasures: the log serves no list of them. Text withheld all the same is a finding.")
-                return ()
-            records = self._reader.erasures(self._erasure_head)
-        except KtlogError as error:
-            report.findings.add(finding_from(error))
-            report.skip("Erasures: their list could not be read, so nothing is judged from the first withheld text on.")
-            return None
-        report.erasures = len(records)
-        if records:
-            for sentence in ERASURES_NEVER_CHECKED:
-                report.skip(sentence)
-        return records
-
-    def _leaf_keys(self) -> Mapping[bytes, bytes] | None:
-        try:
-            return self._reader.leaf_keys()
-        except KtlogError as error:
-            self._report.findings.add(finding_from(error))
-            self._report.skip("Leaf signatures: the log's leaf keys could not be read.")
-            return None
-
-    def _chosen_entries(self, size: int) -> Container[int] | None:
-        selection = self._request.commitments
-        if selection.count is None:
-            return None
-        return frozenset(self._chance.sample(range(size), min(selection.count, size)))
-
-    def _tell_commitments(self) -> None:
-        done, selection = self._report.commitments, self._request.commitments
-        if selection.count is None or done.checked == done.total:
-            return
-        why = "none was asked for" if selection.count == 0 else f"only those of {selection.count} random entries were"
-        self._report.skip(
-            f"{done.total - done.checked} of {done.total} plaintext commitments: {why}. Their plaintext is taken"
-            " on the log's word."
+            position = None
+        if position is None and tools.ledger is not None:
+            tools.ledger.clear()
+        mapped, ordered = self._mapped, True
+        if mapped is not None and position is None and self._position is not None:
+            mapped, ordered = self.begin_map(tools.network, anew=True), False
+        self._pass = TreePass(
+            replace(self._request, known=self._known), tools, report, head, self._now, erasures, position, opened_to,
+            mapped, ordered, self._shown,
         )
+        self._pass.read()
 
-    def _judge_root(self, head: Head, fold: TreeFold, older: Sequence[KnownHead]) -> None:
-        if fold.root() != head.root:
-            self._report.findings.add(Finding(
-                "TreeMismatch", "Invalid",
-                f"the {head.size} entries the log serves do not hash to the root it signed",
-            ))
-            if older:
-                self._report.skip("Consistency with earlier heads: the entries served are not those of the new head.")
-            return
-        for item in older:
-            check_prefix(self._log, item, head, fold.read, self._report, self._save)
-
-    def _judge_answers(self, head: Head, replay: Replay, network: Executor) -> None:
-        report, selection = self._report, self._request.answers
-        actor_ids = sorted(replay.directory.actors)
-        report.answers.total = len(actor_ids)
-        if replay.stopped:
-            report.skip("The API's answers: without every record there is nothing to compare them with.")
-            return
-        if selection.count is not None:
-            actor_ids = sorted(self._chance.sample(actor_ids, min(selection.count, len(actor_ids))))
-        asked: deque[tuple[str, Future[ActorAnswer | Invalid | Unreachable]]] = deque()
-        upcoming = iter(actor_ids)
-        unreachable = False
-        too_large: list[str] = []
-        for number in range(len(actor_ids)):
-            while len(asked) < 2 * FETCHERS and (actor_id := next(upcoming, None)) is not None:
-                asked.append((actor_id, network.submit(self._ask, actor_id, head.size)))
-            actor_id, future = asked.popleft()
-            answer = future.result()
-            if isinstance(answer, Invalid) and answer.name in ("TooLarge", "HistoryTooLong"):
-                # A long history is no lie. What was not read is said, and the rest of the audit counts.
-                too_large.append(actor_id)
-                continue
-            if isinstance(answer, Unreachable):
-                report.findings.add(finding_from(answer))
-                unreachable = True
-                break
-            replayed = Replayed(
-                replay.directory.actors[actor_id], replay.directory.histories.get(actor_id, ()), head.size, head.root,
-                replay.enrolments,
-            )
-            for finding in check_answer(answer, replayed):
-                report.findings.add(finding)
-            report.answers.checked += 1
-            self._progress("answers", number + 1, len(actor_ids))
-        if report.answers.checked:
-            report.skip(
-                "The plaintext that the API shows beside an actor's history: it is checked where the log publishes it"
-                " in its records."
-            )
-        if too_large:
-            shown = ", ".join(too_large[:_SHOWN_ACTORS])
-            more = len(too_large) - _SHOWN_ACTORS
-            report.skip(
-                f"The API's answers about {len(too_large)} of {report.answers.total} actors: each is larger than the"
-                f" {MAX_ANSWER_BYTES} bytes or {MAX_HISTORY_PAGES} pages that are read. They are"
-                f" {shown}{f' and {more} more' if more > 0 else ''}."
-            )
-        left = report.answers.total - report.answers.checked - len(too_large)
-        if left:
-            why = "the API stopped answering" if unreachable else f"--answers was {selection.mode}"
-            report.skip(
-                f"The API's answers about {left} of {report.answers.total} actors: {why}."
-            )
-
-    def _ask(self, actor_id: str, tree_size: int) -> ActorAnswer | Invalid | Unreachable:
+    def _begins_with(self, position: Position, head: Head) -> bool:
+        """False when *head*'s tree is known to begin otherwise: then all of it is read, and the known heads convict."""
         try:
-            return self._reader.actor_keys(actor_id, tree_size)
-        except (Invalid, Unreachable) as error:
-            return error
-
-
-class TileCheck:
-    """Compares the tiles a log serves with those recomputed from its entries.
-
-    After the first tile that cannot be had for want of an answer it stops asking.
-    """
-
-    def __init__(self, reader: LogReader, network: Executor, report: Report) -> None:
-        self._reader = reader
-        self._network = network
-        self._report = report
-        self._pending: deque[Future[Finding | None]] = deque()
-        self._stopped = False
-
-    def check(self, tiles: Sequence[tuple[int, int, bytes]]) -> None:
-        """Begin to compare (level, number, expected bytes)."""
-        for level, number, expected in tiles:
-            if not self._stopped:
-                self._pending.append(self._network.submit(self._compare, level, number, expected))
-        while len(self._pending) > 2 * FETCHERS:
-            self._settle()
-
-    def finish(self) -> None:
-        """Wait for every comparison under way."""
-        while self._pending:
-            self._settle()
-        if self._stopped:
-            self._report.skip("Tiles: the log stopped answering for them.")
-
-    def _settle(self) -> None:
-        finding = self._pending.popleft().result()
-        if finding is None:
-            self._report.tiles += 1
-        elif not (self._stopped and finding.kind == "Unreachable"):
-            self._report.findings.add(finding)
-            self._stopped = self._stopped or finding.kind == "Unreachable"
-
-    def _compare(self, level: int, number: int, expected: bytes) -> Finding | None:
-        width = len(expected) // 32
-        try:
-            served = self._reader.tile(level, number, width)
-        except KtlogError as error:
-            return finding_from(error)
-        if served == expected:
-            return None
-        return Finding(
-            "TileMismatch", "Invalid",
-            f"{tile_path(level, number, width)} is not the tile that the entries make up",
-        )
+            return root_hash(position.size, self._reader.hashes(head.size, head.root)) == position.root
+        except KtlogError:
+            return True  # the tiles are judged later, and the root over all entries is

@@ -15,7 +15,7 @@ from ktlog.client.verify import Head, Log, check_cosigned, check_extends, check_
 from ktlog.errors import Forked, Invalid, KtlogError, StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.evidence import parse_evidence
-from ktlog.tlog.policy import Policy
+from ktlog.tlog.policy import VERIFIERS, WITNESSES, Policy
 from ktlog.tlog.tree import HashReader
 
 SaveEvidence = Callable[[bytes, str], Path]
@@ -43,7 +43,23 @@ def open_saved_head(data: bytes, log: Log, path: Path) -> KnownHead:
             "HeadOfAnotherKey",
             f"the head saved in {path} is not one of {log.origin} under the keys you named: {error.message}",
             hint="The file is damaged, or you named another key than last time. Name the old key too, or, if"
-                 " you know that the key changed honestly, move that file away.",
+                 " you know that the key changed honestly, audit with another --dir.",
+        ) from error
+
+
+def open_noted_head(data: bytes, log: Log) -> Head:
+    """The head that a saved position belongs to.
+
+    Raises:
+        StoreError: ``HeadOfAnotherKey`` when it is not signed by a key in use now.
+    """
+    try:
+        return open_head(data, log)
+    except Invalid as error:
+        raise StoreError(
+            "HeadOfAnotherKey",
+            f"the saved position is in a tree that no key you named of {log.origin} signed: {error.message}",
+            hint="Name the key that you named last time too; or audit --from-start.",
         ) from error
 
 
@@ -76,6 +92,22 @@ def check_signed(data: bytes, log: Log, report: Report) -> Head | None:
         names = ", ".join(f"{line.name}+{line.key_id.hex()}" for line in strange)
         report.skip(f"Signature lines under the log's name by keys that you did not name: {names}.")
     return head
+
+
+def for_entries(policy: Policy) -> Policy:
+    """The part of *policy* that is for the log itself, where it has groups of witnesses and of verifiers.
+
+    Verifiers cosign the log of maps only: design decision 8.
+    """
+    if not {WITNESSES, VERIFIERS} <= policy.groups.keys():
+        return policy
+    kept, names = {WITNESSES}, [*policy.groups][::-1]  # members are defined before the groups that they are in
+    for name in names:
+        kept |= set(policy.groups[name].members) if name in kept else set()
+    return Policy(
+        policy.logs, {name: item for name, item in policy.witnesses.items() if name in kept},
+        {name: item for name, item in policy.groups.items() if name in kept}, WITNESSES,
+    )
 
 
 def check_quorum(head: Head, policy: Policy | None, now: int, max_age: int, report: Report) -> None:

@@ -1,8 +1,9 @@
 """What an audit found, what it checked, and what it did not: for a person and for a machine.
 
 A *finding* is a statement about the log under audit. Its ``class`` is the error class of
-design decision 9 and fixes the exit code; its ``name`` is stable. Only class ``Forked``
-is proven to third parties, and only it comes with an evidence file.
+design decision 9 and fixes the exit code; its ``name`` is stable. What is proven to third
+parties comes with an evidence file (auditor/evidence): class ``Forked``, and others where
+what the log signed shows it.
 
 ========================  ===========  ======================================================
 name                      class        the check that failed
@@ -26,6 +27,7 @@ BadLeafSignature          Invalid      an entry is signed by a published leaf ke
 BadRecords, BadRecord     Invalid      a page of records has one well-formed record an entry
 BadErasures,              Invalid      the list of erasure records parses, makes up the root beside it
 MissingErasures                        and is served
+ErasuresRewritten         Invalid      the erasure log begins with the records it had at the last audit
 BadErasure                Invalid      erasure records do not contradict each other or the entries
 RecordWithheld            Invalid      the plaintext of an entry is published, or an erasure explains
                                        why not
@@ -48,6 +50,34 @@ MissingTile,
 MissingLeafKeys
 TooLarge                  Invalid      no answer exceeds what its name allows; that about an actor
                                        may, and is then listed as not checked
+BadMapConfig, WrongConfig,  Invalid    the map's log: leaf 0 is a configuration of it, every leaf
+BadOutputLeaf                          names it and parses
+MapContradiction          Forked       ... no leaf takes back what the one before said
+InputMismatch, MapAhead   Invalid      ... a leaf speaks of entries that the log has, and of their root
+BadMapUpdate,             Invalid      ... an update leads from the map before to that of its leaf, and is
+MissingMapUpdate                       served for 30 days
+MapNotDerived,            Invalid      ... the map is what the entries and erasures lead to
+MissingSalt
+LateMap, StaleMap         Stale        ... the map follows the entries, and says so, as soon as promised
+BrokenPromise             Forked       a watch: the tree is the one that a receipt promises
+FrozenLog                 Stale        ... the log shows what others were shown
+MissingCosignature        PolicyUnmet  ... every cosigner that the policy names is on the head
+WitnessBehind, ViewBehind Stale        ... witnesses, mirrors, other addresses have what the log showed
+BadView                   Invalid      ... and what they show is a head of the log
+BadConsistencyProof       Invalid      ... the tiles behind a head are those of its tree
+PeerSawOtherRoot          Invalid      ... what the log told its peers is a root that it had
+BadPeer                   Invalid      ... and what a peer serves parses
+InputHeldBack             Stale        ... fresh leaves of the map cover what was shown before
+BadMapLeaf,               Invalid      ... the newest leaf is of the signed tree, and is served
+MissingMapLeaf
+DelayBroken               Stale        ... an entry that a receipt promises is in the tree in time
+ReceiptUnchecked          Invalid      ... a key that the log is known by signed each receipt
+KeyReplacedSilently       Invalid      ... the key for answers changes by signed lines of /keys only
+Unreachable, Late,        Unreachable  ... the log answers; it gives out what its head commits to; the
+UnreachableView,                       others answer
+UnreachablePeer
+ErasedMeanwhile           Unreachable  the erasure log stays as it is during one attempt of several
+ErasuresNeverRest         Invalid      ... or did so in one of the last few audits
 NoCheckpoint              Unreachable  the log has published a checkpoint
 Timeout, Refused, ...     Unreachable  the log answers
 ========================  ===========  ======================================================
@@ -59,10 +89,11 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from auditor.position import SEMANTIC, Counts
 from ktlog.errors import (
     Forked,
     Invalid,
@@ -91,6 +122,8 @@ class Finding:
     kind: str
     what: str
     leaf_index: int | None = None
+    about: str = field(default="", compare=False)
+    """The actor whom an answer is about."""
 
     def __post_init__(self) -> None:
         if self.kind not in EXIT_CODES:
@@ -135,6 +168,22 @@ class Findings:
         if self._count[finding.name] <= KEPT_PER_NAME:
             self._kept.append(finding)
 
+    def remove(self, gone: Callable[[Finding], bool], all_of: Collection[str] = ()) -> int:
+        """Take out those that are *gone* and do not convict; how many there were.
+
+        Of a name of which some were not kept none goes: nobody can tell of those. But *all_of* are gone, kept or not.
+        """
+        omitted = self.omitted.keys() - set(all_of)
+        out = [one for one in self._kept if one.kind != Forked.__name__ and one.name not in omitted and gone(one)]
+        for one in out:
+            self._count[one.name] -= 1
+        for name in {one.name for one in out} & set(all_of):
+            self._count[name] = 0
+        self._count = +self._count
+        self._kept = [one for one in self._kept if not any(one is other for other in out)]
+        self._kinds = {one.kind for one in self._kept}
+        return len(out)
+
     def __iter__(self) -> Iterator[Finding]:
         """Gravest first, then by entry."""
         order = list(EXIT_CODES)
@@ -148,6 +197,11 @@ class Findings:
 
     def __contains__(self, name: object) -> bool:
         return name in self._count
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The classes that were met."""
+        return frozenset(self._kinds)
 
     @property
     def omitted(self) -> dict[str, int]:
@@ -182,9 +236,18 @@ class Report:
     origin: str
     commitments: Coverage
     answers: Coverage
+    commitments_before: int = 0
+    """Opened by an earlier audit, and not again though the entries were read again."""
     url: str = ""
     tree_size: int | None = None
     root: bytes | None = None
+    tier: str = SEMANTIC
+    first: int = 0
+    """Where this audit began to read; entries before it were judged by earlier ones."""
+    read_to: int = 0
+    """Entries whose place in the tree was checked, those of earlier audits counted."""
+    covered: Counts = Counts()
+    """What was checked of all entries up to there, by this audit and those that it goes on from."""
     entries_audited: int = 0
     leaf_signatures: int = 0
     message_signatures: int = 0
@@ -199,6 +262,16 @@ class Report:
     evidence: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    map_leaves: int = 0
+    map_followed: int = 0
+    map_derived: int = 0
+    """Leaves of the map's log that were judged; of them, those whose update held, and whose map the entries lead to."""
+    wrong_values: dict[Finding, tuple[str, ...]] = field(default_factory=dict)
+    """Whose values a map has wrong, by the finding about it; the first of them. Not part of the output."""
+    bytes_read: int = 0
+    """Of the log's files and answers, and of the rows of the state."""
+    partial: bool = False
+    """Something that belongs to the tier was not checked, for another reason than the options."""
     convicted: Vkey | None = None
     """The log's key that signed two histories, for the advice. Not part of the output for machines."""
     signed_head: bytes | None = None
@@ -212,6 +285,19 @@ class Report:
     def exit_code(self) -> int:
         return self.findings.exit_code
 
+    @property
+    def complete(self) -> bool:
+        """Whether every entry of the tree was checked in every tier, by this audit and those that it goes on from.
+
+        Both tiers, every leaf signature, every commitment that can still be opened; no finding. Nobody may cosign on
+        less. The API's answers, which change with every question, have no part in it.
+        """
+        return (
+            self.ok and self.tier == SEMANTIC and self.tree_size is not None and self.read_to == self.tree_size
+            and not self.partial and self.covered.leaf_signatures == self.tree_size
+            and self.covered.commitments_checked == self.covered.commitments
+        )
+
     def skip(self, sentence: str) -> None:
         """Say once what was not checked."""
         if sentence not in self.not_checked:
@@ -223,11 +309,19 @@ class Report:
             "url": self.url,
             "tree_size": self.tree_size,
             "root": encode_base64(self.root) if self.root is not None else None,
+            "tier": self.tier,
+            "first_entry": self.first,
+            "read_to": self.read_to,
+            "complete": self.complete,
+            "covered": asdict(self.covered),
             "entries_audited": self.entries_audited,
             "leaf_signatures": self.leaf_signatures,
             "message_signatures": self.message_signatures,
             "tiles": self.tiles,
+            "bytes_read": self.bytes_read,
+            "map": {"leaves": self.map_leaves, "followed": self.map_followed, "derived": self.map_derived},
             "commitments": self.commitments.as_dict(),
+            "commitments_before": self.commitments_before,
             "actors": self.actors,
             "erasures": self.erasures,
             "entries_withheld": self.entries_withheld,
@@ -247,8 +341,8 @@ class Report:
 ADVICE = {
     "Forked": "The log signed two histories. Keep the evidence file and give it to others: anyone can "
               "confirm it with the command below, if they know the log's key. Do not trust keys from this log.",
-    "Invalid": "What the log serves does not hold together. It is no proof for others: audit again over "
-               "another network path, then ask the operator.",
+    "Invalid": "What the log serves does not hold together. Without evidence it is no proof for others: audit again "
+               "over another network path, then ask the operator.",
     "PolicyUnmet": "Too few cosigners stand behind this head, so it may have been made for you alone. "
                    "Audit again in some minutes; then ask the witnesses which head they see.",
     "Stale": "The log shows less, or older, than is already known. It convicts nobody: audit again later, and "
@@ -269,11 +363,27 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def _format_silence(report: Report) -> str:
+    """Of a log of which nothing was read: why. Else the reason would stand among all that it is the reason of."""
+    # What the log itself said, before what its map did.
+    found = sorted(report.findings, key=lambda one: one.what.startswith("the map's log:"))
+    reasons = list(dict.fromkeys(f"[{one.kind}] {one.name}: {printable(one.what)}" for one in found))
+    return "\n".join([
+        f"{report.origin}: not audited. {reasons[0]}", *(f"  {reason}" for reason in reasons[1:]),
+        f"  {ADVICE[Unreachable.__name__]}", "  not checked: anything of this log.",
+    ])
+
+
 def format_report(report: Report) -> str:
     """The report for a person: the verdict first, then why, then what was not checked."""
+    if report.tree_size is None and report.findings.kinds == {Unreachable.__name__}:
+        return _format_silence(report)
     lines = []
-    if report.ok:
-        lines.append(f"{report.origin}: no fault found in {_plural(report.entries_audited, 'entry')}.")
+    if report.ok and report.first and report.first == report.tree_size:
+        lines.append(f"{report.origin}: no fault found; no entry is new since the last audit.")
+    elif report.ok:
+        new = "new " if report.first else ""
+        lines.append(f"{report.origin}: no fault found in {_plural(report.entries_audited, f'{new}entry')}.")
     else:
         lines.append(f"{report.origin}: {_plural(len(report.findings), 'finding')}.")
     if report.tree_size is not None and report.root is not None:
@@ -293,6 +403,11 @@ def format_report(report: Report) -> str:
         f"API answers for {report.answers.checked:,} of {_plural(report.answers.total, 'actor')}, "
         f"in {report.seconds:.1f} s"
     )
+    if report.map_leaves:
+        lines.append(
+            f"  map: {_plural(report.map_leaves, 'map')}, {report.map_followed:,} followed from the one before,"
+            f" {report.map_derived:,} derived from the entries"
+        )
     if report.erasures or report.entries_withheld:
         lines.append(
             f"  erased: {_plural(report.erasures, 'actor')} in all; text of "
