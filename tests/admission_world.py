@@ -21,6 +21,7 @@ from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.admission import Admission
 from ktlog.operator.authenticate import Authenticator
 from ktlog.operator.directories import INFO_CONTEXT, Directories
+from ktlog.operator.gate import Gate
 from ktlog.operator.guard import Guard
 from ktlog.operator.instance import direct_message
 from ktlog.operator.link import Receipt, Submission
@@ -121,7 +122,7 @@ class Inbox:
             authenticator=Authenticator(ORIGIN, ActorKeys(self.instances, self.clock), self.guard, self.clock),
             directories=Directories(self.peers, LOG_URL, directories),
             extensions=dict.fromkeys(aux_types, TEST_TYPE), time_window_seconds=WINDOW, now=self.clock,
-            actor_domains=actor_domains, burndown_enabled=burndown_enabled,
+            actor_domains=actor_domains, burndown_enabled=burndown_enabled, gate=Gate.for_threads(8, 2),
         )
         self._requests = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,26 @@ def vectors() -> Path:
     if not directory.is_dir():
         pytest.skip("the published vectors (../shared/vectors) are not on this machine")
     return directory
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory):
+    """The run's PostgreSQL server, a ``tests.postgres_server.Cluster``; the workers of one run share it."""
+    from tests.machine import need
+    from tests.postgres_server import shared_cluster
+
+    need("postgres")
+    base = tmp_path_factory.getbasetemp()
+    with shared_cluster(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def postgres_url(postgres) -> Iterator[str]:
+    """The URL of an empty database on it."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop_database(url)
 
 
 def pytest_make_parametrize_id(config, val, argname):

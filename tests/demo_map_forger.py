@@ -13,11 +13,12 @@ from dataclasses import replace
 from ktlog.config import load_settings
 from ktlog.keymap.output import OutputLeaf, format_config, format_leaf, map_origin, parse_leaf
 from ktlog.keymap.value import Value, commit_value, encode_value, parse_value
-from ktlog.operator.create import map_config
 from ktlog.operator.keys import load_map_signers
+from ktlog.operator.stores import map_config
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.history import history_leaf
-from ktlog.store.mapdb import Live, MapState, MapStore
+from ktlog.store.mapcontract import Live, MapState
+from ktlog.store.mapdb import SqliteMapStore
 from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.note import sign_checkpoint
 from ktlog.tlog.tiles import entry_bundle_path, format_bundle, tile_path
@@ -41,9 +42,9 @@ class MapForger:
         if verifier:
             self._signers += load_signers(WitnessDir(saboteur.directory / "verifier-v1"), VERIFIER)
 
-    def _open(self) -> closing[MapStore]:
+    def _open(self) -> closing[SqliteMapStore]:
         config = format_config(map_config(self._settings))
-        return closing(MapStore.open(self._settings.map_database, origin=self._saboteur.origin, config=config))
+        return closing(SqliteMapStore.open(self._settings.map_database, origin=self._saboteur.origin, config=config))
 
     def value(self, actor_id: str, edit: Callable[[Value], Value], *, at: str | None = None) -> Live:
         """The change that makes *actor_id*'s value another, in the place of *at*, who need not have one."""

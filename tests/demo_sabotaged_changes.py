@@ -11,6 +11,7 @@ from ktlog.pkd.canonical import canonical
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import decode_public_key, key_hash
 from ktlog.pkd.token import make_token
+from ktlog.store.maptree import seal, unseal
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64
 from ktlog.tlog.envelope import format_note
@@ -33,14 +34,14 @@ def log_has_another_key_stored(saboteur):
     saboteur.swap_stored_key(A01)
 
 
-@sabotage("rotated", "WouldRollBack")
+@sabotage("rotated", "signed-head.json is not as this process left it")
 def log_has_signed_a_larger_tree(saboteur):
     path = saboteur.log / "signed-head.json"
     saboteur.replace("log-alpha/signed-head.json", canonical({**json.loads(path.read_text()), "size": "99"}))
 
 
 # Proofs come from the published tiles, so nobody is shown a wrong one; the log itself notices when it grows.
-@sabotage("rotated", "CorruptEntry")
+@sabotage("rotated", "CorruptTree")
 def stored_leaf_hash_is_flipped(saboteur):
     saboteur.flip_stored_leaf_hash(1)
 
@@ -52,7 +53,8 @@ def map_is_not_what_the_log_leads_to(saboteur):
     with saboteur.database("log-alpha/map.db") as database:
         for number, leaves in database.execute("SELECT number, leaves FROM map_buckets").fetchall():
             if (at := leaves.find(index)) >= 0:
-                changed = flip(leaves, at + len(index))
+                # With the sum that fits: else the log itself would refuse to go on.
+                changed = seal(flip(unseal(leaves), at + len(index)))
                 database.execute("UPDATE map_buckets SET leaves = ? WHERE number = ?", (changed, number))
 
 

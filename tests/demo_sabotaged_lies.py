@@ -18,7 +18,7 @@ def client_forgets_before_the_roll_back(saboteur):
 
 @sabotage("smaller", "the auditor said [] and exit code 0")
 def auditor_forgets_before_the_roll_back(saboteur):
-    saboteur.auditor_head.unlink()
+    saboteur.auditor_forgets()
 
 
 @sabotage("smaller", "a cosigner should answer 409", "200")
@@ -66,9 +66,9 @@ def client_forgets_before_the_fork(saboteur):
     (saboteur.directory / "client-alpha" / "heads" / "keys.beta.example%2Fmap.json").unlink()
 
 
-@sabotage("same-size", "the auditor said ['TreeMismatch'", "not TwoRoots")
+@sabotage("same-size", "the auditor said [", "'TreeMismatch'", "not TwoRoots")
 def auditor_forgets_before_the_fork(saboteur):
-    (saboteur.directory / "auditor-beta" / "heads" / "keys.beta.example.note").unlink()
+    saboteur.auditor_forgets("beta")
 
 
 @sabotage("same-size", "a cosigner should answer 422", "409")

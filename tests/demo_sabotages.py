@@ -91,7 +91,7 @@ def instance_signs_with_another_key(saboteur):
     saboteur.replace("instance-alpha/keys/a02.key", b"13" * 32 + b"\n")
 
 
-@sabotage("enrolled", "Invalid BadLeafSignature")
+@sabotage("enrolled", "keys_differ")
 def receipt_is_signed_by_an_unpublished_key(saboteur):
     saboteur.publish_foreign_leaf_keys()
 
@@ -109,7 +109,7 @@ def instance_is_killed(saboteur):
 # published
 
 
-@sabotage("published", "waited 20 s for keys.alpha.example to publish 2 entries", "TooFewWitnesses",
+@sabotage("published", "waited 20 s for keys.alpha.example to publish 2 entries", "NotCompared",
           "witness-w1 (-9) ended by itself", before="enrolled")
 def two_witnesses_are_killed(saboteur):
     saboteur.kill_all("witness-w1")

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from ktlog.keymap.bundle import Bundle, parse_bundle
 from ktlog.pkd.canonical import canonical
-from ktlog.pkd.keys import encode_public_key, private_key_from_seed
+from ktlog.pkd.keys import encode_public_key, key_hash, private_key_from_seed
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64url, encode_base64, encode_base64url
 from ktlog.tlog.envelope import Note, SignatureLine, format_note
@@ -51,6 +51,14 @@ def flip_lines(note: Note, name: str) -> Note:
         SignatureLine(name, line.key_id, flip(line.blob, -5)) if line.name == name else line
         for line in note.signatures
     ))
+
+
+def _ended(pid: int) -> bool:
+    """Whether the process is gone, or only waits to be told so of its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except OSError:
+        return True
 
 
 class Saboteur:
@@ -96,7 +104,13 @@ class Saboteur:
 
     @property
     def auditor_head(self) -> Path:
+        """Where an auditor of before there was a database kept its head; it takes such a file over."""
         return self.directory / "auditor-alpha" / "heads" / "keys.alpha.example.note"
+
+    def auditor_forgets(self, instance: str = "alpha") -> None:
+        """Take from the auditor all that it knows of *instance*'s log."""
+        for path in (self.directory / f"auditor-{instance}").glob("audit.db*"):
+            path.unlink()
 
     # Processes
 
@@ -109,11 +123,16 @@ class Saboteur:
         return self._processes[name][0]
 
     def kill(self, name: str) -> None:
-        os.kill(self.pid(name), signal.SIGKILL)
+        """Until it is dead: on a busy machine that takes a moment, in which it has ended for nobody yet."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(f"the end of {name}", lambda: _ended(pid))
 
     def kill_all(self, name: str) -> None:
         """With its workers, which else serve on until they notice that they are alone."""
-        os.killpg(self.pid(name), signal.SIGKILL)
+        pid = self.pid(name)
+        os.killpg(pid, signal.SIGKILL)
+        wait_for(f"the end of {name}", lambda: _ended(pid))
 
     def freeze(self, name: str) -> None:
         """Stop it, and its workers if it leads a group of its own."""
@@ -221,10 +240,11 @@ class Saboteur:
         self.restart_web()
 
     def swap_stored_key(self, actor_id: str) -> None:
-        """Put the stranger's key in the directory's row of an actor."""
+        """Put the stranger's key in the directory's row of an actor, as a lying log would: its hash fits."""
         self.sql(
-            "UPDATE directory_keys SET public_key = ? WHERE actor_number ="
-            " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)", STRANGER_PUBLIC, actor_id,
+            "UPDATE directory_keys SET public_key = ?, key_hash = ? WHERE actor_number ="
+            " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)",
+            STRANGER_PUBLIC, key_hash(STRANGER_PUBLIC), actor_id,
         )
 
     def edit_checkpoint(self, edit: Callable[[Note], Note]) -> None:

@@ -8,14 +8,15 @@ from ktlog.config import Settings, write_settings
 from ktlog.keymap.bundle import Bundle, parse_bundle
 from ktlog.keymap.check import Mapped, check_bundle
 from ktlog.keymap.output import OutputLeaf, format_config, parse_leaf
-from ktlog.operator.create import create_log, ensure_map, map_config
+from ktlog.operator.create import create_log, ensure_map
 from ktlog.operator.keys import load_checkpoint_signers, load_map_signers
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.mapreader import MapReader, Wanted
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.shred import plan_for
+from ktlog.operator.stores import map_config
 from ktlog.operator.witnessing import input_policy
-from ktlog.store.mapdb import MapStore
+from ktlog.store.mapdb import SqliteMapStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
@@ -104,7 +105,7 @@ class MapPress:
             signers=load_checkpoint_signers(self.settings.keys, ORIGIN), policy=input_policy(self.policy),
             fetcher=self.network, now=self.clock, mapping=self.mapping,
         )
-        self.map = MapStore.open(
+        self.map = SqliteMapStore.open(
             self.settings.map_database, origin=ORIGIN, config=format_config(self.config), read_only=True
         )
         self.map_tiles = TileFiles(self.settings.map_tiles)

@@ -18,7 +18,7 @@ from ktlog.keymap.value import (
     tombstone,
     value_of,
 )
-from ktlog.pkd.actors import Role
+from ktlog.pkd.actors import Actor, Role
 from ktlog.pkd.dialects import SPEC, Dialect
 from ktlog.pkd.entry import LogEntry, encode_entry
 from ktlog.pkd.erasure import ErasureRecord, map_index
@@ -130,10 +130,15 @@ class MappedLog(ErasingLog):
             number = self.numbers[index]
             leaves[index] = tombstone(ORIGIN, index, left.version, left.generation, number)
         for name, actor in self.live.actors.items():
-            value = encode_value(value_of(actor, *tree(self.histories[name])))
-            index, opening = map_index(ORIGIN, name), derive_opening(self.salts[name], actor.version)
+            value, opening = self.map_value(actor)
+            index = map_index(ORIGIN, name)
             leaves[index] = commit_value(index, actor.version, value, opening)
         return [PrefixLeaf(*item) for item in sorted(leaves.items())]
+
+    def map_value(self, actor: Actor) -> tuple[bytes, bytes]:
+        """What the map says of an actor, and the opening of the commitment to it."""
+        value = encode_value(value_of(actor, *tree(self.histories[actor.actor_id])))
+        return value, derive_opening(self.salts[actor.actor_id], actor.version)
 
     def give(self, derivation: Derivation, at: int) -> Any:
         """What a reader finds of entry *at* now."""

@@ -40,3 +40,35 @@ def search(leaves: dict[bytes, bytes], index: bytes) -> tuple[int, int, tuple[by
         else:
             right.append(root(below, prefix + "1"))
         prefix += here
+
+
+Found = tuple[bytes, bytes, int, int, tuple[bytes, bytes] | None]
+
+
+def update(before: dict[bytes, bytes], changed: dict[bytes, bytes], prefix: str = "") -> tuple[list[Found], list[bytes]]:
+    """(index, new commitment, result type, depth, the leaf there before) of every change, and the hashes beside."""
+    here = [index for index in sorted(changed) if bits(index).startswith(prefix)]
+    below = {index: value for index, value in before.items() if bits(index).startswith(prefix)}
+    if not here:
+        return [], [root(below, prefix)]
+    if len(below) <= 1:
+        leaf = next(iter(below.items()), None)
+        return [
+            (i, changed[i], 3 if leaf is None else 1 if leaf[0] == i else 2, len(prefix), leaf) for i in here
+        ], []
+    left, right = (update(below, changed, prefix + side) for side in "01")
+    return left[0] + right[0], left[1] + right[1]
+
+
+def update_bytes(leaf_index: int, before: dict[bytes, bytes], changed: dict[bytes, bytes]) -> bytes:
+    """The published update: docs/protocol.md, section 6."""
+    found, hashes = update(before, changed)
+    rows = b"".join(
+        index + new + depth.to_bytes(2, "big") + bytes([kind])
+        + (leaf[1] if kind == 1 else b"" if leaf is None else leaf[0] + leaf[1])
+        for index, new, kind, depth, leaf in found
+    )
+    return (
+        b"ktlog-map-update/v1\n" + leaf_index.to_bytes(8, "big") + len(found).to_bytes(4, "big") + rows
+        + len(hashes).to_bytes(4, "big") + b"".join(hashes)
+    )

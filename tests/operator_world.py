@@ -13,6 +13,7 @@ from pathlib import Path
 from ktlog.config import Settings
 from ktlog.errors import MessageRejected, Unreachable
 from ktlog.operator.keys import LeafKey
+from ktlog.operator.leaves import local_signer
 from ktlog.operator.link import Receipt, Submission
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.sequencer import Sequencer
@@ -85,7 +86,8 @@ class Desk:
     def restart(self) -> None:
         """What a new process does: claim the store, and read where it stands."""
         self.sequencer = Sequencer(
-            store=self.store, origin=ORIGIN, dialect=self.dialect, leaf_key=leaf_key(), now=self.clock,
+            store=self.store, origin=ORIGIN, dialect=self.dialect,
+            sign_entries=local_signer(self.dialect, leaf_key()), now=self.clock,
             random=lambda size: b"\x07" * size,
         )
 

@@ -13,7 +13,7 @@ import socket
 import sqlite3
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from ktlog.demo.processes import Processes, listen_on_loopback
 from ktlog.durable import write_atomic
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.instance import direct_message
+from ktlog.operator.stores import open_log, open_tiles
 from ktlog.pkd.compose import format_wire
 from ktlog.pkd.hpke import seal_message
 from ktlog.pkd.keys import pkd_root
@@ -60,6 +61,9 @@ VERIFIER = "v1.verifier.example"
 SECONDS = 60.0
 
 
+Others = Callable[[Any], Mapping[str, tuple[tuple[Vkey, ...], str]]]
+
+
 def actor(user: str, domain: str = DOMAIN) -> str:
     return f"https://{domain}/users/{user}"
 
@@ -85,13 +89,19 @@ class RunningLog:
     """Starts everything in *directory*; ``stop`` ends it. settings: of the log, where they are not the usual.
 
     verifier: whether the map needs the cosignatures of a verifier too, which is then one more process.
+    others: given the log's public keys, other witnesses that run already and must all cosign too, by host: their
+    vkeys, and the ``ADDRESS:PORT`` of their plain HTTP.
     """
 
-    def __init__(self, directory: Path, *, verifier: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, *, verifier: bool = False, others: Others = lambda public: {}, **settings: Any
+    ) -> None:
         self.directory = directory
         self.verifier = verifier
+        self._others = others
         self.keys = {user: SigningKey.generate() for user in USERS}
-        self.settings = create_log(directory / "log", ORIGIN, "spec", None)
+        place = {name: value for name, value in settings.items() if name.startswith(("objects", "store"))}
+        self.settings = create_log(directory / "log", ORIGIN, "spec", None, **place)
         usual: dict[str, Any] = {
             "workers": 1, "checkpoint_interval_ms": 100, "map_interval_ms": 100, "aux_types": "ssh-v2",
             "rate_limit_exempt": "127.0.0.0/8",  # the limits have tests of their own
@@ -121,6 +131,10 @@ class RunningLog:
         store.add_log(f"{ORIGIN}/map", tuple(map(parse_vkey, public.map_vkeys)), int(time.time()))
         store.close()
         lines = _cosigners("w", WITNESS, vkeys)
+        others = self._others(public)
+        self._other_routes = {host: address for host, (_, address) in others.items()}
+        for number, (host, (of_other, _)) in enumerate(others.items()):
+            lines |= _cosigners(f"o{number}", host, of_other)
         groups = {"witnesses": Group("witnesses", len(lines), tuple(lines))}
         if self.verifier:
             of_verifier = _cosigners("v", VERIFIER, self._make_verifier(public.vkeys + public.map_vkeys))
@@ -143,7 +157,7 @@ class RunningLog:
 
     def _start(self) -> None:
         front = self.directory / "front"
-        create_pki(front, [ORIGIN, DOMAIN, WITNESS, VERIFIER, EVIL, GONE])
+        create_pki(front, [ORIGIN, DOMAIN, WITNESS, VERIFIER, EVIL, GONE, *self._other_routes])
         self._evil = TlsServer(front, self._evil_answer)
         self._evil.start()
         started = (WITNESS, *([VERIFIER] if self.verifier else []), DOMAIN, ORIGIN)
@@ -151,8 +165,9 @@ class RunningLog:
         entry, closed = listen_on_loopback(), listen_on_loopback()
         self.port = entry.getsockname()[1]
         routes = {host: f"127.0.0.1:{listener.getsockname()[1]}" for host, listener in listeners.items()}
+        routes |= self._other_routes
         write_routes(front, routes)
-        hosts = dict.fromkeys(listeners, f"127.0.0.1:{self.port}")
+        hosts = dict.fromkeys(routes, f"127.0.0.1:{self.port}")
         hosts |= {EVIL: f"127.0.0.1:{self._evil.port}", GONE: f"127.0.0.1:{closed.getsockname()[1]}"}
         closed.close()  # nobody listens there
         dial = self.directory / "dial.json"
@@ -163,10 +178,14 @@ class RunningLog:
             WITNESS: ("witness", "witness", ["serve", "--dir", str(self.directory / "witness")]),
             VERIFIER: ("verifier", "witness", ["serve", "--replay", "--dir", str(self.directory / "verifier")]),
             DOMAIN: ("instance", "ktlog.demo.instance", ["--dir", str(self.directory / "instance")]),
-            ORIGIN: ("log", "ktlog", ["serve", "--dir", str(self.settings.directory)]),
+            ORIGIN: self._log_command(),
         }
         for host, listener in listeners.items():
             self.processes.start(*start[host], listener)
+
+    def _log_command(self) -> tuple[str, str, list[str]]:
+        """Name, module and arguments of the process that answers in the log's name."""
+        return "log", "ktlog", ["serve", "--dir", str(self.settings.directory)]
 
     def _evil_answer(self, request: Request) -> list:
         document = self.evil_documents.get(request.target)
@@ -278,7 +297,7 @@ class RunningLog:
     # What it has
 
     def root(self) -> str:
-        with SqliteStore.open(self.settings.database, read_only=True) as store:
+        with closing(open_log(self.settings, read_only=True)) as store:
             state = store.state()
             return pkd_root(state.size, state.root)
 
@@ -292,8 +311,8 @@ class RunningLog:
             return {"rows": counts, "pids": (self.settings.directory / "pids.json").read_bytes()} | dump(store)
 
     def published_size(self) -> int:
-        path = self.settings.tiles / "checkpoint"
-        return parse_signed_checkpoint(path.read_bytes())[1].size if path.exists() else -1
+        note = open_tiles(self.settings, read_only=True).checkpoint()
+        return -1 if note is None else parse_signed_checkpoint(note)[1].size
 
     def wait_published(self, size: int) -> None:
         self.wait(f"a checkpoint of size {size}", lambda: self.published_size() >= size)

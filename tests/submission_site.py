@@ -10,6 +10,7 @@ from ktlog.config import Settings
 from ktlog.errors import Unreachable
 from ktlog.operator.create import create_log
 from ktlog.operator.keys import load_leaf_key
+from ktlog.operator.leaves import local_signer
 from ktlog.operator.link import Receipt, Submission
 from ktlog.operator.request import Request
 from ktlog.operator.sequencer import Sequencer
@@ -37,7 +38,8 @@ class OwnKeyDesk(Desk):
 
     def restart(self) -> None:
         self.sequencer = Sequencer(
-            store=self.store, origin=ORIGIN, dialect=self.dialect, leaf_key=load_leaf_key(self.settings.keys),
+            store=self.store, origin=ORIGIN, dialect=self.dialect,
+            sign_entries=local_signer(self.dialect, load_leaf_key(self.settings.keys)),
             now=self.clock, random=lambda size: b"\x07" * size,
         )
 

@@ -41,7 +41,8 @@ from witness.keys import load_signers
 from witness.replays import ReplayStore
 from witness.store import WitnessStore
 from witness.verifier import Verifier
-from witness.web import Witness, create_app
+from witness.web import create_app
+from witness.witness import Witness
 
 MAP = map_origin(ORIGIN)
 NAME = "v1.verifier.example"

@@ -431,11 +431,45 @@ def test_a_history_in_parts(backend: Backend) -> None:
         assert handle.touches(ALICE, 5) == handle.touches(ALICE, 2**63 - 1) == handle.touches(ALICE, 2**70) == ()
         assert handle.touches(ALICE, -(2**70), 1) == expected[:1]
         assert (handle.history_span(ALICE), handle.history_span(BOB)) == ((0, 5), (1, 1))
+        for actor_id in (ALICE, BOB):
+            standing, actor = handle.standing(actor_id), handle.actor(actor_id)
+            assert (standing.first, standing.last) == handle.history_span(actor_id)
+            assert (standing.keys, standing.aux) == (actor.keys, actor.aux)
         accepted = [record.accepted for record in handle.records(0, 6)]
         assert handle.accepted_times(ALICE, 9) == tuple(accepted[at] for at in (5, 4, 3, 0))
         assert handle.accepted_times(ALICE, 2) == (accepted[5], accepted[4])
         for nobody in (f"{ALICE}x", "\ud800"):
             assert (handle.history_span(nobody), handle.touches(nobody), handle.accepted_times(nobody, 5)) == (None, (), ())
+            assert handle.standing(nobody) is None
+
+
+def test_a_history_from_its_newest_end(backend: Backend) -> None:
+    alice = make_actor(ALICE)
+    append(backend.store, enrol(ALICE), enrol(BOB), touch(alice, "again"), touch(alice, "once more"))
+    for handle in (backend.store, backend.reader()):
+        assert handle.newest_touches(ALICE, None, 9) == handle.touches(ALICE)[::-1]
+        assert [item.leaf_index for item in handle.newest_touches(ALICE, 3, 1)] == [2]
+        assert handle.newest_touches(ALICE, 0, 9) == handle.newest_touches("\ud800", None, 9) == ()
+
+
+def test_the_owners_of_an_id_are_those_that_hold_it_now(backend: Backend) -> None:
+    key, aux = make_key("k"), make_aux("x")
+    append(backend.store, enrol(ALICE, key), touch(make_actor(ALICE, [key], [aux]), "with aux"), enrol(BOB))
+    append(backend.store, touch(make_actor(BOB, [make_key("b")], [aux]), "the same"))
+    for handle in (backend.store, backend.reader()):
+        assert handle.owners(key.key_id, 9) == (ALICE,)
+        assert handle.owners(aux.aux_id, 9) == tuple(sorted((ALICE, BOB)))
+        assert len(handle.owners(aux.aux_id, 1)) == 1
+        assert handle.owners("nothing", 9) == handle.owners("\ud800", 9) == ()
+    append(backend.store, touch(make_actor(ALICE), "all revoked"))
+    assert backend.reader().owners(key.key_id, 9) == ()
+
+
+def test_how_large_the_log_was_at_a_time(backend: Backend) -> None:
+    assert backend.store.sizes_at((5,)) == (0,)
+    append(backend.store, *(Draft(str(number), time=1000 + 10 * (number // 3)) for number in range(10)))
+    for handle in (backend.store, backend.reader()):  # each was accepted a second after its time
+        assert handle.sizes_at((0, 1001, 1002, 1012, 1031, 1032, 9999)) == (0, 0, 3, 6, 9, 10, 10)
 
 
 def test_what_a_move_carried_is_known(backend: Backend) -> None:

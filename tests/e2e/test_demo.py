@@ -27,6 +27,7 @@ from ktlog.demo.scene import Result
 from ktlog.demo.story import CHECKS
 from ktlog.demo.topology import plan
 from tests.demo_run import PROCESSES, SECONDS, DemoRun, demo, wait_for
+from tests.machine import program
 
 GUARD = Path(__file__).resolve().parents[1] / "guard"
 CHAPTERS = (
@@ -70,13 +71,14 @@ def _check_counts(report):
 
 
 def _check_lies(report):
-    assert report["lies_refused"] == len(report["lies"]) == 10
+    assert report["lies_refused"] == len(report["lies"]) == 11
     assert all(verdict.keys() == {"lie", "refused_by", "reason"} for verdict in report["lies"])
     found = [(one["lie"], one["refused_by"], re.match(r"\w+", one["reason"])[0]) for one in report["lies"]]
     assert found == [
         ("smaller", "witness", "409"), ("smaller", "verifier", "409"), ("smaller", "client", "RolledBack"),
         ("swapped-key", "client", "UnlistedKey"), ("swapped-key", "auditor", "AnswerContradictsLog"),
-        ("hidden-revocation", "verifier", "422"), ("hidden-revocation", "client", "TooFewVerifiers"),
+        ("hidden-revocation", "verifier", "422"), ("hidden-revocation", "auditor", "MapNotDerived"),
+        ("hidden-revocation", "client", "TooFewVerifiers"),
         ("same-size", "witness", "422"), ("same-size", "client", "TwoRoots"), ("same-size", "auditor", "TwoRoots"),
     ]
     hidden = next(one["reason"] for one in report["lies"] if one["lie"] == "hidden-revocation")
@@ -106,8 +108,11 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         said = run.stdout
         for chapter in CHAPTERS:
             assert f"\n{chapter}" in said
-        assert (said.count("refused  "), said.count("noticed  ")) == (10, 1)  # ten verdicts and a finding
-        assert "ok       keys.alpha.example: 4 entries, 8 commitments, 2 actors, nothing amiss" in said
+        assert (said.count("refused  "), said.count("noticed  ")) == (11, 1)  # eleven verdicts and a finding
+        assert re.search(
+            r"ok       keys.alpha.example: 4 entries, 8 commitments, 2 actors, \d+ maps \(\d+ derived from the entries\),"
+            " nothing amiss", said,
+        )
         assert "\x1b" not in said
         lines = [line.strip() for line in said.splitlines()]
         curls = [line for line in lines if line.startswith("curl ")]
@@ -129,6 +134,13 @@ def test_it_stays_up_prints_commands_that_work_and_ends_by_ctrl_c():
         assert "1 active key, and no other:" in found
         assert "verifiers v1.verifier.example" in found
         assert "keys.alpha.example" in _shell(f"{export} && {audit}")
+        run.wait_for_words("chromium ")
+        doctor, watch, browser = (line.strip() for line in run.stdout.rstrip().splitlines()[-3:])
+        assert _shell(f"{export} && {doctor} || true").splitlines()[-1].startswith(("All is well", "Nothing is bad"))
+        assert "@you@alpha.example" in _shell(f"{export} && {watch} --count 1")
+        if program("chromium"):
+            page = _shell(browser.replace("chromium ", f"{program('chromium')} --headless --no-sandbox --disable-gpu --dump-dom ", 1))
+            assert "keys.alpha.example" in page and "<title" in page
         assert run.process.poll() is None
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 0
@@ -171,7 +183,7 @@ def test_a_terminal_shows_progress(tmp_path):
     assert re.search(r"enrolled [━╸╺ ]+ [0-3]/4 ", plain)  # a bar that moved, not one that was drawn at the end
     assert "\x1b[1m" in shown
     assert "✓ ok" in plain
-    assert (plain.count("✗ refused"), plain.count("! noticed")) == (10, 1)
+    assert (plain.count("✗ refused"), plain.count("! noticed")) == (11, 1)
     # The terminal breaks long lines, not we: what is copied from it stays whole.
     long = next(line for line in plain.splitlines() if "evidence: " in line)
     assert len(long) > 100
@@ -204,6 +216,7 @@ def _gone(run: DemoRun) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_and_the_guard_was_in_everything():
     with demo("--once", "--actors", "4", "--pause-before", "enrolled") as run:
         started = run.paused().processes
@@ -247,6 +260,7 @@ def test_a_directory_of_ones_own_is_kept(tmp_path):
     assert (home / "log-alpha" / "log.db").is_file()
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_works_ends_everything():
     with demo("--once", "--actors", "20") as run:
         run.wait_for_words("2. Actors enrol")
@@ -298,6 +312,6 @@ def test_the_commands_are_ones_that_a_shell_understands():
     export, *lines = _commands(plan(Path("/some where/it's"), 4))
     assert shlex.split(export) == ["export", "KTLOG_DIAL=/some where/it's/dial.json"]
     assert len(lines) == 4
-    for line, policy in zip(lines[2:], ("trust", "audit"), strict=True):
+    for line, policy in zip(lines[2:], ("trust", "auditor"), strict=True):
         words = shlex.split(line)
         assert words[words.index("--policy") + 1] == f"/some where/it's/{policy}.policy"

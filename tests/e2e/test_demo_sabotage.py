@@ -58,7 +58,9 @@ def test_every_guarantee_of_an_answer_and_of_an_audit_is_sabotaged():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sabotage", sorted(SABOTAGES, key=lambda one: CHECKS.index(one.check)), ids=lambda sabotage: f"{sabotage.check}-{sabotage.name}")
+@pytest.mark.parametrize(
+    "sabotage", sorted(SABOTAGES, key=lambda one: CHECKS.index(one.check)), ids=lambda sabotage: f"{sabotage.check}-{sabotage.name}"
+)
 def test_a_sabotaged_demo_fails_at_its_check(sabotage: Sabotage):
     before = sabotage.before or sabotage.check
     with demo("--once", "--json", "--actors", "4", "--pause-before", before) as run:

@@ -50,6 +50,22 @@ def head(running: RunningLog, size: int | None = None):
     return checkpoint
 
 
+@pytest.mark.parametrize("simple", ["", "?aux=true"])
+def test_what_is_answered_beside_the_framework_is_the_views_answer(log, simple):
+    target = f"/map/bundle/{quote(STRANGER, safe='')}{simple}"
+    found, viewed = log.get(target), log.get(f"{target}{'&' if simple else '?'}full=false")
+    assert (found.status, found.body) == (viewed.status, viewed.body)
+    assert describing(found) == describing(viewed)
+
+
+def describing(response) -> dict[str, str]:
+    """The headers, but for those that are another answer's in any case."""
+    return {
+        name: value for name, value in response.headers.items()
+        if name not in ("date", "signature", "signature-input", "x-request-id")
+    }
+
+
 def ask(running: RunningLog, actor_id: str, query: str = "") -> tuple[Mapped, bytes]:
     found = running.get(f"/map/bundle/{quote(actor_id, safe='')}{query}")
     assert found.status == 200, found.body

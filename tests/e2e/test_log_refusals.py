@@ -150,7 +150,7 @@ ALICE_IN_PATH = ALICE.replace(":", "%3A").replace("/", "%2F")
     ("/tile/0/000%00", BAD_PATH), ("/tile/0/000.p/2/", BAD_PATH), ("/tile/" + "x999/" * 1500 + "999", BAD_PATH),
     ("/tile/0/000", NOT_FOUND), ("/tile/0/000.p/250", NOT_FOUND), ("/tile/entries/x123/456", NOT_FOUND),
     ("//tile/0/000.p/2", NOT_FOUND), ("/tile", NOT_FOUND), ("/tile/", NOT_FOUND), ("/checkpoint/", NOT_FOUND),
-    ("/checkpoint%00", NOT_FOUND), ("/%63heckpoint", NOT_FOUND), ("/log.db", NOT_FOUND), ("/", NOT_FOUND),
+    ("/checkpoint%00", NOT_FOUND), ("/%63heckpoint", NOT_FOUND), ("/log.db", NOT_FOUND),
     ("/static/../keys/leaf", NOT_FOUND), ("/keys/leaf", NOT_FOUND),
     ("/records/%2e%2e", BAD_PATH), ("/records/../log.db", BAD_PATH), ("/records/000.p/0", BAD_PATH), ("/records/0", BAD_PATH),
     ("/records/000.p/%32", BAD_PATH), ("/records/-01", BAD_PATH),

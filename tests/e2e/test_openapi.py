@@ -95,6 +95,7 @@ def known_values(log) -> list[tuple[str, dict[str, str], dict[str, str]]]:
         ("/map/checkpoint/{size}", {"size": "2"}, {}),
         ("/map/tile/{level}/{number}.p/{width}", {"level": "0", "number": "000", "width": "2"}, {}),
         ("/map/tile/entries/{number}.p/{width}", {"number": "000", "width": "2"}, {}),
+        ("/map/updates/{number}", {"number": "001"}, {}),
         ("/map/bundle/{actor_id}", actor, {}),
         ("/map/bundle/{actor_id}", actor, {"aux": "true", "full": "true", "checkpoint": "true"}),
         ("/map/bundle/{actor_id}", {"actor_id": f"{ALICE}-whom-nobody-knows"}, {"full": "false"}),
@@ -164,6 +165,8 @@ def routes(log) -> set[tuple[str, str]]:
     """(method, path) of every route; those over many segments or names spelled out as the document has them."""
     found = set()
     for rule in create_app(log.settings).url_map.iter_rules():
+        if rule.endpoint.startswith(("explorer", "verifypage")):
+            continue  # pages for people
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             any_of = re.search(r"<any\(([^)]*)\):\w+>", rule.rule)
             names = [name.strip(" '\"") for name in any_of[1].split(",")] if any_of else [""]

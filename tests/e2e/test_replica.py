@@ -131,6 +131,7 @@ def rows(path) -> dict[str, list]:
     return found
 
 
+@pytest.mark.slow
 def test_a_log_is_mirrored_and_an_erasure_followed(log):
     now = int(time.time())
     assert log.enrol(VICTIM).status == log.enrol(OTHER).status == 202

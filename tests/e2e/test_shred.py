@@ -17,7 +17,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from click.testing import CliRunner
 
+from ktlog.cli import ktlog
 from ktlog.client import SigningKey, add_key, fireproof
 from ktlog.client.erasures import parse_erasure_head, read_erasures
 from ktlog.operator.create import load_public_keys
@@ -25,14 +27,14 @@ from ktlog.operator.journal import read_journal
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.sqlite import SqliteStore
-from tests.running_log import ORIGIN, RunningLog, actor, running_log
+from tests.running_log import DOMAIN, ORIGIN, RunningLog, actor, running_log
 
 VICTIM, OTHER = "a01", "a02"
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    with running_log(tmp_path_factory.mktemp("shred"), notice_seconds=1) as running:
+    with running_log(tmp_path_factory.mktemp("shred"), notice_seconds=1, log_format="json", workers=2) as running:
         yield running
 
 
@@ -145,6 +147,35 @@ def test_an_actor_is_erased_and_the_log_stays(log, tmp_path):
     for name in ("second key", "salt", "second key as text"):
         assert places(log, needles[name]) == set()
     assert shred(log, actor(OTHER), "--preview").returncode == 0
+
+
+def admin(running: RunningLog, *words: str) -> str:
+    done = CliRunner().invoke(ktlog, ["admin", *words, "--dir", str(running.settings.directory)])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+def test_what_the_operator_decides_holds_at_once_in_every_worker_and_is_told_in_json(log):
+    assert "everybody but the blocked" in admin(log, "status")
+    admin(log, "block", DOMAIN, "--reason", "private words")
+    answers = [log.enrol("a03") for _ in range(4)]
+    assert {(answer.status, answer.json()["code"]) for answer in answers} == {(403, "instance_blocked")}
+    admin(log, "unblock", DOMAIN)
+    admin(log, "pause", "--reason", "moving house")
+    paused = [log.enrol("a03") for _ in range(4)]
+    assert {(answer.status, answer.json()["code"]) for answer in paused} == {(503, "paused")}
+    assert int(paused[0].headers["retry-after"]) >= 60 and "moving house" in paused[0].json()["message"]
+    assert log.get("/readyz").body == b"ok, paused: moving house\n"
+    assert log.get(f"/api/actor/{quote(actor(OTHER), safe='')}").status == 200
+    refused = json.loads(admin(log, "refusals", "--json"))["refusals"]
+    assert {(row["code"], row["instance"]) for row in refused} >= {("instance_blocked", DOMAIN)}
+    admin(log, "resume")
+    assert log.enrol("a03").status == 202
+    lines = [json.loads(line) for line in log.output().splitlines()]
+    told = {line["id"]: (line["status"], line["code"], line.get("claimed")) for line in lines if line["msg"] == "refused"}
+    for answer in (*answers, *paused):
+        assert told[answer.headers["x-request-id"]] == (answer.status, answer.json()["code"], DOMAIN)
+    assert "private words" not in log.output() and "users/a0" not in log.output()
 
 
 def test_without_a_running_log_the_command_says_so(tmp_path):

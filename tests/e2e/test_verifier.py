@@ -14,6 +14,7 @@ from ktlog.errors import MessageRejected
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.link import SequencerLink
 from ktlog.operator.mappending import load_pending
+from ktlog.store.documents import FileDocument
 from ktlog.tlog.note import parse_vkey
 from ktlog.tlog.policy import LogKey, Policy
 from ktlog.wire.fetch import Fetcher
@@ -80,8 +81,8 @@ def test_a_verifier_that_was_away(log, fetcher, tmp_path):
     (port,) = [one.port for one in log.processes.running() if one.name == "verifier"]
     log.processes.stop("verifier")
     assert log.enrol("a03").status == 202
-    log.wait("a leaf that waits", lambda: load_pending(log.settings.map_pending) is not None)
-    waiting = load_pending(log.settings.map_pending)
+    log.wait("a leaf that waits", lambda: load_pending(FileDocument(log.settings.map_pending)) is not None)
+    waiting = load_pending(FileDocument(log.settings.map_pending))
     log.wait("a word about it", lambda: f"no cosignature for the map from https://{VERIFIER}" in log.output())
     directory = client(log, fetcher, tmp_path)
     assert isinstance(directory.lookup(actor("a03")), NeverEnrolled), "the map as it was last cosigned"

@@ -24,8 +24,8 @@ from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.evidence import parse_evidence, verify_evidence
 from ktlog.tlog.note import Note, open_note, parse_signature_lines, parse_vkey
 from tests.witness_log import Log
-from witness.store import WitnessStore, hash_origin
-from witness.web import HOOKS
+from witness.store import BEFORE_COMMIT, WitnessStore, hash_origin
+from witness.witness import CHECKED, HOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
 FORKED = b"\x2a" * 32
@@ -164,6 +164,15 @@ def test_a_session(desk, log):
     assert w1.post(b"old 3\n\n" + log.note(3)) == Reply(409, "text/x.tlog.size", b"5\n")
     fork = w1.post(b"old 5\n\n" + log.note(5, root=FORKED))
     assert (fork.status, fork.body.split(b":")[0]) == (422, b"OtherRoot")
+    # From then on nothing is signed for it, until the operator says so.
+    frozen = w1.post(log.submission(5, 6))
+    assert (frozen.status, frozen.body.split(b":")[0]) == (403, b"LogFrozen")
+    (convicted,) = desk.run_json("evidence", "--save", str(desk.directory.parent / "saved"))["evidence"]
+    assert (convicted["origin"], convicted["size"], convicted["frozen"]) == (log.origin, 5, True)
+    verify_evidence(parse_evidence(Path(convicted["file"]).read_bytes()), log.vkeys[0])
+    assert "FROZEN" in desk.run("list-logs").stdout
+    assert desk.run_json("unfreeze", log.origin) == {"origin": log.origin, "lifted": 1}
+    assert desk.run("unfreeze", log.origin).returncode == 2
     # Strangers: an unknown log; our log's name under another key; no submission at all.
     assert w1.post(Log("example.org/other").submission(0, 1)).status == 404
     stranger = w1.post(Log(log.origin, seed=7).submission(5, 6))
@@ -219,13 +228,15 @@ def test_killed_at_every_hook_it_never_rolls_back_and_never_cosigns_two_roots(de
 
     w1 = desk.serve()
     note, checkpoint = parse_signed_checkpoint(w1.monitor(log.origin).body)
-    committed = hook == "witness.after_commit"
+    committed = hook not in (CHECKED, BEFORE_COMMIT)
     assert (checkpoint.size, checkpoint.root) == ((5, log.root(5)) if committed else (3, log.root(3)))
     assert len(open_note(note, (*vkeys, *log.vkeys))) == len(note.signatures) == 4
     size = checkpoint.size
     # Neither a smaller tree nor another root of what it holds.
     assert w1.post(log.submission(1, 2)) == Reply(409, "text/x.tlog.size", b"%d\n" % size)
     assert w1.post(log.submission(size, size, root=FORKED)).status == 422
+    assert w1.post(log.submission(3, 5)).status == 403
+    assert desk.run("unfreeze", log.origin).returncode == 0
     # The log, which never had an answer, tries again and finds its way.
     again = w1.post(log.submission(3, 5))
     if committed:
@@ -234,12 +245,13 @@ def test_killed_at_every_hook_it_never_rolls_back_and_never_cosigns_two_roots(de
     check_cosignatures(log, 5, vkeys, again)
     # From here on the other branch is refused, whatever the log sends along.
     for old, proof in ((5, []), (3, log.proof(3, 5)), (0, [])):
-        assert w1.post(log.submission(old, 5, root=FORKED, proof=proof)).status in (409, 422)
+        assert w1.post(log.submission(old, 5, root=FORKED, proof=proof)).status in (403, 409, 422)
     _, checkpoint = parse_signed_checkpoint(w1.monitor(log.origin).body)
     assert (checkpoint.size, checkpoint.root) == (5, log.root(5))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.slow
 def test_killed_at_first_contact_what_was_committed_binds(desk, log, vkeys, hook):
     """Two branches, and the process dies cosigning the first: at most one root is ever seen."""
     w1 = desk.serve(KTLOG_KILL_AT=hook)
@@ -248,8 +260,9 @@ def test_killed_at_first_contact_what_was_committed_binds(desk, log, vkeys, hook
     w1.kill()
     w1 = desk.serve()
     fork = w1.post(log.submission(0, 4, root=FORKED))
-    if hook == "witness.after_commit":
+    if hook not in (CHECKED, BEFORE_COMMIT):
         assert fork == Reply(409, "text/x.tlog.size", b"4\n")
+        assert desk.run("unfreeze", log.origin).returncode == 0
         check_cosignatures(log, 4, vkeys, w1.post(log.submission(4, 4)))
     else:  # no byte of the first ever left, so the second is the only one
         assert fork.status == 200

@@ -95,6 +95,7 @@ def run(log: ErasingLog, story: list[tuple[str, int, int, int]]) -> None:
                 log.send(message, signer_of(log, message))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(st.lists(steps, min_size=24, max_size=40), st.sampled_from(sorted(DIALECTS)))
 def test_a_late_joiner_comes_to_the_live_state(story: list[tuple[str, int, int, int]], dialect: str) -> None:

@@ -174,7 +174,7 @@ def test_a_log_that_published_nothing_has_claimed_nothing() -> None:
 
 
 def test_answers_too_large_are_listed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("auditor.audit._SHOWN_ACTORS", 2)
+    monkeypatch.setattr("auditor.asking.SHOWN_ACTORS", 2)
     world = honest_world().clone()
     for user in ("alice", "alicia", "bob", "carol", "dave", "root"):
         for host in ("alpha", "beta"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tls_server
 from auditor_world import NOW, ORIGIN, World, honest_world, log_signers, policy_bytes, witness_signers
 
 from auditor import cli
+from auditor.commands import audit as audit_command
 from auditor.convict import fingerprint
 from auditor.state import AuditDirectory, origin_filename
 from ktlog.errors import StoreError, Unreachable
@@ -42,7 +44,7 @@ class Auditor:
         self.directory = path / "audits"
         self.policy = path / "policy.txt"
         self.policy.write_bytes(policy_bytes())
-        monkeypatch.setattr(cli.time, "time", lambda: NOW + 0.5)
+        monkeypatch.setattr(audit_command.time, "time", lambda: NOW + 0.5)
 
     def __call__(self, *arguments: object) -> Ran:
         self._monkeypatch.setattr(sys, "argv", ["ktlog-auditor", *map(str, arguments)])
@@ -56,14 +58,14 @@ class Auditor:
         return Ran(code, captured.out, captured.err)
 
     def audit(self, world: World, *options: object, log: str = ORIGIN, key: tuple = ()) -> Ran:
-        self._monkeypatch.setattr(cli, "_fetcher", lambda dial: nullcontext(world))
+        self._monkeypatch.setattr(audit_command, "fetcher", lambda dial: nullcontext(world))
         key = key or ("--policy", self.policy)
         return self("audit", log, "--dir", self.directory, *key, "--commitments", "none", *options)
 
     @property
     def head(self) -> bytes | None:
-        path = self.directory / "heads" / f"{ORIGIN}.note"
-        return path.read_bytes() if path.exists() else None
+        with AuditDirectory(self.directory) as state:
+            return state.load_head(ORIGIN)
 
     @property
     def evidence(self) -> list[Path]:
@@ -219,7 +221,7 @@ def test_an_answer_too_large_to_read_is_said_and_does_not_stop_the_audit(auditor
     world.serve["api/actor/https%3A%2F%2Falpha.example%2Fusers%2Falice/keys"] = Unreachable("TooLarge", "too long")
     ran = auditor.audit(world, "--json")
     assert (ran.code, ran.json["findings"]) == (0, [])
-    assert ran.json["answers"] == {"checked": 3, "total": 4, "mode": "all"}
+    assert ran.json["answers"] == {"checked": 3, "total": 4, "mode": "new"}
     said = [sentence for sentence in ran.json["not_checked"] if "about 1 of 4 actors" in sentence]
     assert len(said) == 1
     assert "https://alpha.example/users/alice" in said[0]
@@ -297,12 +299,24 @@ def test_errors_are_json_when_json_was_asked_for(auditor: Auditor) -> None:
 
 
 def test_a_saved_head_that_is_damaged_is_never_ignored(auditor: Auditor) -> None:
-    auditor.audit(honest_world().clone())
-    path = auditor.directory / "heads" / f"{ORIGIN}.note"
-    path.write_bytes(path.read_bytes().replace(b"\n10\n", b"\n11\n", 1))
+    note = honest_world().serve["checkpoint"].replace(b"\n10\n", b"\n11\n", 1)
+    with AuditDirectory(auditor.directory) as state:
+        state.save_head(ORIGIN, note)
     ran = auditor.audit(honest_world().clone())
     refused(ran, 8, "HeadOfAnotherKey")
-    assert str(path) in ran.err
+    assert str(auditor.directory) in ran.err
+
+
+def test_a_head_that_an_earlier_version_kept_is_taken_over(auditor: Auditor) -> None:
+    kept = auditor.directory / "heads" / f"{ORIGIN}.note"
+    kept.parent.mkdir(parents=True)
+    note = honest_world().checkpoint(6, bytes(32))
+    kept.write_bytes(note)
+    ran = auditor.audit(honest_world().clone())
+    assert ran.code == 7
+    assert "[Forked] Inconsistent" in ran.out
+    assert auditor.head == note
+    assert not kept.exists()
 
 
 def test_a_head_of_another_key_is_never_ignored(auditor: Auditor) -> None:
@@ -319,10 +333,19 @@ def test_one_audit_at_a_time(auditor: Auditor) -> None:
 
 def test_a_directory_that_cannot_be_used(auditor: Auditor) -> None:
     auditor.directory.mkdir()
-    (auditor.directory / "heads").write_bytes(b"")
+    (auditor.directory / "evidence").write_bytes(b"")
     ran = auditor.audit(honest_world().clone())
     assert ran.code == 8
-    assert "heads" in ran.err
+    assert "evidence" in ran.err
+
+
+def test_a_database_of_newer_code_or_of_none_is_refused(auditor: Auditor) -> None:
+    auditor.audit(honest_world().clone())
+    with AuditDirectory(auditor.directory) as state, closing(sqlite3.connect(state.database)) as database, database:
+        database.execute("UPDATE audit_meta SET oldest_code = 99")
+    refused(auditor.audit(honest_world().clone()), 8, "NewerSchema")
+    (auditor.directory / "audit.db").write_bytes(b"no database, whatever its name says" * 1000)
+    refused(auditor.audit(honest_world().clone()), 8, "Corrupt")
 
 
 def test_origins_become_file_names_that_stay_inside(tmp_path: Path) -> None:
@@ -367,7 +390,7 @@ def test_the_verdict_for_a_person_names_key_and_deed(auditor: Auditor, evidence:
     ran = auditor("verify-evidence", evidence)
     assert ran.code == 0
     assert ran.out.startswith(
-        f"CONVICTING: a key that calls itself {ORIGIN} signed two histories; check that this is {ORIGIN}'s key:"
+        f"CONVICTING: a key that calls itself {ORIGIN} signed what no honest log signs; check that this is {ORIGIN}'s key:"
         " run again with --vkey\n"
     )
     assert fingerprint(log_signers()[1].vkey) in ran.out
@@ -461,7 +484,7 @@ def test_the_progress_bar_needs_a_terminal(auditor: Auditor, monkeypatch: pytest
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown = rich.console.Console(file=sys.stderr, force_terminal=True, width=100)
     monkeypatch.setattr(rich.console, "Console", lambda **_: shown)
-    ran = auditor.audit(honest_world().clone(), "--commitments", "all")
+    ran = auditor.audit(honest_world().clone(), "--commitments", "all", "--from-start")
     assert ran.code == 0
     assert "entries" in ran.err
     assert "10/10" in ran.err

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from ktlog.bench.mapped import build
 from ktlog.bench.mappeer import MemoryMap
-from ktlog.bench.row import Row
 from ktlog.cli import ktlog
 from ktlog.keymap.prefix import MISSING, PrefixLeaf
 from ktlog.operator.mapcheck import check_whole_map
@@ -39,6 +38,7 @@ def test_the_measured_map_is_whole(log):
     assert check_whole_map(log) == ACTORS
 
 
+@pytest.mark.slow
 def test_the_command(log):
     words = ["bench", "map", "--actors", str(ACTORS), "--dir", str(log.directory), "--requests", "20", "--batches", "1"]
     done = CliRunner().invoke(ktlog, [*words, "--json"])
@@ -70,10 +70,3 @@ def test_the_peer_in_memory_has_the_root_of_the_definition():
         assert tree.put(sorted(PrefixLeaf(*item) for item in news.items())) == naive_map.root(known)
     assert MemoryMap(sorted(PrefixLeaf(*item) for item in known.items())).root == tree.root
 
-
-def test_a_row_says_whether_its_goal_is_met():
-    assert Row("a", 5, "ms", 5).met is True and Row("a", 5.1, "ms", 5).met is False
-    assert Row("a", 299, "/s", 300, at_least=True).met is False and Row("a", 300, "/s", 300, at_least=True).met
-    assert Row("a", 300, "ms", 2.0, peer=100, ratio=3.0).met is False and Row("a", 1, "ms", None).met is None
-    line = Row("batch", 300, "ms", 2.0, cpu_ms=12.3456, peer=150, ratio=2.0).as_line()
-    assert line.split() == ["batch", "300", "ms", "12.3", "150", "2.00", "<=", "2", "x", "met"]

@@ -304,7 +304,8 @@ def lookup_options(world: MapWorld) -> list[str]:
 
 def test_save_and_verify(today, monkeypatch, capsys):
     saved = str(today.state.with_name("alice.bundle"))
-    code, out, _ = run(today, monkeypatch, capsys, "lookup", ALICE, "--full", "--save", saved, *lookup_options(today))
+    code, out, err = run(today, monkeypatch, capsys, "lookup", ALICE, "--full", "--save", saved, *lookup_options(today))
+    assert f"Saved the proof to {saved}" in err
     assert code == 0 and "2 active keys, and no other:" in out and "verifiers v1.verifier.example" in out
     proof = today.state.with_name("alice.tlog-proof")
     code, out, _ = run(today, monkeypatch, capsys, "verify", saved, "--export-proof", str(proof), "--json")

@@ -13,14 +13,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from test_client_commands import LOG_ACTOR, LOG_KEYS, desk
 
-from ktlog.commands.receipt import MAXIMUM_BYTES, format_receipt, parse_receipt, verify_receipt
+from ktlog.commands.receipt import MAXIMUM_BYTES
 from ktlog.errors import EncodingError, Invalid
-from ktlog.pkd.keys import encode_public_key
+from ktlog.pkd.keychanges import FIRST, KeyChange, Replaced, change_message, format_change, hash_change
+from ktlog.pkd.keys import encode_public_key, private_key_from_seed
 from ktlog.tlog.encoding import encode_base64url
+from ktlog.tlog.note import COSIGNATURE_MLDSA44, Vkey
 from ktlog.tlog.tree import hash_leaf
 from ktlog.wire.actor import ML_DSA_44, Multikey, actor_key
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
+from ktlog.wire.receipts import format_receipt, parse_receipt, verify_receipt
 
 __all__ = ["desk"]
 NOW = 1_790_000_000
@@ -254,3 +257,47 @@ def test_one_time_passwords_get_no_receipt(desk, capsys, tmp_path):
         capsys, "totp-disenroll", "--sign-with", desk.path("1.key"), "--otp", "12345678", "--receipt", str(tmp_path / "r")
     )
     assert code == 2 and "--receipt" in err
+
+
+# A log that has replaced its key since
+
+
+def replaced(old, new, time, before=()):
+    """A line about ML-DSA-44 keys for answers, as `ktlog keys rotate http` makes it; its checkpoint key is the test's."""
+    log = private_key_from_seed(b"c" * 32)
+    pairs = [Ed25519PrivateKey.from_private_bytes(bytes([at]) * 32) for at in (len(before) + 1, len(before) + 2)]
+
+    def text(key):
+        raw = key.public_key().public_bytes_raw()
+        return f"ed25519:{encode_base64url(raw)}" if isinstance(key, Ed25519PrivateKey) else encode_public_key(raw)
+
+    change = KeyChange(
+        ORIGIN, len(before), hash_change(before[-1]) if before else FIRST, time, 0, bytes(32), "http", time, "",
+        tuple(Replaced(f"http-{kind}", text(a), text(b)) for kind, (a, b) in (("ed25519", pairs), ("mldsa44", (old, new)))),
+        str(Vkey(ORIGIN, COSIGNATURE_MLDSA44, log.public_key().public_bytes_raw())),
+    )
+    message = change_message(change)
+    return replace(change, log_signature=log.sign(message), keys=tuple(
+        replace(key, old_signature=a.sign(message), new_signature=b.sign(message))
+        for key, (a, b) in zip(change.keys, (pairs, (old, new)), strict=True)
+    ))
+
+
+@pytest.mark.parametrize(("times", "code"), [((NOW + 1, NOW + 2), 0), ((NOW, NOW + 2), 0), ((NOW - 1, NOW + 2), 5)],
+                         ids=["before", "in that second", "after"])
+def test_a_key_that_was_replaced_since(desk, capsys, tmp_path, times, code):
+    receipt, history = tmp_path / "alice.receipt", tmp_path / "keys.jsonl"
+    receipt.write_bytes(format_receipt(signed()))
+    first, second, third = PRIVATE[1][1], private_key_from_seed(b"2" * 32), private_key_from_seed(b"3" * 32)
+    changes = [replaced(first, second, times[0])]
+    changes.append(replaced(second, third, times[1], changes))
+    history.write_bytes(b"".join(format_change(change) + b"\n" for change in changes))
+    newest = encode_public_key(third.public_key().public_bytes_raw())
+    found, _, err = desk.run(capsys, "receipt", "verify", str(receipt), "--key", newest)
+    assert found == 5 and f"https://{ORIGIN}/keys" in err and "--keys FILE" in err
+    found, out, err = desk.run(capsys, "receipt", "verify", str(receipt), "--key", newest, "--keys", str(history))
+    assert (found, out != "") == (code, code == 0), err
+    stranger = encode_public_key(private_key_from_seed(b"4" * 32).public_key().public_bytes_raw())
+    assert desk.run(capsys, "receipt", "verify", str(receipt), "--key", stranger, "--keys", str(history))[0] == 5
+    history.write_bytes(history.read_bytes().replace(b'"kind":"http"', b'"kind":"leaf"'))
+    assert desk.run(capsys, "receipt", "verify", str(receipt), "--key", newest, "--keys", str(history))[0] == 5

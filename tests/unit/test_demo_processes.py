@@ -148,11 +148,11 @@ def test_the_last_words_are_new_short_and_said_once(tmp_path):
     log.write_text("old trouble\n")
     assert processes.last_words() == ["log-alpha wrote: old trouble"]
     with log.open("a") as output:
-        output.write("12:00 x INFO all is well\n\n  ^^^^\nagain\nagain\n" + "".join(f"line {number}\n" for number in range(9)))
-        output.write("x" * 1000 + "\n")
+        output.write("12:00 x INFO all is well\n\n  ^^^^\nagain\nagain\n" + "".join(f"line {number}\n" for number in range(19)))
+        output.write("Traceback (most recent call last):\n" + "x" * 1000 + "\n")
     processes.note("demo", "a bug")
     assert processes.last_words() == [
-        "demo wrote: a bug", *(f"log-alpha wrote: line {number}" for number in range(5, 9)),
+        "demo wrote: a bug", *(f"log-alpha wrote: line {number}" for number in range(8, 19)),
         "log-alpha wrote: " + "x" * 300,
     ]
     assert processes.last_words() == []

@@ -13,6 +13,7 @@ import pytest
 from auditor_world import NOW, ORIGIN, honest_world, log_signers, policy_bytes
 
 import auditor.cli
+import auditor.commands.audit
 import ktlog.errors
 import ktlog.keymap.evidence
 import ktlog.tlog.evidence
@@ -149,8 +150,8 @@ def test_the_audits_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     Path("audit.policy").write_bytes(policy_bytes())
     Path("from-a-friend.checkpoint").write_bytes(world.checkpoint(7))
-    monkeypatch.setattr(auditor.cli.time, "time", lambda: NOW + 0.5)
-    monkeypatch.setattr(auditor.cli, "_fetcher", lambda dial: nullcontext(world))
+    monkeypatch.setattr(auditor.commands.audit.time, "time", lambda: NOW + 0.5)
+    monkeypatch.setattr(auditor.commands.audit, "fetcher", lambda dial: nullcontext(world))
     replaced = {"keys.example.com": ORIGIN, "https://keys.example.com": f"https://{ORIGIN}",
                 '"$VKEY"': str(log_signers()[1].vkey)}
     words = [replaced.get(word, word) for word in words]

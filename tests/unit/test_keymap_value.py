@@ -42,6 +42,7 @@ from ktlog.keymap.value import (
     encode_value,
     parse_history_leaf,
     parse_value,
+    parse_version,
     tombstone,
 )
 from ktlog.pkd.actors import Cause, Role, Status
@@ -87,6 +88,7 @@ def busy_value() -> Value:
 @pytest.mark.parametrize("value", [VALUE, busy_value()])
 def test_values_round_trip(value):
     assert parse_value(encode_value(value)) == value
+    assert parse_version(encode_value(value)) == value.version
 
 
 @pytest.mark.parametrize("change", [

@@ -96,7 +96,7 @@ def test_a_flag_that_does_not_exist_or_has_the_wrong_type(tmp_path):
     assert refusal(tmp_path, {"workers": True}).name == "BadConfiguration"
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "free_space_floor_mib"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_every_number_is_at_least_one(tmp_path, name, value):
     error = refusal(write(tmp_path, MINIMAL + f"{name} = {value}\n"))
@@ -105,9 +105,23 @@ def test_every_number_is_at_least_one(tmp_path, name, value):
         assert refusal(write(tmp_path), **{f"KTLOG_{name.upper()}": "0"}).name == "BadSetting"
 
 
+def test_the_floor_of_free_space_may_be_none_at_all(tmp_path):
+    assert load(write(tmp_path, MINIMAL + "free_space_floor_mib = 0\n")).free_space_floor_mib == 0
+    assert refusal(write(tmp_path, MINIMAL + "free_space_floor_mib = -1\n")).name == "BadSetting"
+
+
 def test_the_time_window_is_the_specification_s_at_most(tmp_path):
     assert load(write(tmp_path, MINIMAL + "time_window_seconds = 2592000\n")).time_window_seconds == 2_592_000
     assert refusal(write(tmp_path, MINIMAL + "time_window_seconds = 2592001\n")).name == "BadSetting"
+
+
+@pytest.mark.parametrize("settings", [
+    {"role": "leader", "store": "postgresql:///ktlog"}, {"role": "web"}, {"role": "sequencer"},
+])
+def test_roles_are_for_a_log_on_several_machines(tmp_path, settings):
+    with pytest.raises(UsageError, match="role"):
+        Settings(tmp_path, "keys.example.com", "spec", **settings)
+    assert Settings(tmp_path, "keys.example.com", "spec", role="web", store="postgresql:///ktlog").role == "web"
 
 
 @pytest.mark.parametrize("dialect", ["Spec", "", "v1", "spec "])

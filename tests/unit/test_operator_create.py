@@ -13,7 +13,7 @@ from ktlog.commands import init
 from ktlog.config import Settings, load_settings
 from ktlog.errors import KtlogError, StoreError, UsageError
 from ktlog.keymap.output import format_config, parse_config
-from ktlog.operator.create import check_origin, create_log, load_public_keys, map_config
+from ktlog.operator.create import check_origin, create_log, load_public_keys
 from ktlog.operator.keys import (
     FETCH_KEY,
     PURPOSES,
@@ -23,6 +23,7 @@ from ktlog.operator.keys import (
     load_leaf_key,
     load_seed,
 )
+from ktlog.operator.stores import map_config
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, parse_vkey

@@ -12,7 +12,7 @@ import pytest
 
 from ktlog.errors import MessageRejected, RateLimited, StoreError, UsageError
 from ktlog.operator import guard as guard_module
-from ktlog.operator.guard import Guard, address_name, parse_networks
+from ktlog.operator.guard import Guard, address_name, parse_address, parse_networks
 from ktlog.operator.request import Source
 
 START = 1_790_000_000_000
@@ -337,3 +337,18 @@ def test_an_error_of_sqlite_is_coded(guard):
     guard._file._connection.execute("DROP TABLE bad_sources")
     with pytest.raises(StoreError):
         guard.penalize(Source(ALICE_IP))
+
+
+@pytest.mark.parametrize("text", [
+    "2001:db8:0:5::1", "2001:db8:1:2:3:4:5:6", "::", "::1", "fe80::1", "::ffff:192.0.2.1", "192.0.2.1", "255.255.255.255",
+    "01.2.3.4", "1.2.3", "1.2.3.4.5", "1.2.3.4:80", ":", "::g", "::1.2.3.4", "1:2:3:4:5:6:7:8:9", "", "0x7f.1", "\u0661.2.3.4",
+])
+def test_an_address_is_read_and_named_as_the_library_does_it(text):
+    try:
+        expected = ipaddress.ip_address(text)
+    except ValueError:
+        assert (parse_address(text), address_name(text)) == (None, "address of nobody")
+        return
+    expected = getattr(expected, "ipv4_mapped", None) or expected
+    network = ipaddress.ip_network((expected, 64), strict=False) if expected.version == 6 else expected
+    assert (parse_address(text), address_name(text)) == (expected, f"ip {network}")

@@ -68,7 +68,7 @@ def test_a_mirror_follows_the_log(mirror, log):
     mirror.poll()
     asked = len(log.asked)
     mirror.poll()
-    assert log.asked[asked:] == ["checkpoint", "erasures", "leaf-keys"], "nothing new, nothing read"
+    assert log.asked[asked:] == ["checkpoint", "erasures", "leaf-keys", "map/checkpoint"], "nothing new, nothing read"
     log.desk.send(AddKey(ALICE, public("a3"), NOW + 50), "a2")
     log.publish()
     mirror.poll()

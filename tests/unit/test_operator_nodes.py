@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktlog.errors import StoreError
-from ktlog.operator.nodes import LogNodes
-from ktlog.tlog.tiles import TILE_WIDTH, tile_nodes, tile_path, tiles_between
+from ktlog.operator import nodes as nodes_module
+from ktlog.operator.nodes import LogNodes, write_tree
+from ktlog.store.tilefiles import TileFiles
+from ktlog.tlog.tiles import TILE_WIDTH, bundles_between, parse_bundle, tile_nodes, tile_path, tiles_between
 from ktlog.tlog.tree import (
     hash_leaf,
     leaf_reader,
@@ -139,3 +141,35 @@ def test_three_levels_of_tiles():
         for leaf_index in (0, 65_535, 65_536, count - 1):
             verify_inclusion(hashes[leaf_index], leaf_index, count, prove_inclusion(leaf_index, count, nodes), root)
         assert prove_consistency(65_535, count, nodes) == prove_consistency(65_535, count, expected)
+
+
+def test_a_partial_tile_that_was_removed_is_read_from_the_full_one():
+    files = tile_files(700) | {"tile/1/000": b"".join(leaf_reader(leaves())([(8, index) for index in range(2)]))}
+    files["tile/1/000"] += bytes(254 * 32)  # what a later tree has there
+    del files["tile/1/000.p/2"]
+    nodes = LogNodes(Leaves(800), files.get, 700)
+    assert root_hash(700, nodes) == root_hash(700, leaf_reader(leaves()[:700]))
+
+
+@pytest.mark.parametrize("start", [0, 1, 256, 300, 768, 1000])
+def test_a_long_tree_is_written_in_steps_and_is_the_same(monkeypatch, tmp_path, start):
+    """As after a move to another store, where a tree is written that does not fit into memory."""
+    monkeypatch.setattr(nodes_module, "STEP_ENTRIES", 256)
+    entries = [b"entry %d" % index for index in range(LARGEST)]
+    asked: list[int] = []
+
+    def read(first, end):
+        asked.append(end - first)
+        return entries[first:end]
+
+    tiles = TileFiles.create(tmp_path / "tiles")
+    root = root_hash(LARGEST, leaf_reader(leaves()))
+    tiles.write_tiles(tile_files(start))
+    write_tree(tiles, Leaves(LARGEST), read, start, LARGEST, root)
+    assert max(asked) == 256
+    for tile in (*tiles_between(0, LARGEST), *bundles_between(start, LARGEST)):
+        data = tiles.read(tile.path)
+        if tile.level == "entries":
+            assert parse_bundle(data, tile.width) == entries[tile.number * 256 :][: tile.width]
+        else:
+            assert data == tile_files(LARGEST)[tile.path]

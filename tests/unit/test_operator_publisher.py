@@ -10,9 +10,11 @@ from hashlib import sha256
 import pytest
 
 from ktlog.errors import Conflict, PolicyUnmet, StoreError, Unreachable
+from ktlog.operator import head as head_module
 from ktlog.operator import publisher as publisher_module
 from ktlog.operator.head import SignedHead, load_signed_head, record_signed_head
 from ktlog.operator.publisher import HOOKS
+from ktlog.store.documents import FileDocument
 from ktlog.store.memory import MemoryStore
 from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
@@ -182,7 +184,7 @@ def test_the_heartbeat_cosigns_the_same_tree_anew(press):
     cosigners = [witness.vkey for witness in press.policy.witnesses.values()]
     times = [one.timestamp for one in open_note(parse_signed_checkpoint(second)[0], cosigners)]
     assert times == [NOW + press.settings.heartbeat_seconds] * 6
-    assert load_signed_head(press.settings.signed_head).time == NOW + press.settings.heartbeat_seconds
+    assert load_signed_head(FileDocument(press.settings.signed_head)).time == NOW + press.settings.heartbeat_seconds
     assert {(cp.size, cp.root) for cp in press.network.checkpoints()} == {(3, press.store.root_after(3))}
 
 
@@ -205,7 +207,7 @@ def conflict(size: int):
 def test_a_restored_copy_hears_of_it_from_the_witnesses_and_signs_nothing(press):
     grow(press.store, 3)
     press.publish()
-    head, offered = load_signed_head(press.settings.signed_head), len(press.network.notes())
+    head, offered = load_signed_head(FileDocument(press.settings.signed_head)), len(press.network.notes())
     grow(press.store, 5)
     press.restart()
     press.answer(1, conflict(4))
@@ -213,7 +215,7 @@ def test_a_restored_copy_hears_of_it_from_the_witnesses_and_signs_nothing(press)
     with pytest.raises(PolicyUnmet, match="NotCompared.*has cosigned 4 entries"):
         press.publisher.publish_if_due()
     assert not press.publisher.compared.is_set()
-    assert load_signed_head(press.settings.signed_head) == head
+    assert load_signed_head(FileDocument(press.settings.signed_head)) == head
     # Only what was published before was shown to anybody.
     assert {parse_signed_checkpoint(note)[1].size for note in press.network.notes()[offered:]} == {3}
 
@@ -231,7 +233,7 @@ def test_what_was_signed_and_not_published_is_no_older_copy(press):
     grow(press.store, 3)
     press.publish()
     grow(press.store, 5)
-    record_signed_head(press.settings.signed_head, SignedHead(5, press.store.root_after(5), NOW))
+    record_signed_head(FileDocument(press.settings.signed_head), SignedHead(5, press.store.root_after(5), NOW))
     press.restart()
     for number in (1, 2, 3):
         press.answer(number, conflict(5))
@@ -283,7 +285,7 @@ def test_without_the_quorum_nobody_is_shown_anything(press):
     assert (caught.value.name, caught.value.have, caught.value.need) == ("TooFewWitnesses", 1, 2)
     assert press.tiles.checkpoint() == published
     assert press.publisher.published_size == 3
-    assert load_signed_head(press.settings.signed_head) == SignedHead(5, press.store.root_after(5), NOW + 10)
+    assert load_signed_head(FileDocument(press.settings.signed_head)) == SignedHead(5, press.store.root_after(5), NOW + 10)
     # They come back: the same tree is signed again, never another one.
     press.network.answers[f"{press.witnesses[0].url}/add-checkpoint"] = press.witnesses[0]
     press.publish()
@@ -356,14 +358,14 @@ def test_a_store_that_lost_what_was_only_signed(press):
 def test_a_lost_or_older_signed_head(press):
     grow(press.store, 5)
     press.publish()
-    head = load_signed_head(press.settings.signed_head)
-    record_signed_head(press.settings.signed_head, SignedHead(4, press.store.root_after(4), head.time))
+    head = load_signed_head(FileDocument(press.settings.signed_head))
+    record_signed_head(FileDocument(press.settings.signed_head), SignedHead(4, press.store.root_after(4), head.time))
     assert failure(press.restart) == "SignedHeadLost"
     press.settings.signed_head.unlink()
     assert failure(press.restart) == "SignedHeadLost"
     press.settings.signed_head.write_bytes(b"{}")
     assert failure(press.restart) == "BadSignedHead"
-    record_signed_head(press.settings.signed_head, head)
+    record_signed_head(FileDocument(press.settings.signed_head), head)
     press.restart()
 
 
@@ -398,7 +400,7 @@ def test_a_bit_that_flipped_in_the_database(tmp_path, column, leaf_index):
         grow(store, 300)
         press.publish()
         grow(store, 310)
-        asked, head = len(press.network.asked), load_signed_head(press.settings.signed_head)
+        asked, head = len(press.network.asked), load_signed_head(FileDocument(press.settings.signed_head))
         with sqlite3.connect(path) as database:
             database.execute("DROP TRIGGER entries_no_update")
             database.execute(
@@ -406,9 +408,9 @@ def test_a_bit_that_flipped_in_the_database(tmp_path, column, leaf_index):
                 f" WHERE leaf_index = {leaf_index}"
             )
         database.close()
-        assert failure(press.publish) == "CorruptEntry"
+        assert failure(press.publish) == {"entry": "CorruptEntry", "leaf_hash": "CorruptTree"}[column]
         assert len(press.network.asked) == asked
-        assert load_signed_head(press.settings.signed_head) == head
+        assert load_signed_head(FileDocument(press.settings.signed_head)) == head
         assert press.published().size == 300
 
 
@@ -418,7 +420,7 @@ def test_entries_that_hang_together_and_do_not_make_the_root(press):
     press.store._contents.records[7] = replace(record, entry=b"another", leaf_hash=hash_leaf(b"another"))
     assert failure(press.publish) == "CorruptTree"
     assert press.network.asked == []
-    assert load_signed_head(press.settings.signed_head) is None
+    assert load_signed_head(FileDocument(press.settings.signed_head)) is None
 
 
 def test_a_tile_on_disk_that_somebody_changed(press):
@@ -455,7 +457,7 @@ def test_the_store_changed_under_a_running_publisher(press):
     press.store._contents.records[4] = replace(press.store._contents.records[4], root=b"\x2a" * 32)
     press.clock.now += 1
     assert failure(press.publish) in ("WouldFork", "CorruptTree")
-    assert load_signed_head(press.settings.signed_head).time == NOW
+    assert load_signed_head(FileDocument(press.settings.signed_head)).time == NOW
 
 
 # --- the order
@@ -469,8 +471,8 @@ def test_what_is_done_at_each_hook(press, monkeypatch):
         seen.append(hook)
         place = HOOKS.index(hook)
         assert "tile/0/001.p/44" in files(press)
-        recorded = load_signed_head(press.settings.signed_head) is not None
-        assert recorded == (place >= HOOKS.index("publisher.head_recorded"))
+        recorded = load_signed_head(FileDocument(press.settings.signed_head)) is not None
+        assert recorded == (place >= HOOKS.index("publisher.signed"))  # by whoever holds the keys, before it signs
         assert bool(press.network.asked) == (place >= HOOKS.index("publisher.cosigned"))
         assert (press.tiles.checkpoint() is not None) == (hook == "publisher.published")
 
@@ -487,7 +489,7 @@ def test_each_write_fails_once(press, monkeypatch, step, persists):
     press.publish()
     grow(press.store, 300)
     press.clock.now += 1
-    owner = publisher_module if step == "record_signed_head" else press.tiles
+    owner = head_module if step == "record_signed_head" else press.tiles
     real = getattr(owner, step)
 
     def fail(*arguments):
@@ -503,6 +505,9 @@ def test_each_write_fails_once(press, monkeypatch, step, persists):
     assert press.publisher.published_size == 5
     assert press.published().size == (300 if persists and step == "publish_checkpoint" else 5)
     press.clock.now += 1
+    if step == "record_signed_head":
+        assert failure(press.publish) == "Poisoned"
+        press.restart()
     press.publish()
     check_files(press)
     press.restart()

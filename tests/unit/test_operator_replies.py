@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ktlog.errors import StoreError, Unreachable
 from ktlog.operator import replies
 from ktlog.operator.replies import FIRST_PAUSE_SECONDS, GIVE_UP_SECONDS, LONGEST_PAUSE_SECONDS, Courier
-from ktlog.operator.replyqueue import ReplyQueue
+from ktlog.operator.replyqueue import Letter, ReplyQueue
 from ktlog.tlog.encoding import encode_base64
 from ktlog.wire.fetch import Response
 from ktlog.wire.httpsig import verify_request
@@ -154,6 +154,30 @@ def test_a_deleted_actor_is_not_written_to_again(courier, queue, fediverse, cloc
     assert (len(queue), fediverse.posts) == (0, [])
 
 
+def test_a_known_inbox_is_written_to_without_a_look_at_the_document(courier, queue, fediverse, clock):
+    queue.put_all([Letter(ALICE, "alpha.example", BODY, f"{ALICE}/inbox")], clock.now)
+    courier.deliver_one()
+    assert (len(queue), fediverse.asked, [url for url, *_ in fediverse.posts]) == (0, [], [f"{ALICE}/inbox"])
+
+
+@pytest.mark.parametrize("status", [404, 410, 503])
+def test_an_inbox_that_has_moved_is_looked_up(courier, queue, fediverse, clock, status):
+    """At once where the old one says so, and else when it is tried again."""
+    queue.put_all([Letter(ALICE, "alpha.example", BODY, "https://alpha.example/old")], clock.now)
+    answer = fediverse.post
+
+    def post(url, *arguments, **options):
+        fediverse.status = status if url.endswith("/old") else 202
+        return answer(url, *arguments, **options)
+
+    fediverse.post = post
+    courier.deliver_one()
+    clock.now += FIRST_PAUSE_SECONDS
+    courier.deliver_one()
+    assert [url for url, *_ in fediverse.posts] == ["https://alpha.example/old", f"{ALICE}/inbox"]
+    assert (len(queue), fediverse.asked) == (0, [ALICE])
+
+
 def test_the_pauses_grow_and_end_after_a_day(courier, queue, fediverse, clock):
     put(queue, clock)
     began = clock.now
@@ -274,3 +298,53 @@ def test_a_queue_that_cannot_be_read_ends_no_courier(courier, queue, clock, monk
 def test_a_directory_without_a_log(tmp_path, capsys):
     assert replies.main(["--dir", str(tmp_path)]) == 8
     assert "NoSuchLog" in capsys.readouterr().err
+
+
+# -- many at a time
+
+
+def put_many(queue, clock, fediverse, count):
+    """One for each of *count* hosts, of the first of which two more."""
+    actors = [f"https://host{number}.example/users/x" for number in range(count)]
+    fediverse.documents |= {actor: {"id": actor, "inbox": f"{actor}/inbox"} for actor in actors}
+    for actor in [*actors, actors[0], actors[0]]:
+        assert queue.put(actor, actor.split("/")[2], BODY, clock.now)
+    return actors
+
+
+def test_messages_to_many_hosts_are_read_and_removed_together(courier, queue, fediverse, clock, monkeypatch):
+    actors = put_many(queue, clock, fediverse, 5)
+    removed = []
+    monkeypatch.setattr(queue, "remove_all", lambda done, real=queue.remove_all: (removed.append(len(done)), real(done)))
+    assert [courier.deliver_one() for _ in range(8)] == [True] * 7 + [False]
+    assert sorted(url for url, *_ in fediverse.posts) == sorted(f"{actor}/inbox" for actor in [*actors, actors[0], actors[0]])
+    assert [url for url, *_ in fediverse.posts[:5]] == [f"{actor}/inbox" for actor in actors], "one at each host first"
+    assert (removed, len(queue)) == ([5, 1, 1], 0)
+
+
+def test_what_was_taken_a_while_ago_is_read_again_and_the_erased_are_told_nothing(queue, fediverse, clock):
+    moment = [0.0]
+    courier = Courier(queue, fediverse, LOG_ACTOR, KEY, clock, clock=lambda: moment[0])
+    actors = put_many(queue, clock, fediverse, 3)
+    assert courier.deliver_one()
+    queue.forget(actors[1])
+    moment[0] = replies.TAKEN_SECONDS + 0.1
+    while courier.deliver_one():
+        pass
+    assert sorted({url for url, *_ in fediverse.posts}) == [f"{actors[0]}/inbox", f"{actors[2]}/inbox"]
+    assert len(fediverse.posts) == 4, "nothing twice"
+
+
+def test_what_could_not_be_removed_is_removed_later_and_not_delivered_again(courier, queue, fediverse, clock, monkeypatch):
+    put(queue, clock)
+    real = queue.remove_all
+
+    def locked(done):
+        monkeypatch.setattr(queue, "remove_all", real)
+        raise StoreError("Locked", "somebody else writes")
+
+    monkeypatch.setattr(queue, "remove_all", locked)
+    with pytest.raises(StoreError):
+        courier.deliver_one()
+    assert not courier.deliver_one()
+    assert (len(fediverse.posts), len(queue)) == (1, 0)

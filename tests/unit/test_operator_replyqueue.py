@@ -12,7 +12,7 @@ import pytest
 
 from ktlog.errors import StoreError
 from ktlog.operator import replyqueue
-from ktlog.operator.replyqueue import ReplyQueue
+from ktlog.operator.replyqueue import Letter, ReplyQueue
 
 ALICE, BOB = "https://alpha.example/users/alice", "https://alpha.example/users/bob"
 HOST, OTHER = "alpha.example", "beta.example"
@@ -123,6 +123,17 @@ def test_what_is_forgotten_is_in_no_byte(queue, path):
     assert b"for bob" in path.read_bytes()
     queue.remove(queue.next_due(1).id)
     assert b"bob" not in path.read_bytes()
+
+
+def test_many_are_queued_at_once_each_within_its_limits(queue, monkeypatch):
+    monkeypatch.setattr(replyqueue, "RECIPIENT_LIMIT", 2)
+    letters = [Letter(ALICE, HOST, b"%d" % number) for number in range(3)] + [Letter(BOB, HOST, b"b", f"{BOB}/inbox")]
+    assert queue.put_all(letters, 1) == 3
+    found = []
+    while (waiting := queue.next_due(1)) is not None:
+        found.append((waiting.body, waiting.inbox))
+        queue.remove(waiting.id)
+    assert found == [(b"0", None), (b"1", None), (b"b", f"{BOB}/inbox")]
 
 
 def test_nobody_else_may_read_it(queue, path):

@@ -17,8 +17,10 @@ import pytest
 from ktlog.config import write_settings
 from ktlog.durable import FileLock
 from ktlog.errors import KtlogError, MessageRejected, PolicyUnmet, StoreError
+from ktlog.operator import desk as desk_module
 from ktlog.operator import service as service_module
 from ktlog.operator.create import create_log, load_public_keys
+from ktlog.operator.door import Door
 from ktlog.operator.link import SequencerLink, encode_submission, receive_frame, send_frame
 from ktlog.operator.service import Service, load_publish_policy, main
 from ktlog.operator.supervisor import HOPELESS
@@ -77,7 +79,7 @@ def add(actor: str, name: str) -> AddKey:
 
 
 def ask(service: Service, request: bytes) -> dict:
-    return parse_json(service._answer(request))
+    return parse_json(service.desk.answer(request))
 
 
 # --- on the socket
@@ -145,19 +147,19 @@ def test_the_socket_is_the_owner_s(running):
     assert running._settings.socket_record.stat().st_mode & 0o777 == 0o600
 
 
-def test_it_goes_on_accepting_after_an_accept_that_failed(running, monkeypatch):
-    listener = SimpleNamespace(calls=0)
+def test_it_goes_on_accepting_after_an_accept_that_failed():
+    listener, stop = SimpleNamespace(calls=0), threading.Event()
 
     def accept():
         listener.calls += 1
         if listener.calls < 3:
             raise OSError(24, "Too many open files")
-        running._stop.set()
+        stop.set()
         raise OSError(9, "closed")
 
     listener.accept = accept
-    monkeypatch.setattr(running, "_stop", threading.Event())
-    running._accept(listener)
+    door = SimpleNamespace(_stop=stop)
+    Door._accept(door, listener)
     assert listener.calls == 3
 
 
@@ -175,21 +177,21 @@ def test_requests_that_are_none(service, request_):
 
 def test_overload_is_said_before_anything_is_accepted(service):
     message = encode_submission(submission(add(ALICE, "a")))
-    service._settings = replace(service._settings, unpublished_limit=5)
+    service.desk.unpublished_limit = 5
     service._sequencer.state = replace(service._sequencer.state, size=5)
     answer = ask(service, message)["error"]
     assert (answer["code"], "5 entries wait" in answer["message"]) == ("overloaded", True)
-    assert service._queue.empty()
+    assert service.desk.queue.empty()
     service._publisher.published_size = 1
-    service._queue.maxsize = 1
-    service._queue.put_nowait(None)
+    service.desk.queue.maxsize = 1
+    service.desk.queue.put_nowait(None)
     assert ask(service, message)["error"]["code"] == "overloaded"
     assert ask(service, canonical({"op": "ping"})) == {"ok": {"size": "5"}}
 
 
 def test_an_answer_that_takes_too_long(service, monkeypatch):
     """Nobody works the queue off: the worker is told so, and that the message may still get in."""
-    monkeypatch.setattr(service_module, "ANSWER_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(desk_module, "ANSWER_TIMEOUT_SECONDS", 0.05)
     answer = ask(service, encode_submission(submission(add(ALICE, "a"))))["error"]
     assert (answer["code"], "may still be accepted" in answer["message"]) == ("overloaded", True)
 
@@ -204,8 +206,8 @@ def test_a_failed_commit_ends_the_process_without_an_answer(service, monkeypatch
     monkeypatch.setattr(service_module.os, "_exit", end)
     with SqliteStore.open(service._settings.database) as other:
         other.claim_epoch()  # another writer: this one's next commit is refused
-    waiting = service_module._Waiting(submission(add(ALICE, "a")))
-    service._queue.put_nowait(waiting)
+    waiting = desk_module.Ticket(submission(add(ALICE, "a")))
+    service.desk.queue.put_nowait(waiting)
     with pytest.raises(Ended) as caught:
         service._sequence()
     assert caught.value.args == (70,)
@@ -230,9 +232,9 @@ def test_it_ends_when_a_file_that_it_needs_is_removed(running, monkeypatch, what
 
 
 def test_told_to_stop_it_finishes_what_it_was_given(service):
-    waiting = [service_module._Waiting(submission(add(name, "a"))) for name in (ALICE, BOB)]
+    waiting = [desk_module.Ticket(submission(add(name, "a"))) for name in (ALICE, BOB)]
     for one in waiting:
-        service._queue.put_nowait(one)
+        service.desk.queue.put_nowait(one)
     service.stop()
     service._sequence()
     assert all(one.done.is_set() for one in waiting)

@@ -10,6 +10,7 @@ from ktlog.config import Settings
 from ktlog.errors import StoreError
 from ktlog.operator import supervisor
 from ktlog.operator.supervisor import HOPELESS, LONGEST_PAUSE_SECONDS, _Child
+from ktlog.wire.notify import Notifier
 
 
 def child(code: str, **options: object) -> _Child:
@@ -40,6 +41,33 @@ def test_a_full_disk_does_not_take_it_along(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(supervisor, "write_atomic", full)
     supervisor._record(Settings(tmp_path, "keys.example.com", "spec"), [])
     assert "DiskFull" in capsys.readouterr().err
+
+
+def test_only_the_web_workers_may_speak_to_systemd(tmp_path):
+    children = supervisor._children(Settings(tmp_path, "keys.example.com", "spec"), {"A": "b"}, "/run/notify")
+    assert all(child.environment["A"] == "b" for child in children)
+    assert [child.name for child in children if "NOTIFY_SOCKET" in child.environment] == ["web"]
+    assert not any("NOTIFY_SOCKET" in child.environment for child in supervisor._children(
+        Settings(tmp_path, "keys.example.com", "spec"), {}
+    ))
+
+
+def test_the_watchdog_is_told_twice_in_its_time(monkeypatch, tmp_path):
+    now, said = [100.0], []
+    notifier = Notifier(str(tmp_path / "socket"), 10.0)
+    monkeypatch.setattr(notifier, "send", said.append)
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    watchdog = supervisor._Watchdog(notifier)
+    for _ in range(100):
+        watchdog.tell()
+        now[0] += 0.1
+    assert said == ["WATCHDOG=1"] * 2
+
+
+def test_without_a_watchdog_nothing_is_said(monkeypatch):
+    notifier = Notifier("/run/notify")
+    monkeypatch.setattr(notifier, "send", pytest.fail)
+    supervisor._Watchdog(notifier).tell()
 
 
 @pytest.mark.parametrize("code", HOPELESS)
@@ -75,3 +103,18 @@ def test_it_waits_longer_each_time_and_is_told_of_once(monkeypatch, capsys):
     now[0] += 61  # it ran well for a while, and begins with a short pause again
     made.look()
     assert made.again - now[0] == 0.25
+
+
+@pytest.mark.parametrize(("role", "names"), [
+    ("all", ["sequencer", "replicas", "replies", "web"]), ("web", ["replicas", "replies", "web"]),
+    ("sequencer", ["sequencer"]),
+])
+def test_what_a_machine_runs_is_its_role(tmp_path, role, names):
+    settings = Settings(
+        tmp_path, "keys.example.com", "spec", store="postgresql:///ktlog", role=role, replicas="keys.beta.example",
+        listen="fd://7",
+    )
+    children = supervisor._children(settings, {})
+    assert [one.name for one in children] == names
+    assert [one.name for one in children if not one.vital] == [n for n in names if n in ("replicas", "replies")]
+    assert [one.pass_fds for one in children if one.name == "web"] == [(7,)] * ("web" in names)

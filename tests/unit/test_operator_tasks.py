@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from ktlog.config import write_settings
 from ktlog.errors import EncodingError, MessageRejected, StoreError
+from ktlog.operator import desk as desk_module
 from ktlog.operator import service as service_module
+from ktlog.operator import tasks as tasks_module
 from ktlog.operator.create import create_log
 from ktlog.operator.journal import read_journal
 from ktlog.operator.link import (
@@ -248,7 +250,7 @@ def test_cosignatures_over_the_socket(link, reader, quick_argon2):  # noqa: F811
 def test_an_erasure_over_the_socket(running, link, reader, quick_argon2, monkeypatch):  # noqa: F811
     clock = Clock(NOW)
     monkeypatch.setattr(Service, "_now", staticmethod(clock))
-    object.__setattr__(running._shredder, "now", clock)
+    object.__setattr__(running._tasks.shredder, "now", clock)
     running._mapping.covers = lambda size, erasures: True  # the map's cycle has tests of its own
     with pytest.raises(MessageRejected, match="nothing_to_erase"):
         link.shred(ALICE)
@@ -277,7 +279,7 @@ def test_an_erasure_over_the_socket(running, link, reader, quick_argon2, monkeyp
 
 def test_an_erasure_waits_for_the_checkpoint_before_it(running, link, reader, quick_argon2, monkeypatch):  # noqa: F811
     """Or an auditor would see text withheld by an erasure that nobody published yet."""
-    monkeypatch.setattr(service_module, "PUBLISH_SECONDS", 0.1)
+    monkeypatch.setattr(tasks_module, "PUBLISH_SECONDS", 0.1)
     link.append(made(AddKey(ALICE, public("a"), int(time.time()))))
     with pytest.raises(MessageRejected, match="overloaded"):
         link.shred(ALICE)
@@ -306,8 +308,8 @@ def test_a_task_that_the_store_cannot_answer_ends_the_process(service, monkeypat
         raise StoreError("InputOutput", "the disk is gone")
 
     monkeypatch.setattr(service_module.os, "_exit", end)
-    waiting = service_module._Waiting(fail)
-    service._queue.put_nowait(waiting)
+    waiting = desk_module.Ticket(fail)
+    service.desk.queue.put_nowait(waiting)
     with pytest.raises(Ended) as caught:
         service._sequence()
     assert caught.value.args == (70,)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-import nacl.pwhash
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from nacl.secret import SecretBox
 
 from ktlog.errors import EncodingError, Invalid
+from ktlog.pkd import attributes
 from ktlog.pkd.attributes import (
     check_commitment,
     commit_plaintext,
@@ -22,6 +25,7 @@ from ktlog.pkd.attributes import (
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.dialects import DIALECTS, PHP, SPEC, VECTOR
 from ktlog.pkd.keys import ZERO_ROOT
+from ktlog.pkd.pae import prefixed
 from ktlog.pkd.xsalsa20 import xsalsa20_xor
 from ktlog.tlog.encoding import decode_base64url, encode_base64url
 
@@ -91,7 +95,7 @@ def _second_derivation(name: str, plaintext: str, key: bytes, root: str, random:
     salted = b"FediE2EE-v1-Compliance-KDF-Salt" + h + random + size(m) + m + size(a) + a
     salt = hashlib.sha512(salted).digest()[48:]
     password = size(m) + m + size(a) + a + size(p) + p
-    q = nacl.pwhash.argon2id.kdf(32, password, salt, opslimit=3, memlimit=16384 * 1024)
+    q = Argon2id(salt=salt, length=32, iterations=3, lanes=1, memory_cost=16384).derive(password)
     c = Cipher(algorithms.AES(derived[:32]), modes.CTR(derived[32:])).encryptor().update(p)
     t = hmac.new(auth_key, h + random + size(a) + a + size(c) + c + size(q) + q, hashlib.sha512).digest()[32:]
     return h + random + q + t + c
@@ -275,3 +279,10 @@ def test_published_attributes_byte_for_byte(vectors):
                     assert error.value.name == "AttributeDecryptionFailed"
                 count += 1
     assert count == 37
+
+
+@pytest.mark.parametrize("size", [32, 48, 56, 64])
+def test_keys_are_derived_as_the_librarys_hkdf_does_it(size):
+    info = attributes.KDF_AUTH_KEY + b"\x01" + b"r" * 32 + prefixed("actor")
+    expected = HKDF(SHA512(), size, None, info).derive(b"k" * 32)
+    assert attributes._derive(b"k" * 32, attributes.KDF_AUTH_KEY, b"r" * 32, "actor", size) == expected

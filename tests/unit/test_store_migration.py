@@ -17,7 +17,7 @@ from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F
 from tests.store_samples import dump
 
 ADDED = ("erasures", "tombstones", "directory_operated", "directory_moves", "housekeeping", "publications", "totp",
-         "cosignatures")
+         "cosignatures", "entry_places", "root_places")
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_a_failing_migration_changes_nothing(
 def test_every_table_is_strict_and_the_file_is_as_designed(store: SqliteStore, stranger: sqlite3.Connection) -> None:
     tables = stranger.execute("SELECT name, strict FROM pragma_table_list WHERE schema = 'main'").fetchall()
     ours = {name: strict for name, strict in tables if not name.startswith(("sqlite_", "_sqlite_"))}
-    assert len(ours) == 20
+    assert len(ours) == 22
     assert set(ours.values()) == {1}
     assert stranger.execute("PRAGMA page_size").fetchone() == (16384,)
     assert stranger.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -282,5 +282,6 @@ def test_every_look_up_uses_an_index(store: SqliteStore, path: Path, monkeypatch
         }
     assert len(plans) > 15
     assert not [statement for statement, plan in plans.items() if "SCAN" in plan and "SCAN CONSTANT" not in plan]
-    (plan,) = {plan for statement, plan in plans.items() if "FROM leaf_roots WHERE root = " in statement}
-    assert "leaf_roots_by_root" in plan
+    for table in ("entry_places", "root_places"):
+        (plan,) = {plan for statement, plan in plans.items() if f"FROM {table} WHERE" in statement}
+        assert f"SEARCH {table} USING PRIMARY KEY (bucket=? AND prefix=?)" in plan

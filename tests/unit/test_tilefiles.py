@@ -1,4 +1,7 @@
-"""Tiles that never change, a checkpoint that never goes back, and paths that never lead out."""
+"""Published files in a directory: their layout, what is synced, and that no path leads out.
+
+What they have in common with an object store is in tests/contract/test_tile_contract.py.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,9 @@ from pathlib import Path
 import pytest
 
 from ktlog import durable
-from ktlog.errors import Conflict, EncodingError, StoreError
+from ktlog.errors import EncodingError, StoreError
 from ktlog.store.tilefiles import TileFiles
-from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
-from ktlog.tlog.envelope import Note, SignatureLine, format_note
-from tests.store_samples import ORIGIN, hash_of
+from tests.tile_samples import make_note
 
 TILES = {
     "tile/0/000": b"full tile",
@@ -39,13 +40,6 @@ BAD_PATHS = [
 @pytest.fixture
 def files(tmp_path: Path) -> TileFiles:
     return TileFiles.create(tmp_path / "tiles")
-
-
-def make_note(size: int, root: bytes | None = None, origin: str = ORIGIN, cosigned: int = 0) -> bytes:
-    checkpoint = Checkpoint(origin, size, hash_of(f"root {size}") if root is None else root)
-    signatures = [SignatureLine(ORIGIN, bytes(4), bytes(64))]
-    signatures += [SignatureLine(f"w{number}.example.com", bytes(4), bytes(72)) for number in range(cosigned)]
-    return format_note(Note(format_checkpoint(checkpoint), tuple(signatures)))
 
 
 def everything(root: Path) -> dict[str, bytes]:
@@ -90,20 +84,6 @@ def test_nothing_but_the_path_of_a_tile_reaches_a_file(
     with pytest.raises(EncodingError):
         files.write_tiles({"tile/0/000": b"x", path: b"x"})
     assert everything(files.root) == before
-
-
-def test_a_tile_never_changes(files: TileFiles) -> None:
-    files.write_tiles(TILES)
-    files.write_tiles(TILES)
-    with pytest.raises(StoreError) as caught:
-        files.write_tiles({"tile/1/000": b"new", "tile/0/000": b"other", "tile/2/000": b"after it"})
-    assert caught.value.name == "ImmutableChanged"
-    assert everything(files.root) == TILES | {"tile/1/000": b"new"}
-
-
-def test_writing_nothing_is_allowed(files: TileFiles) -> None:
-    files.write_tiles({})
-    assert everything(files.root) == {}
 
 
 def test_a_batch_syncs_each_file_and_each_directory_once(files: TileFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,32 +160,6 @@ def test_a_checkpoint_advances(files: TileFiles) -> None:
         files.publish_checkpoint(note)
         assert files.checkpoint() == note
         assert stat.S_IMODE((files.root / "checkpoint").stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize(
-    ("note", "name"),
-    [
-        (make_note(4), "CheckpointWithdrawn"),
-        (make_note(0), "CheckpointWithdrawn"),
-        (make_note(5, bytes(32)), "CheckpointChanged"),
-        (make_note(6, origin="other.example.com"), "WrongOrigin"),
-    ],
-)
-def test_a_checkpoint_is_never_taken_back(files: TileFiles, note: bytes, name: str) -> None:
-    files.publish_checkpoint(make_note(5))
-    for handle in (files, TileFiles(files.root)):
-        with pytest.raises(Conflict) as caught:
-            handle.publish_checkpoint(note)
-        assert (caught.value.name, caught.value.stored) == (name, make_note(5))
-    assert files.checkpoint() == make_note(5)
-
-
-@pytest.mark.parametrize("note", [b"", b"\n", b"keys.example.com\n5\nAAAA\n\n", make_note(7)[:-2], b"\xff"])
-def test_what_is_no_checkpoint_is_not_published(files: TileFiles, note: bytes) -> None:
-    files.publish_checkpoint(make_note(5))
-    with pytest.raises(EncodingError):
-        files.publish_checkpoint(note)
-    assert files.checkpoint() == make_note(5)
 
 
 def test_a_damaged_checkpoint_is_not_papered_over(files: TileFiles) -> None:

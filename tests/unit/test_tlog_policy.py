@@ -447,3 +447,10 @@ def test_too_few_verifiers_are_named():
 def test_a_note_of_the_policys_signers_survives_formatting():
     data = signed(LOG_PQ, ED[1])
     assert format_note(parse_note(data)) == data
+
+
+@pytest.mark.parametrize(("log", "cosigner"), [(ORIGIN, f"{ORIGIN}/map"), (f"{ORIGIN}/map", ORIGIN)])
+def test_the_log_of_the_map_does_not_vouch_for_the_log_nor_the_reverse(log, cosigner):
+    listed = signer_from_seed(log, COSIGNATURE_MLDSA44, seed("one"))
+    own = signer_from_seed(cosigner, COSIGNATURE_MLDSA44, seed("another"))
+    unsafe(parse_policy(text_of(f"log {listed.vkey}", f"witness w {own.vkey}", "quorum w")))

@@ -306,3 +306,41 @@ def test_the_cache_is_bounded():
             assert read([(0, index)]) == [LEAVES[index]]
     assert len(log.asked) > len(set(log.asked))
     assert log.reader(70_000, cache_tiles=0)([(0, 0), (0, 300)]) == [LEAVES[0], LEAVES[300]]
+
+
+def test_what_is_kept_of_a_tile_vouches_for_what_is_read_of_it_again():
+    """Each hash of a tile that was dropped and fetched again is checked, without the rest of it."""
+    log = Log(70_000)
+    read = log.reader(70_000, cache_tiles=1)
+    assert read([(0, 5), (0, 300)]) == [LEAVES[5], LEAVES[300]]
+    path = tile_path(0, 0)
+    whole = log.files[path]
+    log.files[path] = bytes([whole[0] ^ 1]) + whole[1:]
+    assert read([(0, 8), (2, 2)]) == [LEAVES[8], *READ([(2, 2)])]
+    for node in ((0, 0), (0, 7), (1, 3), (2, 0)):
+        with pytest.raises(Invalid, match="BadTile"):
+            read([node])
+    log.files[path] = whole[:-1]
+    with pytest.raises(Invalid, match="BadTile"):
+        read([(0, 255)])
+    log.files[path] = whole
+    everything = [(level, index) for level in range(9) for index in range(256 >> level)]
+    assert read(everything) == READ(everything)
+
+
+def test_a_grown_tree_takes_what_is_kept_if_its_root_vouches_for_it():
+    log = Log(69_000, 70_000)
+    read = log.reader(69_000)
+    assert read([(0, 5)]) == [LEAVES[5]]
+    read.advance(70_000, root_hash(70_000, READ))
+    del log.asked[:]
+    assert read([(0, 5), (0, 69_500)]) == [LEAVES[5], LEAVES[69_500]]
+    assert tile_path(0, 0) not in log.asked
+    forked = Log(70_000)
+    others = leaf_reader([hash_leaf(b"other"), *LEAVES[1:]])
+    for tile in tiles_between(0, 70_000):
+        forked.files[tile.path] = b"".join(others(tile_nodes(tile)))
+    log.files = forked.files
+    read.advance(70_000, root_hash(70_000, others))
+    with pytest.raises(Invalid, match="BadTile"):
+        read([(0, 5)])

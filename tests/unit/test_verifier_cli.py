@@ -59,11 +59,25 @@ def test_what_is_replayed_is_listed(verifier):
     assert f"replayed from {URL}" in run("list-logs", "--dir", verifier).stdout
 
 
-def test_a_log_that_was_caught_is_shown(verifier):
+def test_a_log_that_was_caught_is_shown(verifier, tmp_path):
+    assert run("evidence", "--dir", verifier).stdout == "No log was caught.\n"
     store = WitnessStore.open(WitnessDir(verifier).database)
     ReplayStore(store).record_verdict(MAP, Verdict("MapMismatch", "leaf 3: another map", 1_800_000_000, b"{}"))
     store.close()
     assert "WRONG, and never cosigned again: MapMismatch: leaf 3" in run("list-logs", "--dir", verifier).stdout
+    assert "--save" in run("evidence", "--dir", verifier).stdout
+    WitnessDir(verifier).evidence.mkdir()
+    kept = WitnessDir(verifier).evidence / f"{ORIGIN}.json"
+    kept.write_bytes(b"{}")
+    assert run("evidence", "--dir", verifier).stdout == (
+        f"{ORIGIN}: MapMismatch, caught 2027-01-15T08:00:00Z: leaf 3: another map\n  {kept}\n"
+    )
+    found = json.loads(run("evidence", "--dir", verifier, "--save", tmp_path / "to", "--json").stdout)
+    assert found == {"evidence": [], "caught": [{
+        "origin": ORIGIN, "name": "MapMismatch", "message": "leaf 3: another map", "recorded": 1_800_000_000,
+        "file": str(tmp_path / "to" / kept.name),
+    }]}
+    assert (tmp_path / "to" / kept.name).read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize("keys", [LOG_KEYS, MAP_KEYS, [*LOG_KEYS, *MAP_KEYS, str(signers("example.org/log", 3)[0].vkey)]],
@@ -96,6 +110,7 @@ def test_witness_and_verifier_share_no_directory(verifier, tmp_path):
 
 
 def test_a_witness_made_by_an_older_release_stays_one(empty):
+    assert run("add-log", "--dir", empty, LOG_KEYS[0]).exit_code == 0
     with sqlite3.connect(empty / "witness.db") as database:
         database.executescript(
             "DROP TRIGGER witness_no_update; UPDATE witness SET schema_version = 1, oldest_reader = 1;"
@@ -103,7 +118,23 @@ def test_a_witness_made_by_an_older_release_stays_one(empty):
             "DROP TABLE replays"
         )
     database.close()
+    refused("WitnessDirectory", 2, "serve", "--replay", "--dir", empty, "--listen", "127.0.0.1:0")
     refused("WitnessDirectory", 2, "add-log", "--dir", empty, "--replay", URL, *LOG_KEYS, *MAP_KEYS)
-    assert run("add-log", "--dir", empty, LOG_KEYS[0]).exit_code == 0
+    assert run("add-log", "--dir", empty, LOG_KEYS[1]).exit_code == 0
     assert "replayed" not in json.loads(run("list-logs", "--dir", empty, "--json").stdout)
     refused("WitnessDirectory", 2, "serve", "--replay", "--dir", empty, "--listen", "127.0.0.1:0")
+
+
+def test_a_retired_key_of_a_verifier_reads_no_more_and_still_says_what_was_seen(verifier):
+    done = run("retire-key", "--dir", verifier, LOG_KEYS[0], "--reason", "stolen")
+    assert (done.exit_code, "Restart the verifier" in done.stdout) == (0, True), done.stderr
+    store = WitnessStore.open(verifier / "witness.db", read_only=True)
+    (replay,) = ReplayStore(store).replays()
+    store.close()
+    assert [str(vkey) for vkey in replay.log.retired] == [LOG_KEYS[0]]
+    assert [str(vkey) for vkey in replay.log.vkeys] == LOG_KEYS[1:] and not replay.map_log.retired
+    refused("LastKey", 2, "retire-key", "--dir", verifier, ORIGIN)
+    refused("VerifierDirectory", 2, "retire-key", "--dir", verifier, ORIGIN, "--leave-none")
+    refused("KeyRetired", 2, "add-log", "--dir", verifier, "--replay", URL, *LOG_KEYS, *MAP_KEYS)
+    again = run("add-log", "--dir", verifier, "--replay", URL, *LOG_KEYS, *MAP_KEYS, "--trust-again")
+    assert again.exit_code == 0, again.stderr

@@ -7,6 +7,7 @@ import pytest
 from ktlog.operator.mappending import load_pending
 from ktlog.operator.mapping import LONGEST_PAUSE_SECONDS, SOON
 from ktlog.pkd.messages import AddKey
+from ktlog.store.documents import FileDocument
 from tests.map_world import MapPress
 from tests.operator_world import NOW, respond
 from tests.pkd_samples import ALICE, public, quick_argon2  # noqa: F401
@@ -38,11 +39,11 @@ def answers(press: MapPress, body: bytes, status: int) -> list[int]:
 def test_not_yet_is_asked_again_every_second_and_the_leaf_stays(press, caplog):
     asked = answers(press, NOT_YET, 503)
     press.cycle()
-    pending = load_pending(press.settings.map_pending)
+    pending = load_pending(FileDocument(press.settings.map_pending))
     for _ in range(9):
         press.cycle(1)
     assert len(asked) == 10
-    assert load_pending(press.settings.map_pending) == pending and press.checkpoint().size == 2
+    assert load_pending(FileDocument(press.settings.map_pending)) == pending and press.checkpoint().size == 2
     assert f"no cosignature for the map from {press.verifier.url}" in caplog.text
     assert "answered 503: NotChecked: it is being checked" in caplog.text and "TooFewVerifiers" in caplog.text
     press.network.answers[f"{press.verifier.url}/add-checkpoint"] = press.verifier

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from base64 import b64encode
 from dataclasses import replace
 
 import pytest
 
 from ktlog import __version__
-from ktlog.errors import MessageRejected, RateLimited, StoreError
+from ktlog.errors import EncodingError, MessageRejected, RateLimited, StoreError
 from ktlog.operator.create import create_log
 from ktlog.operator.instance import direct_message
 from ktlog.operator.link import Receipt
@@ -20,6 +22,7 @@ from ktlog.pkd.keys import ZERO_ROOT
 from ktlog.pkd.messages import AddKey, parse_wire
 from ktlog.tlog.encoding import encode_base64url
 from ktlog.web.app import create_app
+from ktlog.web.inbox import QuickInbox
 from ktlog.web.nodeinfo import SCHEMA
 from ktlog.wire.actor import ED25519, ML_DSA_44, parse_actor
 from ktlog.wire.webfinger import ACTIVITY_JSON, actor_of_jrd
@@ -73,6 +76,7 @@ class Site:
 
     def replies(self):
         """What waits for the courier; it is taken out."""
+        self.context.outbox.flush()
         found = []
         while (waiting := self.context.replies.next_due(2**40)) is not None:
             found.append(waiting)
@@ -192,6 +196,45 @@ def test_nodeinfo_is_found_and_has_the_shape_of_its_schema(site):
 # --- the inbox
 
 
+def answers(site, body):
+    """What a post is answered with, its signatures aside, and to how many a reply goes."""
+    digest = b64encode(hashlib.sha256(body).digest()).decode()
+    site.app.testing = False
+    with site.context.guard._file.transaction() as connection:  # nobody waits for what was refused before
+        connection.execute("DELETE FROM bad_sources")
+    answer = site.app.test_client().post(
+        INBOX, data=body, environ_overrides={"RAW_URI": INBOX, "REMOTE_ADDR": "192.0.2.1"},
+        headers={"Host": ORIGIN, "Content-Type": ACTIVITY_JSON, "Content-Digest": f"sha-256=:{digest}:"},
+    )
+    headers = {name: value for name, value in answer.headers if name not in ("Signature", "X-RateLimit-Reset", "X-Request-Id")}
+    covered = headers.pop("Signature-Input")
+    waits = sum(row is not None for row in (headers.get("Retry-After"), answer.headers.get("X-RateLimit-Reset")))
+    replies = len(site.replies())
+    return answer.status, answer.data, headers, re.sub("created=[0-9]+", "", covered), waits, replies
+
+
+@pytest.mark.parametrize(
+    ("body", "result", "lookups"),
+    [
+        (message(), None, 0), (message(), Receipt(4, b"entry", ZERO_ROOT, duplicate=True), 0),
+        (message(), Receipt(4, b"entry", ZERO_ROOT, duplicate=True), 1),
+        (message(), MessageRejected("bad_signature", "no"), 0), (message(), MessageRejected("actor_mismatch", "no"), 0),
+        (message(), RateLimited("wait", retry_after_ms=5000, limit=1, reset=7), 0), (message(), StoreError("Gone", "x"), 0),
+        (message(), EncodingError("BadJson", "no"), 0), (message(), RuntimeError("a bug"), 0), (b"{", None, 0), (b"\xff", None, 0),
+        (b'{"type":"Like"}', None, 0), (b'{"type":"Like","n":1.5}', None, 0), (message(content="<p>hello"), None, 0),
+    ],
+)
+def test_the_short_way_answers_as_the_view_does(site, monkeypatch, body, result, lookups):
+    site.result, site.lookups = result or site.result, lookups
+    counted = []
+    monkeypatch.setattr(site.context.refusals, "count", lambda *row: counted.append(row))
+    short, of_short = answers(site, body), list(counted)
+    monkeypatch.setattr(QuickInbox, "_length", lambda self, environ: None)
+    counted.clear()
+    assert answers(site, body) == short
+    assert counted == of_short
+
+
 @pytest.mark.parametrize("target", [INBOX, "/inbox"])
 def test_a_receipt_names_its_status_and_is_sent_as_a_message_too(site, target):
     answer = site.post(message(), target)
@@ -228,7 +271,8 @@ def test_who_was_erased_is_written_down_nowhere(site, monkeypatch, result):
     """Neither before nor just after the message was put, when the erasure has looked into the queue already."""
     site.result = result
     answers = []
-    monkeypatch.setattr(site.context, "is_erased", lambda actor_id: answers.pop(0))
+    monkeypatch.setattr(site.context.outbox, "_is_erased", lambda actor_id: answers.pop(0))
+    monkeypatch.setattr(site.context.store, "erasure_count", lambda size=None: len(answers))
     for answers[:] in ([True], [False, True]):
         assert site.post(message()).status_code in (202, 400)
         assert (site.replies(), answers) == ([], [])
@@ -293,8 +337,9 @@ def test_a_queue_that_fails_costs_nobody_their_receipt(site, monkeypatch, caplog
     def fail(*_):
         raise StoreError("DiskFull", f"no room for {ALICE}")
 
-    monkeypatch.setattr(site.context.replies, "put", fail)
+    monkeypatch.setattr(site.context.replies, "put_all", fail)
     assert site.post(message()).status_code == 202
+    site.context.outbox.flush()
     assert "DiskFull" in caplog.text
     assert "alice" not in caplog.text
 

@@ -125,7 +125,7 @@ def test_keys_with_what_a_replayer_needs(api):
 
 
 def test_a_history_is_read_page_by_page(api, monkeypatch):
-    whole = api.actor(ALICE, "/keys?include-proofs=true&tree-size=7")
+    whole = api.actor(ALICE, "/keys?tree-size=7&include-proofs=true")
     assert (len(whole["history"]), whole["history-next"]) == (6, None)
     monkeypatch.setattr("ktlog.operator.reader.HISTORY_PAGE_ROWS", 4)
     page = api.actor(ALICE, "/keys?include-proofs=true&tree-size=7")

@@ -136,10 +136,29 @@ def test_a_mirror_answers_as_its_source_does(site, schema, target):
 
 
 def test_every_mirrored_path_is_tested_and_described(site):
-    described = {path for path in DOCUMENT["paths"] if path.startswith("/api/replica/")}
+    start = "/api/replica/{replica_id}/"
+    described = {path for path in DOCUMENT["paths"] if path.startswith((f"{start}actor/", f"{start}history"))}
     assert len(described) == len({schema for schema, _ in MIRRORED}) == 7
     for path in ("/extensions", "/info", "/replicas", "/revoke", f"/history/view/{ZERO_ROOT}", "/server-public-key", "/"):
         assert site.ask(site.base + path).status_code == 404, path
+
+
+@pytest.mark.parametrize(
+    "path", ["checkpoint", f"tile/0/000.p/{SIZE}", f"tile/entries/000.p/{SIZE}", f"records/000.p/{SIZE}", "erasures"]
+)
+def test_published_files_are_those_of_the_source(site, path):
+    answer = site.ask(f"{site.base}/{path}")
+    assert answer.status_code == 200
+    assert answer.data == site.log.get(f"https://{ORIGIN}/{path}").body
+
+
+def test_files_that_are_not_there_are_not_found(site):
+    for path in ("tile/0/001.p/1", "tile/entries/000.p/18", "records/000.p/18", "records/000", "erasures/000.p/1",
+                 "map/checkpoint", "map/tile/entries/000.p/1"):
+        assert site.ask(f"{site.base}/{path}").status_code == 404, path
+    assert site.ask(f"{site.base}/records/x").status_code == 400
+    keys = json.loads(site.ask(f"{site.base}/leaf-keys").data)
+    assert keys == json.loads(site.log.get(f"https://{ORIGIN}/leaf-keys").body)
 
 
 def test_the_answer_is_signed_by_the_mirror_for_the_request_that_was_made(site):
@@ -206,6 +225,8 @@ def test_what_names_an_actor_is_not_shown_when_the_source_was_not_heard_of(fresh
         for rest in ("", "/keys", f"/key/{key_id(0)}", "/auxiliary", f"/auxiliary/{key_id(0)}"):
             assert fresh.code(fresh.base + of(actor_id, rest)) == (503, "replica_stale")
     assert len(fresh.get(fresh.base + f"/history/since/{ZERO_ROOT}")["records"]) == SIZE, "all of it ciphertext"
+    assert fresh.code(fresh.base + f"/records/000.p/{SIZE}") == (503, "replica_stale")
+    assert fresh.ask(fresh.base + f"/tile/entries/000.p/{SIZE}").status_code == 200
     fresh.log.publish()
     fresh.mirror.poll()
     assert fresh.get(fresh.base + of(ALICE))["count-keys"] == 1

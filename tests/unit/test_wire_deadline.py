@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -89,3 +90,42 @@ def test_without_descriptors_a_worker_takes_no_connection_and_lives() -> None:
 def test_connections_leave_descriptors_for_what_requests_need(monkeypatch, descriptors, connections) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (descriptors, -1))
     assert httpd.connections_limit(8) == connections
+
+
+def test_a_thread_waits_a_moment_for_the_next_request_if_nobody_else_needs_it() -> None:
+    worker = DeadlineWorker.__new__(DeadlineWorker)
+    worker._queued, worker.alive = set(), True
+    ours, client = socket.socketpair()
+    with ours, client:
+        ahead = SimpleNamespace(buf=io.BytesIO())
+        conn = SimpleNamespace(sock=ours, parser=SimpleNamespace(unreader=ahead))
+        assert not worker._asks_on(conn)
+        client.sendall(b"GET")
+        assert worker._asks_on(conn)
+        worker._queued.add("another")
+        assert not worker._asks_on(conn)
+        worker._queued.clear()
+        ours.recv(3)
+        ahead.buf.write(b"GET")
+        assert worker._asks_on(conn)
+        worker.alive = False
+        assert not worker._asks_on(conn)
+    worker.alive, ahead.buf = True, io.BytesIO()
+    assert not worker._asks_on(conn), "closed meanwhile"
+
+
+def test_who_asks_on_and_on_keeps_nobody_else_waiting(port: int) -> None:
+    """Two threads, three connections with a request always under way, and one that wants an answer too."""
+    busy = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+    try:
+        for connection in busy:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+        assert ask(port) == b"HTTP/1.1 200"
+        for connection in busy:
+            found = b""
+            while found.count(b"HTTP/1.1 200") < 200:
+                found += (got := connection.recv(65536))
+                assert got
+    finally:
+        for connection in busy:
+            connection.close()

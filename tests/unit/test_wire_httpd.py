@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -208,6 +209,17 @@ serve(factory, "127.0.0.1:0", workers=2, name="hooked",
     assert code == 0
     assert out.count("forked False") + out.count("factory in worker True") >= 3
     assert "exit True" in out
+
+
+def test_one_worker_stays_one_whatever_signal_comes():
+    """Two at once would each believe to be the only writer."""
+    with serving() as server:
+        first = server.facts(request())["pid"]
+        for name in ("SIGTTIN", "SIGHUP", "SIGTTOU", "SIGUSR2"):
+            server.process.send_signal(getattr(signal, name))
+            assert f"{name} does nothing here" in server.process.stderr.readline()
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        assert children == [str(first)] and server.facts(request())["pid"] == first
 
 
 def test_a_connection_that_waited_for_the_start_is_as_fast_as_others():

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import re
 
 import http_sf
 import pytest
@@ -328,3 +329,15 @@ def test_a_resolvers_refusal_is_passed_on():
     with pytest.raises(MessageRejected) as caught:
         verify(by_hand(), resolve=refuse)
     assert caught.value.code == "unknown_http_key"
+
+
+@pytest.mark.parametrize("url", [
+    "https://beta.example/users/bob/inbox", "https://beta.example:443/inbox", "https://beta.example/@bob/inbox",
+    "https://beta.example/inbox?a=b", "https://beta.example/%41",
+])
+@pytest.mark.parametrize("body", [b"", BODY, b"\xff" * 5_000])
+def test_what_is_written_without_the_library_is_what_it_writes(url, body, monkeypatch):
+    ours = signed(body=body, url=url)
+    monkeypatch.setattr("ktlog.wire.httpsig._PLAIN_KEY_ID", re.compile("(?!)"))
+    assert list(ours.items()) == list(signed(body=body, url=url).items())
+    verify(lines(ours), url=url, body=body)

@@ -13,7 +13,8 @@ from tests.witness_log import NOW, Log
 from witness import cli
 from witness.config import WitnessDir
 from witness.store import WitnessStore, hash_origin
-from witness.web import Witness, open_witness
+from witness.web import open_witness
+from witness.witness import Witness
 
 LOG = Log()
 VKEYS = [str(vkey) for vkey in LOG.vkeys]

@@ -6,10 +6,10 @@ import base64
 
 import pytest
 
-from ktlog.errors import EncodingError
+from ktlog.errors import EncodingError, Invalid
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.encoding import encode_base64
-from ktlog.tlog.evidence import verify_evidence
+from ktlog.tlog.evidence import format_evidence, parse_evidence, verify_evidence
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Note, SignatureLine, format_note, signer_from_seed
 from ktlog.tlog.tree import EMPTY_ROOT
 from tests.witness_log import NOW, Log, join
@@ -74,6 +74,19 @@ def test_one_trusted_key_is_enough_and_unknown_lines_are_ignored_and_not_kept():
     judgement = judge(LOG.submission(0, 3, extra=(stranger,)), None, vkeys=LOG.vkeys[1:])
     assert isinstance(judgement, Accept)
     assert [one.vkey for one in judgement.log_signatures] == [LOG.vkeys[1]]
+
+
+@pytest.mark.parametrize("algorithm", [ED25519, COSIGNATURE_MLDSA44])
+def test_a_log_whose_key_has_another_name_is_convicted_too(algorithm):
+    log = Log("go.sum database tree", key_name="sum.example.org", algorithms=(algorithm,))
+    refusal = judge(log.submission(3, 3, root=HASH), cosigned(3, log), vkeys=log.vkeys)
+    evidence = parse_evidence(format_evidence(refusal.evidence))
+    verify_evidence(evidence, *log.vkeys, origin=log.origin)
+    # The name shows nothing, so somebody must know the key, and as this log's.
+    for known in ((), log.vkeys):
+        with pytest.raises(Invalid) as caught:
+            verify_evidence(evidence, *known)
+        assert caught.value.name == "WrongLog"
 
 
 def test_the_key_name_may_differ_from_the_origin():

@@ -6,63 +6,20 @@ import threading
 
 import pytest
 
-from ktlog.errors import StoreError
+from ktlog.errors import StoreError, UsageError
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.evidence import parse_evidence, verify_evidence
 from ktlog.tlog.note import Note, SignatureLine, open_note, parse_signature_lines
 from ktlog.tlog.tree import EMPTY_ROOT
 from tests.witness_log import NOW, Log, join
-from witness.config import MAX_BODY_BYTES, WitnessDir
-from witness.keys import write_keys
-from witness.store import BEFORE_COMMIT, WitnessStore, hash_origin
-from witness.web import CHECKED, HOOKS, MAX_ATTEMPTS, Witness, create_app, open_witness
+from tests.witness_site import NAME, Session
+from witness.config import MAX_BODY_BYTES
+from witness.store import BEFORE_COMMIT, hash_origin
+from witness.web import create_app, open_witness
+from witness.witness import CHECKED, HOOKS, MAX_ATTEMPTS, Witness
 
-NAME = "example.com/w1"
 HASH = b"\x2a" * 32
-
-
-class Clock:
-    """Tells the time it was set to."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> int:
-        return self.now
-
-
-class Session:
-    """A witness that follows one log, an HTTP client for it, and its clock."""
-
-    def __init__(self, path, reach=lambda name: None) -> None:
-        self.directory = WitnessDir(path / "w")
-        self.directory.make()
-        self.signers = write_keys(self.directory, bytes(32), NAME)
-        self.vkeys = tuple(signer.vkey for signer in self.signers)
-        WitnessStore.create(self.directory.database, NAME, self.vkeys, NOW).close()
-        self.log = Log()
-        self.clock = Clock()
-        self.start(reach)
-        self.witness.store.add_log(self.log.origin, self.log.vkeys, NOW)
-
-    def start(self, reach=lambda name: None) -> None:
-        store = WitnessStore.open(self.directory.database, reach=reach)
-        self.witness = Witness(store, self.signers, clock=self.clock, reach=reach)
-        self.client = create_app(self.witness).test_client()
-
-    def post(self, body: bytes, **options):
-        return self.client.post("/add-checkpoint", data=body, **options)
-
-    def submit(self, old: int, new: int, **options):
-        return self.post(self.log.submission(old, new, **options))
-
-    def monitor(self, log: Log | None = None):
-        return self.client.get(f"/{hash_origin((log or self.log).origin)}/checkpoint")
-
-    def size(self) -> int | None:
-        latest = self.witness.store.log(self.log.origin).latest
-        return None if latest is None else latest.checkpoint.size
 
 
 @pytest.fixture
@@ -136,22 +93,84 @@ def test_the_same_size_again_is_signed_afresh(session):
 def test_an_empty_log_is_cosigned_and_grows(session):
     cosignatures(session, session.submit(0, 0), 0)
     cosignatures(session, session.submit(0, 0), 0)
-    assert session.submit(0, 0, root=HASH).status_code == 422
     assert session.submit(0, 0, root=EMPTY_ROOT, proof=[HASH]).status_code == 422
     assert session.submit(0, 2, proof=[HASH]).status_code == 422
     cosignatures(session, session.submit(0, 2), 2)
+
+
+def test_another_root_of_the_empty_tree_is_refused(session):
+    assert session.submit(0, 0, root=HASH).status_code == 422
+    cosignatures(session, session.submit(0, 0), 0)
 
 
 def test_a_fork_is_refused_and_kept_as_evidence(session):
     session.submit(0, 5)
     fork = session.submit(5, 5, root=HASH)
     assert (fork.status_code, fork.data[:9]) == (422, b"OtherRoot")
-    assert session.submit(0, 5, root=HASH).status_code == 409
     (document,) = session.witness.store.evidence()
     verify_evidence(parse_evidence(document), session.log.vkeys[1])
     note, _ = parse_signed_checkpoint(session.monitor().data)
     assert open_note(note, session.log.vkeys)
+
+
+def refusal(response) -> tuple[int, str]:
+    return response.status_code, response.data.decode().partition(":")[0]
+
+
+def test_a_convicted_log_is_frozen_until_the_operator_lifts_it(session):
+    session.submit(0, 5)
+    session.submit(5, 5, root=HASH)
+    for old, new in ((5, 6), (5, 5), (0, 5)):
+        assert refusal(session.submit(old, new)) == (403, "LogFrozen")
+    assert session.size() == 5
+    session.witness.store.close()
+    session.start()  # it is no matter of one process
+    assert refusal(session.submit(5, 6)) == (403, "LogFrozen")
+    assert session.witness.store.lift_freeze(session.log.origin, NOW + 1) == 1
     cosignatures(session, session.submit(5, 6), 6)  # the branch that we know still grows
+    with pytest.raises(UsageError, match="NotFrozen"):
+        session.witness.store.lift_freeze(session.log.origin, NOW + 2)
+
+
+def test_what_was_lifted_is_not_frozen_again_by_the_same_fork_but_by_another(session):
+    session.submit(0, 5)
+    session.submit(5, 5, root=HASH)
+    session.witness.store.lift_freeze(session.log.origin, NOW)
+    assert session.submit(5, 5, root=HASH).status_code == 422
+    cosignatures(session, session.submit(5, 6), 6)
+    assert session.submit(6, 6, root=HASH).status_code == 422
+    assert refusal(session.submit(6, 7)) == (403, "LogFrozen")
+    assert [one.freezes for one in session.witness.store.convictions()] == [False, True]
+
+
+def test_other_logs_go_on_and_strangers_cannot_freeze_one(session):
+    other = Log("example.com/other", seed=5)
+    session.witness.store.add_log(other.origin, other.vkeys, NOW)
+    session.submit(0, 5)
+    stranger = Log(session.log.origin, seed=9)
+    for body in (
+        stranger.submission(5, 5, root=HASH),  # another key
+        session.log.submission(5, 7, proof=[HASH]),  # a genuine checkpoint with a garbage proof
+        session.log.submission(5, 7, proof=[HASH] * 63),
+        join(5, [], session.log.note(7)),
+    ):
+        assert session.post(body).status_code in (403, 422)
+    cosignatures(session, session.submit(5, 7), 7)
+    session.submit(7, 7, root=HASH)
+    assert session.post(other.submission(0, 3)).status_code == 200
+
+
+def test_monitors_are_shown_the_evidence(session):
+    path = f"/{hash_origin(session.log.origin)}/evidence"
+    assert session.client.get(path).status_code == 404
+    session.submit(0, 5)
+    session.submit(5, 5, root=HASH)
+    answer = session.client.get(path)
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    shown = answer.get_json()
+    assert (shown["origin"], shown["frozen"]) == (session.log.origin, True)
+    (document,) = shown["evidence"]
+    verify_evidence(parse_evidence(document.encode()), session.log.vkeys[1])
 
 
 def test_a_failed_proof_is_no_evidence(session):

@@ -1,0 +1,103 @@
+"""Sequenced, integrated, published, mapped: what a log says of how it does, and to whom."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+
+from ktlog import __version__
+from ktlog.errors import EncodingError, UsageError
+from ktlog.operator.freshness import Fresh
+from ktlog.operator.numbers import (
+    CODES_LIMIT,
+    Numbers,
+    Refusals,
+    as_members,
+    format_metrics,
+)
+from ktlog.pkd.canonical import canonical
+from ktlog.wire.prometheus import MetricsServer, parse_metrics_listen
+
+NUMBERS = Numbers(
+    sequenced=9, integrated=8, published=7, mapped=6, waiting=2, accepted=5, batches=3, commit_seconds=0.5,
+    batch_seconds=0.75, refused={("web", "bad_signature"): 4, ("sequencer", "merkle_root_stale"): 1},
+    free_bytes=4096, now=5000, log=Fresh(4990, {"w1": 4980, "w2": 1000}), map=Fresh(4000, {"v1": 3999}),
+    oldest_seconds=0.25, database_bytes={"map": 64, "log": 128},
+)
+
+
+def test_as_prometheus_reads_it():
+    lines = format_metrics(NUMBERS).decode().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [
+        'ktlog_entries{stage="sequenced"} 9', 'ktlog_entries{stage="integrated"} 8',
+        'ktlog_entries{stage="published"} 7', 'ktlog_entries{stage="mapped"} 6',
+        'ktlog_checkpoint_age_seconds{log="log"} 10', 'ktlog_checkpoint_age_seconds{log="map"} 1000',
+        'ktlog_witness_cosign_age_seconds{log="log",witness="w1"} 20',
+        'ktlog_witness_cosign_age_seconds{log="log",witness="w2"} 4000',
+        'ktlog_witness_cosign_age_seconds{log="map",witness="v1"} 1001',
+        'ktlog_witnesses_fresh{log="log"} 1', 'ktlog_witnesses_fresh{log="map"} 1',
+        "ktlog_queue_depth 2", "ktlog_queue_oldest_seconds 0.25",
+        'ktlog_database_bytes{database="log"} 128', 'ktlog_database_bytes{database="map"} 64',
+        "ktlog_free_bytes 4096", "ktlog_paused 0",
+        "ktlog_accepted_total 5", "ktlog_batches_total 3", "ktlog_commit_seconds_total 0.5",
+        "ktlog_batch_seconds_total 0.75", 'ktlog_refused_total{by="sequencer",code="merkle_root_stale"} 1',
+        'ktlog_refused_total{by="web",code="bad_signature"} 4', f'ktlog_build_info{{version="{__version__}"}} 1',
+    ]
+    named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert named == {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
+
+
+def test_as_an_answer_s_members():
+    members = as_members(NUMBERS)
+    canonical(members)
+    assert (members["sequenced"], members["commit-seconds"]) == ("9", "0.500000")
+    assert members["refused"] == {"sequencer/merkle_root_stale": "1", "web/bad_signature": "4"}
+
+
+def test_refusals_are_counted_and_no_code_breaks_a_line():
+    refusals = Refusals()
+    for _ in range(2):
+        refusals.add("web", "too_large", 3)
+    assert refusals.counts() == {("web", "too_large"): 6}
+    for wrong in ("", "Upper", 'x"', "x\n", "x" * 65):
+        with pytest.raises(EncodingError):
+            refusals.add("web", wrong)
+    for number in range(CODES_LIMIT - 1):
+        refusals.add("web", f"code_{number}")
+    with pytest.raises(EncodingError):
+        refusals.add("web", "one_too_many")
+    refusals.add("web", "too_large")
+
+
+@pytest.mark.parametrize(("text", "listen"), [
+    ("127.0.0.1:9464", "127.0.0.1:9464"), ("127.0.0.9:1", "127.0.0.9:1"), ("[::1]:9464", "[::1]:9464"),
+    ("0.0.0.0:9464 public", "0.0.0.0:9464"), ("127.0.0.1:9464 public", "127.0.0.1:9464"),
+])
+def test_where_it_listens(text, listen):
+    assert parse_metrics_listen(text) == listen
+
+
+@pytest.mark.parametrize("text", [
+    "", "9464", "0.0.0.0:9464", "192.0.2.1:9464", "[::]:9464", "0.0.0.0:9464 Public", "0.0.0.0:9464  public",
+    "fd://3", "fd://3 public", "localhost:9464",
+])
+def test_nobody_else_s_to_read_unless_told(text):
+    with pytest.raises(UsageError, match="BadListen"):
+        parse_metrics_listen(text)
+
+
+def test_over_http():
+    server = MetricsServer("127.0.0.1:0", lambda: format_metrics(NUMBERS))
+    url = f"http://127.0.0.1:{server.address[1]}"
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+            assert answer.read() == format_metrics(NUMBERS)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/", timeout=10)
+    finally:
+        server.close()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{url}/metrics", timeout=10)
