@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ktlog import durable
+from ktlog.ending import ENDING, LOOK_SECONDS
 from ktlog.errors import StoreError, UsageError
 from ktlog.wire import httpd
 from ktlog.wire.fetch import Fetcher
@@ -173,14 +173,15 @@ def serve(
 
 def wait_for_signal() -> Callable[[], None]:
     """Take SIGTERM and SIGINT from here on; the function returned waits for one. In the main thread."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # A list, not an Event: its lock could be held by the very code that a signal interrupts.
+    told: list[int] = []
+    for number in ENDING:
+        signal.signal(number, lambda number, _frame: told.append(number))
 
     def wait() -> None:
         # In turns: a signal that does not interrupt system calls is handled between two of them.
-        while not stop.wait(0.2):
-            pass
+        while not told:
+            time.sleep(LOOK_SECONDS)
 
     return wait
 

@@ -30,6 +30,7 @@ from auditor.sinks import TERMINAL, parse_sinks
 from auditor.watch import Watch, format_change, gravest
 from auditor.watchfile import EVERY, READ, WatchConfig, load_watch_file, make_watched
 from ktlog.client.verify import count_entries
+from ktlog.ending import call_when_told
 from ktlog.errors import UsageError
 from ktlog.wire.fetch import Fetcher, load_dial
 from ktlog.wire.logs import FORMATS, LEVELS, configure, fields, toggle_debug
@@ -177,13 +178,12 @@ def _serve(
         page.add_process()
         return page.encode()
 
-    def end(*_: object) -> None:
+    def end() -> None:
         watch.stop.set()
         notifier.send("STOPPING=1", "STATUS=ending what is under way")
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
+        call_when_told(end)
         signal.signal(signal.SIGUSR1, lambda *_: toggle_debug(log_level))
     server = None
     if metrics_listen is not None:

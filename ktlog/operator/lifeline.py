@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
+from ktlog.ending import ENDING
 from ktlog.errors import KtlogError
 from ktlog.wire import logs
 
@@ -45,7 +46,7 @@ def side_process(
     """
     # A list, not an Event: its lock could be held by the very code that a signal interrupts.
     told_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, lambda number, _frame: told_to_stop.append(number))
     try:
         settings = load_settings(Path(arguments[arguments.index("--dir") + 1]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from ktlog import __version__
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
+from ktlog.ending import call_when_told
 from ktlog.errors import KtlogError, PolicyUnmet, StoreError, UsageError
 from ktlog.operator.acked import AckMark
 from ktlog.operator.administration import Administration, summary
@@ -313,11 +313,9 @@ class _Ending:
     """That the process was told to end, before its service runs or while it does."""
 
     def __init__(self) -> None:
-        # A list, not an Event: its lock could be held by the very code that a signal interrupts.
         self._told: list[int] = []
         self._service: Service | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.end())
+        call_when_told(self.end)
         end_with_parent(self.end)
 
     def end(self) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from ktlog.config import load_settings
 from ktlog.durable import FileLock, file_errors, reach
+from ktlog.ending import ENDING, LOOK_SECONDS
 from ktlog.errors import EncodingError, KtlogError, StoreError
 from ktlog.operator.custody import (
     LOG,
@@ -177,7 +178,7 @@ def hide_memory() -> None:
 
 def serve_inherited(signer: Signer, connections: Sequence[socket.socket]) -> None:
     """Until all are closed. A signal that goes to every process is the sequencer's to obey: it closes them last."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     threads = [threading.Thread(target=signer.serve, args=(one,), daemon=True) for one in connections]
     for thread in threads:
@@ -188,7 +189,7 @@ def serve_inherited(signer: Signer, connections: Sequence[socket.socket]) -> Non
 
 def serve_path(signer: Signer, path: Path) -> None:
     """Until a signal. Whoever may open *path* may have signed what this process signs: its directory decides."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, lambda *_: sys.exit(0))
     with file_errors(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         path.unlink(missing_ok=True)
@@ -196,8 +197,13 @@ def serve_path(signer: Signer, path: Path) -> None:
         listener.bind(str(path))
         os.umask(before)
         listener.listen(16)
+        listener.settimeout(LOOK_SECONDS)  # a signal just before accept would wait for the next connection
         while True:
-            connection, _ = listener.accept()
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
+            connection.settimeout(None)
             threading.Thread(target=signer.serve, args=(connection,), daemon=True, name="link").start()
 
 

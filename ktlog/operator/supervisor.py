@@ -26,6 +26,7 @@ from typing import Any
 
 from ktlog.config import ALL, SEQUENCER, WEB, Settings
 from ktlog.durable import FileLock, write_atomic
+from ktlog.ending import ENDING
 from ktlog.errors import StoreError
 from ktlog.wire import logs
 from ktlog.wire.notify import Notifier
@@ -124,7 +125,7 @@ def _supervise(settings: Settings, children: Sequence[_Child], notifier: Notifie
     watchdog = _Watchdog(notifier)
     # A list, not an Event: its lock could be held by the very code that a signal interrupts.
     told_to_stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         signal.signal(number, lambda number, _frame: told_to_stop.append(number))
     for child in children:
         child.start()

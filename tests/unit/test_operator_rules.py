@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ktlog.errors import MessageRejected, StoreError, UsageError
+from ktlog.errors import EncodingError, MessageRejected, StoreError, UsageError
+from ktlog.operator.administration import Administration
 from ktlog.operator.refusalbook import KEEP_SECONDS, ROWS_LIMIT, RefusalBook, RefusalKey
 from ktlog.operator.rules import (
     ALLOW_LIST,
@@ -159,3 +160,22 @@ def test_a_crowd_of_instances_takes_no_more_memory():
     rows = book.rows(ROWS_LIMIT + 5)
     assert len(rows) == ROWS_LIMIT
     assert (rows[0].key.instance, rows[-1].key.instance) == (f"i{ROWS_LIMIT + 4}.example", "i5.example")
+
+
+@pytest.mark.parametrize("request_", [
+    {}, {"act": "bless"}, {"act": ["block"]}, {"act": "mode", "mode": "closed"}, {"act": "mode"},
+    {"act": "pause"}, {"act": "pause", "reason": 7},
+    *({"act": act, "instances": names, "reason": "spam"} for act in ("block", "allow", "forget") for names in (
+        "a.example", [], ["a.example"] * 501, None, [7], ["a.example", "no host"], {"a.example": 1},
+    )),
+    {"act": "block", "instances": ["a.example"]},
+])
+def test_what_is_no_act_changes_nothing(tmp_path, request_):
+    keeper = RulesKeeper(FileDocument(tmp_path / "rules"))
+    acts = Administration(keeper, RefusalBook(), lambda: 5)
+    with pytest.raises(EncodingError) as refusal:
+        acts.plan(request_)
+    assert refusal.value.name == "BadRequest"
+    assert keeper.rules == Rules() and not (tmp_path / "rules").exists()
+    acts.plan({"act": "block", "instances": ["a.example"] * 500, "reason": "spam"})()
+    assert set(keeper.rules.blocked) == {"a.example"}
