@@ -19,7 +19,7 @@ import secrets
 import signal
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -146,16 +146,18 @@ def write_once_all(files: Mapping[Path, bytes], mode: int = 0o444) -> None:
                 os.close(directory)
 
 
-def make_directories(root: Path, directory: Path) -> None:
+def make_directories(root: Path, directory: Path, known: Collection[Path] = ()) -> None:
     """Make *directory*, somewhere below *root*, durably.
 
     Every directory on the way is synced, also one that exists: whoever made it may have died before
-    it was.
+    it was. But not the names of *known* ones, which this process has made durable.
     """
     ancestors = [directory, *directory.parents]
     if root not in ancestors:
         raise AssertionError(f"{directory} is not below {root}")
     for new in reversed(ancestors[: ancestors.index(root)]):
+        if new in known:
+            continue
         with file_errors(new), _open_directory(new.parent) as parent:
             with suppress(FileExistsError):
                 os.mkdir(new.name, 0o755, dir_fd=parent)

@@ -31,7 +31,8 @@ def credentials(values: dict[str, str] = CREDENTIALS) -> Iterator[None]:
 
 
 def make_bucket(endpoint: str, bucket: str = BUCKET) -> None:
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    # A session of its own: the default one keeps the credentials that it saw first.
+    boto3.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
 
 
 @contextmanager

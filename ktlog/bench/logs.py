@@ -1,13 +1,20 @@
-"""Raw durable appends: how many a second, and whether one costs the same in a large log as in a small one."""
+"""Raw durable appends: how many a second, and whether one costs the same in a large log as in a small one.
+
+A machine's clock varies more within such a run than the costs do. So a large log is not compared with itself as it was
+minutes before, but with a small one beside it, slice by slice in turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 from ktlog.bench.names import ORIGIN, bytes_of
@@ -24,16 +31,16 @@ GROWTH_GOAL = 1.10
 MARKS = (10_000, 100_000, 1_000_000, 10_000_000)
 WINDOW = 40_960
 """Entries whose cost is taken. The write-ahead log is moved every four thousand or so, and that should even out."""
+SLICES = 5
 SYNC_ENTRIES = 20_480
 _BLOBS = 64
 _PAGE = 1_000
 
 
 @dataclass(frozen=True)
-class Window:
-    """What appending some entries cost, to a log of *size*. cpu, seconds: of all. times: of each, in milliseconds."""
+class Cost:
+    """What appending some entries cost. cpu, seconds: of all. times: of each, in milliseconds. syncs: for one entry."""
 
-    size: int
     entries: int
     seconds: float
     cpu: float
@@ -41,6 +48,25 @@ class Window:
     batches: int
     times: tuple[float, ...]
     syncs: float | None
+
+    def __add__(self, other: Cost) -> Cost:
+        entries = self.entries + other.entries
+        syncs = None
+        if self.syncs is not None and other.syncs is not None:
+            syncs = (self.syncs * self.entries + other.syncs * other.entries) / entries
+        return Cost(
+            entries, self.seconds + other.seconds, self.cpu + other.cpu, self.written + other.written,
+            self.batches + other.batches, self.times + other.times, syncs,
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """What appends cost a log of *size*, and what they cost the smallest one, in turn with them."""
+
+    size: int
+    cost: Cost
+    small: Cost
 
 
 class Entries:
@@ -86,44 +112,73 @@ def measure_log(
     Raises:
         StoreError: ``AckLost``: an entry is not at the index that was promised; those of the stores.
     """
-    return asyncio.run(_Driver(settings, size, producers, told).measure(entries))
+    return asyncio.run(_measure(settings, entries, size, producers, told))
+
+
+async def _measure(
+    settings: Settings, entries: int, size: int, producers: int, told: Callable[[int], None]
+) -> list[Row]:
+    log = _Driver(settings, size, producers)
+    marks = marks_of(entries)
+    window = min(WINDOW, max(SLICES, entries // 5))
+    windows, checked = [], 0
+    started, cpu = time.perf_counter(), time.process_time()
+    for mark in marks:
+        await log.grow(mark)
+        with tempfile.TemporaryDirectory(dir=settings.directory, prefix="small-") as beside:
+            small = _Driver(raw_settings(Path(beside)), size, producers)
+            await small.grow(marks[0])
+            slices = [
+                await driver.slice(window // SLICES, min(SYNC_ENTRIES, window) // SLICES)
+                for _ in range(SLICES) for driver in (log, small)
+            ]
+            checked += await small.close()
+        windows.append(Window(mark, reduce(add, slices[::2]), reduce(add, slices[1::2])))
+        told(mark)
+    count = log.count + checked
+    whole = time.perf_counter() - started, time.process_time() - cpu
+    checked += await log.close()
+    return [
+        *_rows(windows),
+        Row("of the whole run, syncs counted", count / whole[0], "/s", None, cpu_ms=whole[1] / count * 1000),
+        Row("memory of the process, at most", peak() / 2**20, "MiB", None),
+        Row("acknowledged entries read back and compared", checked, "", None),
+    ]
 
 
 class _Driver:
-    def __init__(self, settings: Settings, size: int, producers: int, told: Callable[[int], None]) -> None:
+    """One log, who appends to it, and what it promised."""
+
+    def __init__(self, settings: Settings, size: int, producers: int) -> None:
         self._settings = settings
         self._producers = producers
-        self._told = told
         self._entry = Entries(size, int.from_bytes(os.urandom(7), "big"))
         self._next = 0
-        self._numbers = array("q")
         self._times: list[float] = []
-        self._log: RawLog
+        self._log = RawLog(settings)
+        self._begin = self._log.writer.state.size
+        self._numbers = array("q", [-1] * self._begin)
 
-    async def measure(self, entries: int) -> list[Row]:
-        self._log = RawLog(self._settings)
-        begin = self._log.writer.state.size
-        self._numbers.extend([-1] * begin)
-        window = min(WINDOW, max(1, entries // 5))
-        windows = []
-        started, cpu = time.perf_counter(), time.process_time()
-        for mark in marks_of(entries):
-            await self._append(begin + mark - self._log.writer.state.size)
-            windows.append(await self._window(begin + mark, window))
-            self._told(mark)
-        count = self._log.writer.state.size - begin
-        whole = time.perf_counter() - started, time.process_time() - cpu
+    @property
+    def count(self) -> int:
+        """Entries that were appended here."""
+        return self._log.writer.state.size - self._begin
+
+    async def close(self) -> int:
+        """End it, and read back what was promised; gives how many entries that were. Raises StoreError."""
         await self._log.close()
-        checked = check_numbers(self._settings, self._numbers, self._entry, begin)
-        return [
-            *_rows(windows),
-            Row("of the whole run, syncs counted", count / whole[0], "/s", None, cpu_ms=whole[1] / count * 1000),
-            Row("memory of the process, at most", peak() / 2**20, "MiB", None),
-            Row("acknowledged entries read back and compared", checked, "", None),
-        ]
+        return check_numbers(self._settings, self._numbers, self._entry, self._begin)
 
-    async def _window(self, size: int, count: int) -> Window:
-        await self._log.settled()  # what was appended before is not this window's, and all of this window's is
+    async def grow(self, count: int) -> None:
+        """Append until *count* entries were, and publish them: what comes then has the cost of its own alone."""
+        await self._append(count - self.count)
+        await self._log.settled()
+
+    async def slice(self, count: int, traced: int) -> Cost:
+        """Append *count* entries for their cost, then *traced* more for their syncs, with those of one publication.
+
+        How many publications there are is else a matter of time, and strace takes its own.
+        """
         batches, written = self._log.writer.batches, written_bytes()
         self._times = []
         started, cpu = time.perf_counter(), time.process_time()
@@ -132,12 +187,12 @@ class _Driver:
         await self._log.settled()
         cpu = time.process_time() - cpu
         written, batches, times = written_bytes() - written, self._log.writer.batches - batches, tuple(self._times)
-        some = min(SYNC_ENTRIES, count)
         with counting_syncs([os.getpid()]) as syncs:
-            await self._append(some)
+            self._log.held = True
+            await self._append(traced)
+            self._log.held = False
             await self._log.settled()
-        traced = None if syncs.value is None else syncs.value / some
-        return Window(size, count, seconds, cpu, written, batches, times, traced)
+        return Cost(count, seconds, cpu, written, batches, times, None if syncs.value is None else syncs.value / traced)
 
     async def _append(self, count: int) -> None:
         """*count* entries more, each producer's next one after its last is durable."""
@@ -183,27 +238,28 @@ def check_numbers(settings: Settings, numbers: array[int], entry: Callable[[int]
 
 def _rows(windows: list[Window]) -> list[Row]:
     rows = []
-    first = windows[0]
     for window in windows:
-        count = window.entries
+        cost, small = window.cost, window.small
         at = f"at {window.size:,}"
         rows += [
-            Row(f"appends {at}, durable", count / window.seconds, "/s", RATE_GOAL, at_least=True),
-            Row(f"an append {at}, p50", percentile(window.times, 0.5), "ms", None),
-            Row(f"an append {at}, p99", percentile(window.times, 0.99), "ms", None),
-            Row(f"entries in a batch {at}", count / max(window.batches, 1), "", None),
-            _growth(f"CPU time for 1,000 entries {at}", window.cpu / count * 1e3, first.cpu / first.entries * 1e3, "s"),
+            Row(f"appends {at}, durable", cost.entries / cost.seconds, "/s", RATE_GOAL, at_least=True),
+            Row(f"an append {at}, p50", percentile(cost.times, 0.5), "ms", None),
+            Row(f"an append {at}, p99", percentile(cost.times, 0.99), "ms", None),
+            Row(f"entries in a batch {at}", cost.entries / max(cost.batches, 1), "", None),
             _growth(
-                f"bytes written for an entry {at}", window.written / count / 1024, first.written / first.entries / 1024,
-                "KiB",
+                f"CPU time for 1,000 entries {at}", cost.cpu / cost.entries * 1e3, small.cpu / small.entries * 1e3, "s"
             ),
-            _growth(f"syncs for an entry {at}, by strace", window.syncs, first.syncs, ""),
+            _growth(
+                f"bytes written for an entry {at}", cost.written / cost.entries / 1024,
+                small.written / small.entries / 1024, "KiB",
+            ),
+            _growth(f"syncs for an entry {at}, by strace", cost.syncs, small.syncs, ""),
         ]
     return rows
 
 
 def _growth(work: str, value: float | None, first: float | None, unit: str) -> Row:
-    """A cost in a larger log against the same in the smallest."""
+    """A cost in a larger log against the same in the smallest, in turn with it."""
     if not value or not first:
         return Row(f"{work}: not counted", 0, unit, None)
     return Row(work, value, unit, GROWTH_GOAL, peer=first, ratio=value / first)

@@ -122,6 +122,8 @@ class RawLog:
         self._waiting: list[Asked] = []
         self._wake = threading.Condition()
         self._stop = threading.Event()
+        self.held = False
+        """Publishes nothing while this is set."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the error that ended a thread: nothing is taken from then on."""
         self._threads = [
@@ -185,7 +187,8 @@ class RawLog:
 
     def _publish(self) -> None:
         while not self._stop.wait(self._interval):
-            self.writer.publish()
+            if not self.held:
+                self.writer.publish()
         self._threads[0].join()
         self.writer.publish()
 

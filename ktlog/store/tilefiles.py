@@ -46,6 +46,7 @@ class TileFiles:
             )
         self._lock = threading.Lock()
         self._prepared: set[Path] = set()
+        self._made: set[Path] = set()  # directories whose names are durable
         self._checkpoint = str(self.root / CHECKPOINT)
         self._known: tuple[tuple[int, ...], bytes] | None = None  # the checkpoint, and what its file was
 
@@ -67,7 +68,7 @@ class TileFiles:
     def write_tiles(self, files: Mapping[str, bytes]) -> None:
         """Store every file durably. See ``ktlog.store.contracts.TileStore``.
 
-        One fsync for each new file and one for each directory that files are added to.
+        One fsync for each new file, one for each directory that files are added to, and one for each that is new.
 
         Raises:
             EncodingError: "BadTilePath"; nothing was written.
@@ -77,7 +78,8 @@ class TileFiles:
         targets = {self._file(path): data for path, data in files.items()}
         with self._lock:
             for directory in {target.parent for target in targets} - self._prepared:
-                durable.make_directories(self.root, directory)
+                durable.make_directories(self.root, directory, self._made)
+                self._made.update((directory, *directory.parents))
                 durable.remove_leftovers(directory)
                 self._prepared.add(directory)
             durable.write_once_all(targets)
@@ -100,7 +102,7 @@ class TileFiles:
             partials = [name for name in os.listdir(directory) if not name.startswith(".")]
             for name in partials:
                 (directory / name).unlink()
-            self._prepared.discard(directory)
+            self._forget(directory)
             with suppress(OSError):  # with what a process left that died while it wrote
                 directory.rmdir()
         return len(partials)
@@ -117,7 +119,7 @@ class TileFiles:
             file.unlink(missing_ok=True)
             with suppress(OSError):  # the folder of a thousand of them goes with the last
                 file.parent.rmdir()
-                self._prepared.discard(file.parent)
+                self._forget(file.parent)
 
     def checkpoint(self) -> bytes | None:
         """The published checkpoint, a signed note, or None before the first. Read again when its file is another."""
@@ -147,6 +149,10 @@ class TileFiles:
         with self._lock:
             check_next(note, durable.read_file(self._checkpoint), self._checkpoint)
             durable.write_atomic(self.root / CHECKPOINT, note)
+
+    def _forget(self, directory: Path) -> None:
+        self._prepared.discard(directory)
+        self._made.discard(directory)
 
     def _file(self, path: str) -> Path:
         largest(path)  # letters, digits and "/" only: nothing in it leads out of the directory

@@ -38,7 +38,7 @@ def endpoint() -> Iterator[str]:
         public = {
             "Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": [f"arn:aws:s3:::{BUCKET}/log/*"],
         }
-        client = boto3.client("s3", endpoint_url=found, region_name="us-east-1")
+        client = boto3.Session().client("s3", endpoint_url=found, region_name="us-east-1")
         client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [public]}))
         yield found
 

@@ -110,6 +110,14 @@ def test_directories_are_synced_up_to_the_root_when_first_used(
     again.write_tiles({"tile/0/x001/000": b"a"})
     root = str(files.root)
     assert synced == [root, f"{root}/tile", f"{root}/tile/0", f"{root}/tile/0/x001"]
+    synced.clear()
+    again.write_tiles({"tile/0/x001/000.p/5": b"b"})  # what this process made durable stays so
+    assert synced[0] == f"{root}/tile/0/x001" and synced[2:] == [f"{root}/tile/0/x001/000.p"]
+    again.write_tiles({"tile/0/x001/000": b"a"})
+    assert again.remove_partials("tile/0/x001/000") == 1
+    synced.clear()
+    again.write_tiles({"tile/0/x001/000.p/6": b"b"})
+    assert synced[0] == f"{root}/tile/0/x001"  # the name is a new one
 
 
 WRITE = """
