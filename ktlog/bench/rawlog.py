@@ -122,6 +122,7 @@ class RawLog:
         self._waiting: list[Asked] = []
         self._wake = threading.Condition()
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self.held = False
         """Publishes nothing while this is set."""
         self.failed: asyncio.Future[None] = self._loop.create_future()
@@ -148,13 +149,15 @@ class RawLog:
         return asked
 
     async def settled(self) -> None:
-        """Wait until all that is committed is published; while nobody appends, that is the end of all work."""
+        """Publish all that is committed now, and wait for it; while nobody appends, that is the end of all work."""
         while self.writer.published_size < self.writer.state.size and not self.failed.done():
+            self._hurry.set()
             await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """Commit what waits, publish it all, and close the stores."""
         self._stop.set()
+        self._hurry.set()
         with self._wake:
             self._wake.notify()
         for thread in self._threads:
@@ -186,7 +189,9 @@ class RawLog:
             self._loop.call_soon_threadsafe(_answer, [asked for _, asked in batch], indexes)
 
     def _publish(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.is_set():
+            self._hurry.wait(self._interval)
+            self._hurry.clear()
             if not self.held:
                 self.writer.publish()
         self._threads[0].join()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ktlog.collector import look_rarely
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
 from ktlog.ending import ENDING
@@ -54,6 +55,7 @@ def side_process(
         with FileLock(settings.directory / lock):
             end_with_parent(lambda: told_to_stop.append(0))
             stop = start(settings, lambda: told_to_stop.append(1))
+            look_rarely()
             while not told_to_stop:
                 time.sleep(STOP_LOOK_SECONDS)
             stop.set()

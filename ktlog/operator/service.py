@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from ktlog import __version__
+from ktlog.collector import look_rarely
 from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
 from ktlog.ending import call_when_told
@@ -208,6 +209,7 @@ class Service:
         door = make_door(self._settings, self.desk, self._stop, self._sequencer.state.epoch)
         self._needed += door.needed
         door.open()
+        look_rarely()
         try:
             self._sequence()
         finally:

@@ -26,6 +26,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from ktlog.collector import look_rarely
 from ktlog.config import load_settings
 from ktlog.durable import FileLock, file_errors, reach
 from ktlog.ending import ENDING, LOOK_SECONDS
@@ -222,6 +223,7 @@ def run(directory: Path, serve: Callable[[Signer], None]) -> None:
         custody = local_custody(settings, lambda: int(time.time()))
         heads = (*custody.log_heads.vkeys(), *custody.map_heads.vkeys())
         with claim_keys((*custody.public.leaf_keys, *(vkey.public_key for vkey in heads))):
+            look_rarely()
             serve(Signer(custody))
     finally:
         lock.release()

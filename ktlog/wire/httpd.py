@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from ktlog.collector import look_rarely
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, UsageError
 from ktlog.tlog.encoding import parse_decimal
 
@@ -161,6 +162,7 @@ def serve(
         settings["when_ready"] = lambda _arbiter: on_ready(address)
     if after_fork is not None:
         settings["post_fork"] = lambda _arbiter, _worker: after_fork()
+    settings["post_worker_init"] = lambda _worker: look_rarely()
     if on_worker_exit is not None:
         settings["worker_exit"] = lambda _arbiter, _worker: on_worker_exit()
     if on_exit is not None:

@@ -11,7 +11,7 @@ WAITING  no byte of a request is here                KEEPALIVE_SECONDS
 READING  some of it is                               READ_SECONDS
 HAND     all of it, and a thread has it or will      the app's own
 WRITING  the answer is not all sent                  WRITE_SECONDS
-LINGER   it is, but what was refused still comes in  LINGER_SECONDS
+LINGER   it is, but what is not read still comes in  LINGER_SECONDS
 =======  ==========================================  ===========================
 
 When all connections are taken, the one that has waited or read longest makes room for a new one, if it had
@@ -21,7 +21,6 @@ EVICT_SECONDS: ten thousand idle ones keep nobody out.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import queue
 import resource
@@ -52,15 +51,13 @@ SWEEP_SECONDS = 0.5
 RECEIVE_BYTES = 64 * 1024
 #: Of requests not yet answered, all together.
 HELD_BYTES = 64 * 1024 * 1024
-#: Of what still comes in after a refusal.
+#: Of what still comes in and is not read.
 LINGER_BYTES = 1024 * 1024
 #: With so many requests that the app took at once and has not answered, the loop waits before it looks again, a tenth
 #: of a millisecond for each: whoever computes for them loses the interpreter and the caches to each turn, which may as
 #: well find more to do.
 BUSY = 8
 REST_SECONDS, MOST_REST_SECONDS = 0.0001, 0.005
-#: Objects made between two looks of the collector: a request leaves it nothing to find.
-COLLECT_AFTER = 20_000
 #: Taken in one turn of the loop, so that those who are here get theirs.
 ACCEPTS = 64
 
@@ -149,8 +146,6 @@ class WholeWorker(Worker):
                 "room for %d connections at one time, where %d are meant to be: allow %d open files (LimitNOFILE)",
                 self.cfg.worker_connections, CONNECTIONS, DESCRIPTORS,
             )
-        gc.freeze()  # what is here by now stays; the collector need not look at it again and again
-        gc.set_threshold(COLLECT_AFTER)
         while self.alive:
             self._turn(1.0)
             if self.ppid != os.getppid():
@@ -265,6 +260,8 @@ class WholeWorker(Worker):
         return False
 
     def _go_on(self, connection: Connection) -> None:
+        if not connection.wanted:
+            return  # earlier in this turn it made room for another
         if connection.state == WRITING:
             self._send(connection)
         else:
@@ -349,7 +346,7 @@ class WholeWorker(Worker):
             self._watch(connection, selectors.EVENT_WRITE)
             return
         reader = connection.reader
-        if reader.refused:
+        if reader.refused or reader.pipelined:
             # Closed now, with bytes of theirs unread, the kernel would take our answer back.
             with contextlib.suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_WR)
