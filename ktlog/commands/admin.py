@@ -15,12 +15,23 @@ import click
 from ktlog.commands.keys import rotate_keys
 from ktlog.commands.shred import command as shred_command
 from ktlog.config import load_settings
-from ktlog.errors import EncodingError, StoreError
+from ktlog.durable import file_errors
+from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.operator.actorlist import Found, describe, find
 from ktlog.operator.administration import AT_ONCE, parse_rows
 from ktlog.operator.link import Link
 from ktlog.operator.roles import open_link
-from ktlog.operator.rules import Note, check_name, check_reason, load_rules
+from ktlog.operator.rules import (
+    LIST_BYTES,
+    Note,
+    allowed,
+    blocked,
+    check_name,
+    check_reason,
+    forgotten,
+    load_rules,
+    parse_domain_blocks,
+)
 from ktlog.operator.stores import open_log, rules_document
 from ktlog.pkd.keychanges import KINDS
 
@@ -160,16 +171,39 @@ def refusals(directory: Path, instance: str, code: str, as_json: bool) -> None:
 
 
 @command.command()
-@INSTANCES
+@click.argument("instances", nargs=-1, metavar="[INSTANCE...]")
 @DIRECTORY
+@click.option("--from-file", "file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Those that a Mastodon server suspends: its export domain_blocks.csv.")
+@click.option("--every-severity", is_flag=True, help="With --from-file: those too whom it only limits.")
 @REASON
 @AS_JSON
-def block(instances: tuple[str, ...], directory: Path, reason: str, as_json: bool) -> None:
+def block(
+    instances: tuple[str, ...], directory: Path, file: Path | None, every_severity: bool, reason: str, as_json: bool
+) -> None:
     """Take no more messages from these instances and their subdomains. They are told 403 `instance_blocked`.
 
     What they have in the log stays. Their actors' revocation tokens are still taken from whoever brings them unsigned.
+    A file with a line that is wrong blocks nobody.
     """
+    if bool(instances) == (file is not None) or (every_severity and file is None):
+        raise UsageError("BadArguments", "say either INSTANCE... or --from-file FILE, which --every-severity is for")
+    if file is not None:
+        instances = _read_list(file, every_severity)
     _change(directory, as_json, "block", instances, reason)
+
+
+def _read_list(file: Path, every_severity: bool) -> tuple[str, ...]:
+    with file_errors(file), file.open("rb") as stream:
+        data = stream.read(LIST_BYTES + 1)
+    try:
+        names, others = parse_domain_blocks(data, every_severity=every_severity)
+    except UsageError as error:
+        raise UsageError(error.name, f"{file}: {error.message}", hint="Nobody was blocked. Correct the line.") from None
+    if not names:
+        raise UsageError("NobodyListed", f"{file}: names nobody to be blocked, and {others} with another severity")
+    click.echo(f"{file}: {len(names)} instances; {others} with another severity are passed over", err=True)
+    return tuple(names)
 
 
 @command.command()
@@ -303,6 +337,13 @@ def _change(directory: Path, as_json: bool, act: str, instances: tuple[str, ...]
     """Put instances on a list or off it, so many at a time as fit."""
     names = [check_name(one) for one in instances]
     request: dict[str, Any] = {"act": act} if reason is None else {"act": act, "reason": check_reason(reason)}
+    if len(names) > AT_ONCE:
+        # What the last of several turns would be refused for is found before the first.
+        rules = load_rules(rules_document(load_settings(directory)))
+        if act == "forget":
+            forgotten(rules, names)
+        else:
+            (blocked if act == "block" else allowed)(rules, names, Note("", 0))
     for start in range(0, len(names), AT_ONCE):
         last = start + AT_ONCE >= len(names)
         _ask(directory, as_json, request | {"instances": names[start:start + AT_ONCE]}, silent=not last)

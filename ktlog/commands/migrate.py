@@ -28,7 +28,8 @@ def command(directory: Path, plan: bool, as_json: bool) -> None:
 
     SQLite: a copy of the database is kept beside it before anything is changed, named by its schema and the time; the
     newest two stay, until something is erased. Without room for it nothing is changed. All steps are one transaction.
-    PostgreSQL: all steps are one transaction; a copy is yours to make (pg_dump). A store of newer code is refused.
+    PostgreSQL: the tables that a step changes are copied to another schema first, in the same transaction as all steps;
+    a copy of all of it is yours to make (pg_dump). A store of newer code is refused.
     """
     settings = load_settings(directory)
     before = _look(settings)
@@ -67,10 +68,13 @@ def _lock(stack: ExitStack, settings: Settings, name: str) -> None:
 def _look(settings: Settings) -> dict[str, Any]:
     url = database_url(settings)
     if url is not None:
-        stored, entries, size, names = look_at_database(url)
+        there = look_at_database(url)
         return {
-            "schema": stored, "wanted": stored + len(names), "entries": entries, "database-bytes": size,
-            "steps": [{"name": name, "about": ""} for name in names], "copies": [],
+            "schema": there.stored, "wanted": there.wanted, "entries": there.entries,
+            "database-bytes": there.database_bytes,
+            "steps": [{"name": name, "about": about} for name, about in there.steps],
+            "tables": there.tables, "copy-bytes": there.copy_bytes, "other-server": there.other_server,
+            "copies": there.copies,
         }
     found = upgrade.look(settings.database)
     return {
@@ -99,8 +103,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"this ktlog needs schema {found['wanted']}; steps that would run, in one transaction:"
     for step in found["steps"]:
         yield f"  {step['name']}  {step['about']}".rstrip()
-    if "seconds" not in found:
-        yield "PostgreSQL: make a copy first, with pg_dump or a base backup"
+    if "tables" in found:
+        yield from _database_lines(found)
         return
     yield f"about {found['seconds']:.0f} s of one core"
     yield (
@@ -108,3 +112,17 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f" {found['work-bytes'] / 2**20:.1f} MiB for the work; {found['free-bytes'] / 2**20:.1f} MiB are free:"
         f" {'enough' if found['fits'] else 'NOT ENOUGH, and it would be refused'}"
     )
+
+
+def _database_lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["other-server"]:
+        yield f"NO, it would be refused: {found['other-server']} may leave half of a migration that fails"
+        return
+    if found["tables"]:
+        yield (
+            f"{found['copy-bytes'] / 2**20:.1f} MiB for a copy of {', '.join(found['tables'])}, in the schema"
+            f" ktlog_before_{found['schema']}_TIME of the same database; look whether its server has room for it"
+        )
+    else:
+        yield "no copy is made: no step changes a row that is there"
+    yield f"for one of all of it, say first: pg_dump -Fc -n ktlog -f ktlog-schema-{found['schema']}.dump URL"

@@ -14,6 +14,8 @@ An instance is a host name and stands for its subdomains too, unless a longer na
 
 from __future__ import annotations
 
+import csv
+import io
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +37,12 @@ REASON_LIMIT = 200
 """Characters of a reason."""
 LOOK_SECONDS = 0.5
 """How old what a web worker knows of a database's rules may be; the sequencer's knowledge is never old."""
+
+LIST_BYTES = 16 << 20
+"""Of a list of another server, at most."""
+SUSPEND = "suspend"
+SEVERITIES = ("noop", "silence", SUSPEND)
+"""Of a Mastodon server's blocks, the hardest last."""
 
 PAUSED, BLOCKED, NOT_ALLOWED = "paused", "instance_blocked", "instance_not_allowed"
 
@@ -101,6 +109,52 @@ def check_reason(text: str) -> str:
     if len(text) > REASON_LIMIT or not text.isprintable():
         raise UsageError("BadReason", f"a reason is one line of at most {REASON_LIMIT} characters")
     return text
+
+
+def parse_domain_blocks(data: bytes, *, every_severity: bool = False) -> tuple[list[str], int]:
+    """Whom a Mastodon server blocks, by the file that it exports: names, each once; and how many others are in there.
+
+    Its first line names the columns, ``#domain`` and ``#severity`` among them; the others are not read.
+
+    Args:
+        every_severity: those too whom it only limits (``silence``, ``noop``), not the suspended alone.
+
+    Raises:
+        UsageError: ``BadBlockList``, with the number of the first line that is wrong.
+    """
+    if len(data) > LIST_BYTES:
+        raise UsageError("BadBlockList", f"more than {LIST_BYTES >> 20} MiB")
+    severities: dict[str, set[str]] = {}
+    line = 1
+    try:
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
+        if header.count("#domain") != 1 or header.count("#severity") != 1:
+            raise UsageError("BadBlockList", "the first line must name the columns #domain and #severity")
+        line = rows.line_num + 1
+        for row in rows:
+            if row:
+                name, severity = _parse_row(dict(zip(header, row, strict=True)))
+                severities.setdefault(name, set()).add(severity)
+            line = rows.line_num + 1
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError("BadBlockList", f"line {line}: no UTF-8") from None
+    except ValueError:
+        raise UsageError("BadBlockList", f"line {line}: it has not as many fields as the first line") from None
+    except csv.Error as error:
+        raise UsageError("BadBlockList", f"line {line}: {error}") from None
+    except UsageError as error:
+        raise UsageError("BadBlockList", f"line {line}: {error.message}") from None
+    names = [name for name, given in severities.items() if every_severity or SUSPEND in given]
+    return names, len(severities) - len(names)
+
+
+def _parse_row(row: Mapping[str, str]) -> tuple[str, str]:
+    severity = row["#severity"].strip().lower()
+    if severity not in SEVERITIES:
+        raise UsageError("BadBlockList", f"{severity!a} is no severity: {', '.join(SEVERITIES)}")
+    return check_name(row["#domain"].strip()), severity
 
 
 def format_rules(rules: Rules) -> bytes:

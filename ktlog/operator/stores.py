@@ -90,7 +90,7 @@ def _postgres(module: str = "postgres") -> ModuleType:
         ) from None
 
 
-def look_at_database(url: str) -> tuple[int, int, int, tuple[str, ...]]:
+def look_at_database(url: str) -> upgrade.DatabaseUpgrade:
     """See ``ktlog.store.pgupgrade.look``."""
     return _postgres("pgupgrade").look(url)
 

@@ -25,11 +25,17 @@ SCHEMA = "ktlog"
 
 @dataclass(frozen=True)
 class Step:
-    """One migration: a name that never changes, statements, and *guards*, which a server may not be able to have."""
+    """One migration: a name that never changes, statements, and *guards*, which a server may not be able to have.
+
+    changes: the tables of earlier steps in which it changes or removes a row or a column; they are copied before.
+    about: what it does, for a person.
+    """
 
     name: str
     statements: tuple[str, ...]
     guards: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    about: str = ""
 
 
 def _hash(column: str) -> str:
@@ -266,7 +272,10 @@ _IDS = (
     "CREATE INDEX directory_aux_by_id ON directory_aux (aux_id)",
 )
 
-STEPS = (Step("0001_log", _LOG + _RECORDS + _DIRECTORY + _ERASURE + _OTHERS, _GUARDS), Step("0002_ids", _IDS))
+STEPS = (
+    Step("0001_log", _LOG + _RECORDS + _DIRECTORY + _ERASURE + _OTHERS, _GUARDS, about="the tables of a log"),
+    Step("0002_ids", _IDS, about="indexes of the ids of keys and auxiliary data"),
+)
 
 SCHEMA_VERSION = len(STEPS)
 """Version of the schema that this code writes."""

@@ -23,7 +23,7 @@ from psycopg import errors, sql
 from ktlog.errors import StoreError
 from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention, map_index
 from ktlog.pkd.state import Actor
-from ktlog.store import pgdirectory, pgerasure, pgrows, pgschema
+from ktlog.store import pgdirectory, pgerasure, pgrows, pgschema, pgupgrade
 from ktlog.store.batch import check_batch, check_limit, check_range, duplicate, is_text, last_actors, lost, standing_of
 from ktlog.store.contracts import Batch, Cosignature, LogState, Record, Standing, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure
@@ -53,8 +53,8 @@ class PostgresStore:
     Raises:
         UsageError: "BadStore".
         StoreError: "NotALog"; "WrongOrigin"; "NewerSchema", written by code that this code cannot follow;
-            "OlderSchema", only with read_only: the writer has to migrate it first; "Corrupt", the database contradicts
-            itself; or any name of ``PgConnections`` and ``ktlog.store.pgerrors``.
+            "OlderSchema", only with read_only: the writer has to migrate it first; "OtherServer", it cannot;
+            "Corrupt", the database contradicts itself; or any name of ``PgConnections`` and ``ktlog.store.pgerrors``.
     """
 
     def __init__(self, url: str, *, read_only: bool = False, origin: str | None = None) -> None:
@@ -143,7 +143,8 @@ class PostgresStore:
         # is used. VACUUM FULL writes what is left to a new file and removes the old one.
         tables = self._connections.read(_plain_tables)
         with self._connections.maintaining(SCRUB_LOCK_SECONDS) as db:
-            if not all(_rewrite(db, table) for table in tables):
+            # A copy from before an upgrade has what was erased.
+            if not pgupgrade.drop_copies(db) or not all(_rewrite(db, table) for table in tables):
                 return False
 
         def work(db: psycopg.Connection) -> None:
@@ -444,7 +445,7 @@ def _check_meta(
     if row is None:
         raise StoreError("NotALog", f"{where}: it does not say which log it holds")
     origin, dialect, schema_version, oldest_code = row
-    check_newer(where, schema_version, oldest_code)
+    pgupgrade.check_newer(where, schema_version, oldest_code)
     if wanted_origin is not None and wanted_origin != origin:
         raise StoreError(
             "WrongOrigin", f"{where}: holds the log {origin}, not {wanted_origin}",
@@ -456,23 +457,5 @@ def _check_meta(
                 "OlderSchema", f"{where}: has schema {schema_version}, {pgschema.SCHEMA_VERSION} is needed",
                 hint="Start the log once: its writer migrates the database.",
             )
-        pgschema.apply_steps(db)
-        db.execute(
-            "UPDATE log_meta SET schema_version = %s, oldest_code = %s WHERE id = 1",
-            (pgschema.SCHEMA_VERSION, pgschema.OLDEST_CODE),
-        )
+        pgupgrade.migrate(db, where, schema_version)
     return origin, dialect
-
-
-def check_newer(where: str, schema_version: int, oldest_code: int) -> None:
-    """Refuse a database that this code cannot follow.
-
-    Raises:
-        StoreError: "NewerSchema".
-    """
-    if oldest_code > pgschema.SCHEMA_VERSION:
-        raise StoreError(
-            "NewerSchema",
-            f"{where}: has schema {schema_version}, and code for {pgschema.SCHEMA_VERSION} must not use it",
-            hint=f"Install a release of ktlog with schema {oldest_code} or newer.",
-        )

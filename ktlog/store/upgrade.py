@@ -65,6 +65,25 @@ class Upgrade:
         return self.copy_bytes + self.work_bytes + SPARE_BYTES <= self.free_bytes
 
 
+@dataclass(frozen=True)
+class DatabaseUpgrade:
+    """The same of a PostgreSQL database; see ``ktlog.store.pgupgrade``. How much is free is known to its server alone.
+
+    steps: name, and what it does. tables: those that are copied before. copies: schemas of copies that were kept.
+    other_server: what the server says that it is, where it cannot be migrated; else empty.
+    """
+
+    stored: int
+    wanted: int
+    entries: int
+    database_bytes: int
+    steps: tuple[tuple[str, str], ...]
+    tables: tuple[str, ...]
+    copy_bytes: int
+    copies: tuple[str, ...]
+    other_server: str
+
+
 def look(path: Path) -> Upgrade:
     """What the log in *path* is from and would become; changes nothing.
 

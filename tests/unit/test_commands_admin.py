@@ -18,10 +18,11 @@ from click.testing import CliRunner
 from ktlog.cli import ktlog
 from ktlog.durable import FileLock
 from ktlog.errors import MessageRejected, StoreError
+from ktlog.operator import rules as rules_module
 from ktlog.operator.create import create_log
 from ktlog.operator.link import SequencerLink
 from ktlog.operator.numbers import format_metrics
-from ktlog.operator.rules import Note, Rules, RulesKeeper, allowed, blocked
+from ktlog.operator.rules import Note, Rules, RulesKeeper, allowed, blocked, parse_domain_blocks
 from ktlog.operator.service import Service
 from ktlog.operator.stores import rules_document
 from ktlog.pkd.messages import AddKey, BurnDown
@@ -176,6 +177,87 @@ def test_actors_are_found_with_what_they_have_and_may_have(running):
     whole = admin(running.settings, "actors", ALICE).output
     assert alice["keys"][0]["public-key"] in whole and "1 of 64 keys" in whole
     assert "No such actor" in admin(running.settings, "actors", "nobody").output
+
+
+HEADER = "#domain,#severity,#reject_media,#reject_reports,#public_comment,#obfuscate\n"
+EXPORT = HEADER + """\
+Worse.example,suspend,true,true,"spam, and
+a second line",false
+
+quiet.example,silence,false,false,,false
+worse.example,noop,false,false,,true
+media.example,noop,true,false,,false
+bad.example,suspend,false,false,,false
+"""
+
+
+def test_whom_a_mastodon_server_suspends_is_blocked_from_its_export(running, tmp_path):
+    file = tmp_path / "domain_blocks.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + EXPORT.replace("\n", "\r\n").encode())
+    done = admin(running.settings, "block", "--from-file", str(file), "--reason", "of my server")
+    assert "2 instances; 2 with another severity are passed over" in done.output and "2 blocked" in done.output
+    found = said(running.settings, "list")["blocked"]
+    assert {name: note["reason"] for name, note in found.items()} == dict.fromkeys(
+        ("bad.example", "worse.example"), "of my server"
+    )
+    assert running.append(ALICE, "sub.worse.example") == "instance_blocked"
+    assert running.append(ALICE, "quiet.example") == "0"
+    admin(running.settings, "block", "--from-file", str(file), "--every-severity")
+    assert set(said(running.settings, "list")["blocked"]) == {
+        "bad.example", "worse.example", "quiet.example", "media.example"
+    }
+
+
+def test_a_long_list_is_sent_in_turns_or_not_at_all(running, tmp_path, monkeypatch):
+    file = tmp_path / "domain_blocks.csv"
+    file.write_text(HEADER + "".join(f"i{number}.example,suspend,,,,\n" for number in range(1001)), encoding="utf-8")
+    monkeypatch.setattr(rules_module, "INSTANCES_LIMIT", 1000)
+    assert admin(running.settings, "block", "--from-file", str(file)).exception.code == "too_many_instances"
+    assert said(running.settings, "list")["blocked"] == {}
+    monkeypatch.setattr(rules_module, "INSTANCES_LIMIT", 1001)
+    assert admin(running.settings, "block", "--from-file", str(file)).output.count("blocked") == 1
+    assert set(said(running.settings, "list")["blocked"]) == {f"i{number}.example" for number in range(1001)}
+    names = [f"i{number}.example" for number in range(1001)]
+    assert admin(running.settings, "unblock", *names, "other.example").exception.code == "not_listed"
+    assert len(said(running.settings, "list")["blocked"]) == 1001
+    assert said(running.settings, "unblock", *names)["blocked"] == "0"
+
+
+LISTS = [
+    ("", "line 1: the first line must name"), ("domain,severity\na.example,suspend\n", "line 1: the first line"),
+    ("#domain,#severity,#severity\na.example,suspend,noop\n", "line 1: the first line"),
+    (EXPORT + "ex***le.example,suspend,,,,\n", "line 9: 'ex***le.example' is not the host name"),
+    (EXPORT + "b\xfccher.example,suspend,,,,\n", "line 9: 'b\\xfccher.example' is not the host name"),
+    (EXPORT + "ex***le.example,silence,,,,\n", "line 9: 'ex***le"), (EXPORT + "x.example,ban,,,,\n", "line 9: 'ban' is no"),
+    (EXPORT + "x.example,,,,,\n", "line 9: '' is no severity"), (EXPORT + "x.example,suspend\n", "line 9: it has not as many"),
+    (EXPORT + "x.example,suspend,,,,,\n", "line 9: it has not as many"), (EXPORT + ",suspend,,,,\n", "line 9: '' is not"),
+    (EXPORT + 'x.example,suspend,,,"never ends\nb.example,suspend,,,,\n', "line 9: unexpected end of data"),
+    (EXPORT + 'x.example,suspend,,,"a"b,\n', "line 9: ',' expected after"),
+    (EXPORT + f"x.example,suspend,,,{'x' * 140_000},\n", "line 9: field larger"),
+    (EXPORT.encode() + b"x.example,suspend,,,\xff,\n", "line 9: no UTF-8"),
+    (EXPORT + "x\0.example,suspend,,,,\n", "line 9: "),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), LISTS, ids=range(len(LISTS)))
+def test_a_list_with_a_line_that_is_wrong_blocks_nobody(settings, tmp_path, text, why):
+    file = tmp_path / "domain_blocks.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    error = admin(settings, "block", "--from-file", str(file)).exception  # nothing is asked of a log: none runs
+    assert (error.name, error.exit_code) == ("BadBlockList", 2)
+    assert error.message.startswith(f"{file}: {why}"), error.message
+
+
+def test_a_list_that_is_too_long_or_names_nobody_is_refused(settings, tmp_path, monkeypatch):
+    file = tmp_path / "domain_blocks.csv"
+    file.write_text(HEADER + "a.example,silence,,,,\n", encoding="utf-8")
+    assert admin(settings, "block", "--from-file", str(file)).exception.name == "NobodyListed"
+    assert parse_domain_blocks(file.read_bytes()) == ([], 1)
+    for words in ((), ("a.example", "--from-file", str(file)), ("a.example", "--every-severity")):
+        assert admin(settings, "block", *words).exception.name == "BadArguments"
+    for module in ("ktlog.operator.rules", "ktlog.commands.admin"):
+        monkeypatch.setattr(f"{module}.LIST_BYTES", 64)
+    assert "more than" in admin(settings, "block", "--from-file", str(file)).exception.message
 
 
 WRONG = [
