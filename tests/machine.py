@@ -153,6 +153,11 @@ def _ssh_agent() -> str | None:
     return "OpenSSH's agent is not installed (Debian: openssh-client)" if program("ssh-agent") is None else None
 
 
+def _shells() -> str | None:
+    missing = [name for name in ("zsh", "fish") if program(name) is None]
+    return f"{' and '.join(missing)} is not installed (Debian: zsh fish)" if missing else None
+
+
 def _go() -> str | None:
     go = program("go")
     if go is None:
@@ -180,6 +185,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "postgres": _postgres, "strace": _strace, "root": _root, "loop": _loop, "ceph": _ceph, "nginx": _nginx,
     "ssh-agent": _ssh_agent, "systemd": _systemd, "chromium": _chromium, "caddy": _caddy,
     "apache2": _apache2, "go": _go, "debootstrap": _debootstrap, "mkdocs": _mkdocs,
+    "shells": _shells,
 }
 """By word: None, or what is missing of the machine."""
 

@@ -35,4 +35,5 @@ def completion_script(shell: str) -> str:
         made = kind(click.Command(tool), {}, tool, variable)
         # Not `.source()`: that would ask a shell of this machine for its version.
         scripts.append((made.source_template % made.source_vars()).strip() + "\n")
-    return "\n".join(scripts)
+    # click's function for fish takes a description to end at its first comma.
+    return "\n".join(scripts).replace('(string split "," $completion)', '(string split --max 1 "," $completion)')

@@ -67,7 +67,9 @@ def _page(shown: click.Command, context: click.Context, below: list[tuple[str, c
         ".SH SYNOPSIS", f".B {_roff(context.command_path)}", _roff(" ".join(shown.collect_usage_pieces(context))),
         ".SH DESCRIPTION", *_text(shown.help or ""),
     ]
-    options = [record for one in shown.get_params(context) if (record := one.get_help_record(context)) is not None]
+    records = [(one, one.get_help_record(context)) for one in shown.get_params(context)]
+    # click has a record of an argument, too; one without words is in the synopsis already.
+    options = [record for one, record in records if record and (isinstance(one, click.Option) or record[1])]
     if options:
         lines.append(".SH OPTIONS")
     for words, help_text in options:

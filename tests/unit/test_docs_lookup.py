@@ -23,7 +23,9 @@ from ktlog.pkd.messages import parse_wire
 from ktlog.tlog.policy import format_policy, parse_policy
 from ktlog.tlog.proof import verify_proof
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "looking-up.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "looking-up.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = re.findall(r"<!-- run -->\n```python\n(.*?)```", PAGE, re.DOTALL)
 ALICE = "https://example.social/users/alice"
 
@@ -80,6 +82,16 @@ def test_the_page_runs(world: Network, capsys: pytest.CaptureFixture[str]) -> No
         log.accept(built)
     assert log.actors["https://example.social/users/bob"].fireproof
     assert parse_wire(log.dialect, canonical(dict(names["lost"].wire))).action == "RevokeKeyThirdParty"
+
+
+def test_the_lookup_of_the_readme_runs(world: Network, capsys: pytest.CaptureFixture[str]) -> None:
+    """In five lines: both keys, and nothing else; and of a log that is not there, what to do next."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(block, {})  # noqa: S102
+    assert sorted(capsys.readouterr().out.split()) == sorted(key(number).public_key.hex() for number in (1, 2))
+    del world.logs["keys.example.social"]
+    exec(block, {})  # noqa: S102
+    assert capsys.readouterr().out.startswith("Refused ")
 
 
 def test_a_proof_for_other_tools(world: Network) -> None:
