@@ -126,7 +126,7 @@ class Mirror:
                 return answer_of(decide(submission, None, (), self._clock()))
             if followed.frozen is not None:
                 return _frozen(origin)
-            judgement = decide(submission, log.pending, followed.vkeys, self._clock())
+            judgement = decide(submission, log.pending, followed.vkeys, self._clock(), followed.retired)
             if isinstance(judgement, Refuse):
                 self._keep_evidence(judgement, origin, submission.checkpoint.size)
                 return answer_of(judgement)
@@ -316,6 +316,9 @@ class Mirror:
         judgement = decide_subtree(asked, log is not None, [signer.vkey for signer in self.signers])
         if isinstance(judgement, Refuse):
             return answer_of(judgement)
+        wait = self._limits.take_subtree(asked.checkpoint.origin)
+        if wait:
+            return _too_many("TooManySubtrees", f"too many subtrees of {asked.checkpoint.origin} are asked for", wait)
         (key,) = (signer.private_key for signer in self.signers if signer.vkey == judgement.vkey)
         return Answer(200, f"{encode_base64(key.sign(judgement.message))}\n".encode("ascii"))
 

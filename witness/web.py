@@ -19,8 +19,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -124,51 +125,70 @@ def serve(
         UsageError: cannot listen there; or see open_witness.
     """
     directory.check()
+    open_again = partial(open_witness, directory, replaying=replaying, mark=mark, keys=keys)
     with durable.FileLock(directory.lock):
         # Opened here only so that what is wrong ends the command; the worker opens its own, because
         # SQLite must not cross a fork.
-        witness = open_witness(directory, replaying=replaying, mark=mark, keys=keys)
+        witness = open_again()
         name = witness.store.name
         witness.store.close()
         if keys.agent is not None:
             keys.agent.close()  # of a connection that crossed a fork, two would read the answers
-        dialling: list[Bastions] = []
-
-        def in_worker() -> Flask:
-            opened = open_witness(directory, replaying=replaying, mark=mark, keys=keys)
-            if opened.verifier is not None:
-                opened.verifier.start()
-            running = Running(opened, operating, WitnessStore.open(directory.database, read_only=True))
-            app = create_app(opened, running)
-            running.start()
-            if bastions is not None:
-                from witness.bastion import dial_until_sigterm  # late: only here h2 must be installed
-
-                dialling.append(dial_until_sigterm(app, bastions))
-                running.bastions = dialling[-1].states
-            return app
-
-        def leave() -> None:
-            for one in dialling:
-                one.close()
-
+        served = _Served(open_again, directory.database, operating, bastions)
         if listen is None:
-            wait = wait_for_signal()
-            in_worker()
-            on_ready(name, None)
-            wait()
-            leave()
-            # As a worker ends: a request that still runs does not hold it up.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            _serve_through_bastions(served, partial(on_ready, name, None))
         kind = "verifier" if replaying else "witness"
         httpd.serve(
-            in_worker, listen, workers=WORKERS, threads=VERIFIER_THREADS if replaying else THREADS,
+            served, listen, workers=WORKERS, threads=VERIFIER_THREADS if replaying else THREADS,
             name=f"ktlog-{kind} {name}",
             on_ready=lambda address: on_ready(name, address), on_starting=lambda: adopt("gunicorn.error"),
-            on_worker_exit=leave, whole=MAX_BODY_BYTES,
+            on_worker_exit=served.leave, whole=MAX_BODY_BYTES,
         )
+
+
+class _Served:
+    """Makes the application in the process that serves it, and what runs beside it there."""
+
+    def __init__(
+        self, open_again: Callable[[], Witness], database: Path, operating: Operating | None,
+        bastions: BastionOptions | None,
+    ) -> None:
+        self._open_again, self._database = open_again, database
+        self._operating, self._options = operating, bastions
+        self._bastions: Bastions | None = None
+
+    def __call__(self) -> Flask:
+        """Once, in the main thread."""
+        opened = self._open_again()
+        if opened.verifier is not None:
+            opened.verifier.start()
+        running = Running(opened, self._operating, WitnessStore.open(self._database, read_only=True))
+        app = create_app(opened, running)
+        running.start()
+        if self._options is not None:
+            from witness.bastion import dial_until_sigterm  # late: only here h2 must be installed
+
+            self._bastions = dial_until_sigterm(app, self._options)
+            running.bastions = self._bastions.states
+        return app
+
+    def leave(self) -> None:
+        """Answer what is in hand through bastions."""
+        if self._bastions is not None:
+            self._bastions.close()
+
+
+def _serve_through_bastions(served: _Served, on_ready: Callable[[], None]) -> NoReturn:
+    """Until SIGTERM or SIGINT, without an address of its own."""
+    wait = wait_for_signal()
+    served()
+    on_ready()
+    wait()
+    served.leave()
+    # As a worker ends: a request that still runs does not hold it up.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def wait_for_signal() -> Callable[[], None]:

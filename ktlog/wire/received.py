@@ -6,6 +6,7 @@ The parser is httptools, which is llhttp: the one of Node.js. What it does not b
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,10 @@ LATER = "ktlog.later"
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_SCHEME_AND_HOST = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+#: By which a parser knows how long a body is.
+_FRAMING = (b"content-length", b"transfer-encoding")
+
 
 class Reader:
     """Reads the requests of one connection; one at a time, and no other before that one is answered.
@@ -41,14 +46,14 @@ class Reader:
 
     __slots__ = (
         "_chunks", "_fields", "_head_done", "_keeps_alive", "_limit", "_method", "_parser", "_size", "_target",
-        "_version", "complete", "expects", "held", "pipelined", "refused",
+        "_upgrades", "_version", "complete", "expects", "held", "pipelined", "refused",
     )
 
     def __init__(self, limit: int) -> None:
         """limit: bytes of a body."""
         self._limit = limit
         self._parser = httptools.HttpRequestParser(self)
-        self.pipelined = False
+        self.pipelined = self._upgrades = False
         self.reset()
 
     def reset(self) -> None:
@@ -68,11 +73,7 @@ class Reader:
         """Take what came. After it, see ``complete`` and ``refused``."""
         self.held += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.pipelined = True  # it may ask for another protocol; it gets an answer in this one
-            if not self.complete:
-                self._refuse(400)
+            self._parse(data)
         except httptools.HttpParserError:
             # After a whole request it is what follows that is wrong; that is not looked at.
             if self.complete:
@@ -86,10 +87,31 @@ class Reader:
         elif self.held > HEAD_BYTES + self._limit + FRAMING_BYTES:
             self._refuse(400)
 
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as asked:
+            # It may ask for another protocol; it gets an answer in this one. The parser takes the head alone, and
+            # another one, told how long the body is, what follows it.
+            framing = [b"%s: %s\r\n" % field for field in self._fields if field[0].lower() in _FRAMING]
+            if self._upgrades or not framing or self.pipelined or self.refused or self._method == b"CONNECT":
+                self.pipelined = True
+                if not self.complete:
+                    self._refuse(400)
+                return
+            self.complete, self._upgrades = False, True
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+            self._parse(data[asked.args[0]:])
+
     def environ(self, server: tuple[str, int], peer: str) -> dict[str, Any]:
         """Of a complete request, for a WSGI app. The header lines are not all there: a name with an underscore could
         pass for another, and is left out."""
-        path, _, query = self._target.partition(b"?")
+        target = self._target
+        if not target.startswith(b"/") and (absolute := _SCHEME_AND_HOST.match(target)):  # as proxies are asked
+            target = target[absolute.end():]
+            target = target if target.startswith(b"/") else b"/" + target
+        path, _, query = target.partition(b"?")
         body = b"".join(self._chunks)
         self._chunks.clear()
         environ: dict[str, Any] = {
@@ -126,7 +148,7 @@ class Reader:
     @property
     def keeps_alive(self) -> bool:
         """Whether the sender would have the connection go on after the answer."""
-        return self._keeps_alive and not self.pipelined and not self.refused
+        return self._keeps_alive and not self._upgrades and not self.pipelined and not self.refused
 
     def _refuse(self, status: int) -> None:
         self.refused = self.refused or status
@@ -139,7 +161,7 @@ class Reader:
             self.pipelined = True
 
     def on_url(self, part: bytes) -> None:
-        if not self.pipelined:
+        if not self.pipelined and not self._head_done:
             self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -150,19 +172,28 @@ class Reader:
             self._refuse(431)
 
     def on_headers_complete(self) -> None:
-        if self.pipelined:
+        if self.pipelined or self._head_done:
             return
         self._head_done = True
         # Now: later the parser may be at what follows.
         self._method, self._version = self._parser.get_method(), self._parser.get_http_version()
         if sum(len(name) + len(value) for name, value in self._fields) + len(self._target) > HEAD_BYTES:
             self._refuse(431)
+        is_new, hosts = self._version == "1.1", 0
+        if not is_new and self._version != "1.0":
+            self._refuse(505)
         for name, value in self._fields:
             lower = name.lower()
             if lower == b"content-length" and (not value.isdigit() or len(value) > 19 or int(value) > self._limit):
                 self._refuse(413)
+            elif lower == b"transfer-encoding" and not (is_new and value.lower() == b"chunked"):
+                self._refuse(501)
             elif lower == b"expect":
-                self.expects = value.lower() == b"100-continue"
+                self.expects = is_new and value.lower() == b"100-continue"
+            elif lower == b"host":
+                hosts += 1
+        if is_new and hosts != 1:
+            self._refuse(400)
 
     def on_body(self, part: bytes) -> None:
         if self.pipelined or self.refused:

@@ -18,6 +18,7 @@ from ktlog.tlog.subtree import prove_subtree
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
 from tests.mirror_site import NAME, Site, check_copy, check_cosigned, entry, format_line, tree_of
 from tests.witness_log import NOW, Log
+from witness import limits
 from witness.cli import main
 from witness.config import WitnessDir
 from witness.keys import load_signers
@@ -181,10 +182,13 @@ def test_what_a_key_signed_that_was_retired_since_is_not_cosigned(tmp_path) -> N
     site = Site(tmp_path, retire)
     assert site.submit(0, 300).status == 200
     assert (site.add(0, 300).status, site.state().latest, site.state().next_entry) == (403, None, 300)
-    refused = site.add(256, 300)
-    assert (refused.status, refused.body[:10]) == (403, b"RetiredKey")
+    forked = site.post("add-checkpoint", site.log.submission(300, 300, root=b"\x2a" * 32, proof=[]))
+    for refused in (site.add(256, 300), site.submit(300, 310), site.submit(300, 300), forked):
+        assert (refused.status, refused.body[:10]) == (403, b"RetiredKey")
     new = Log(site.log.origin, seed=2)
     store = WitnessStore.open(site.directory.database, beside_daemon=True)
+    (caught,) = store.convictions()
+    assert caught.retired_key and not caught.freezes, "it is kept, and who stole the key freezes no log"
     store.add_log(new.origin, new.vkeys, NOW)
     store.close()
     assert site.add(256, 300).status == 403
@@ -289,6 +293,18 @@ def test_subtrees_are_signed_for_the_mirrors_own_checkpoints_alone(site: Site) -
     assert reply.status == 200
     message = subtree_message(NAME, 0, site.log.origin, 256, 300, subtree_hash)
     site.vkeys[1].mldsa44.verify(decode_base64(reply.body.decode().strip()), message)
+
+
+def test_so_many_subtrees_of_one_log_and_no_more(site: Site, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "SUBTREES_BURST", 3.0)
+    site.upload(300)
+    note = parse_note(site.fetch("checkpoint"))
+    (ours,) = [line for line in note.signatures if (line.name, line.key_id) == (NAME, site.vkeys[1].key_id)]
+    root = encode_base64(parse_signed_checkpoint(site.fetch("checkpoint"))[1].root)
+    body = f"subtree 0 300\n{root}\n\n".encode() + note.text + b"\n" + format_line(ours)
+    asked = [site.post("sign-subtree", body) for _ in range(4)]
+    assert [one.status for one in asked] == [200, 200, 200, 429]
+    assert asked[3].body.startswith(b"TooManySubtrees: ")
 
 
 def test_a_mirror_is_another_cosigner_than_its_witness(site: Site) -> None:

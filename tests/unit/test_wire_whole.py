@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -51,10 +53,13 @@ httpd.serve(lambda: app, sys.argv[1], threads=2, name="test", whole={LIMIT})
 
 
 class Site:
-    def __init__(self) -> None:
+    """setting: a line of Python, run before the server is."""
+
+    def __init__(self, setting: str = "pass") -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        server = SERVER.replace("whole.EVICT_SECONDS = 0.5\n", f"whole.EVICT_SECONDS = 0.5\n{setting}\n")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, f"fd://{listener.fileno()}"], pass_fds=(listener.fileno(),),
+            [sys.executable, "-c", server, f"fd://{listener.fileno()}"], pass_fds=(listener.fileno(),),
             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         self.port = listener.getsockname()[1]
@@ -96,12 +101,21 @@ def request(path: str = "/", body: bytes | None = None, *headers: str, keep: boo
     return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
 
 
+@contextlib.contextmanager
+def serving(setting: str = "pass"):
+    site = Site(setting)
+    try:
+        with site.stack:
+            yield site
+    finally:
+        os.killpg(site.process.pid, signal.SIGKILL)
+        site.process.communicate()
+
+
 @pytest.fixture(scope="module")
 def server():
-    site = Site()
-    yield site
-    os.killpg(site.process.pid, signal.SIGKILL)
-    site.process.communicate()
+    with serving() as site:
+        yield site
 
 
 @pytest.fixture
@@ -135,6 +149,22 @@ def test_beside_all_of_them_at_once_and_more_than_there_is_room_for(site):
     site.answers()
 
 
+def test_one_who_was_hung_up_on_may_have_sent_something_in_that_very_moment(site):
+    idle = [site.connect() for _ in range(59)]
+    site.answers()  # so all of these were taken
+    time.sleep(0.7)
+    os.killpg(site.process.pid, signal.SIGSTOP)
+    try:
+        newcomers = [site.connect(request("/new")) for _ in range(3)]  # for whom the oldest have to go,
+        for one in idle:
+            one.sendall(b"G")  # and these are heard of in the same turn of the loop
+    finally:
+        os.killpg(site.process.pid, signal.SIGCONT)
+    assert all(read_all(one).endswith(b"GET /new 0") for one in newcomers)
+    idle[-1].sendall(request("/old")[1:])
+    assert read_all(idle[-1]).endswith(b"GET /old 0"), "nobody else was hung up on"
+
+
 def test_a_huge_body_is_refused_before_it_is_read_and_the_refusal_arrives(site):
     declared = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 400000\r\n\r\n" + bytes(400_000)
     assert site.ask(declared).startswith(b"HTTP/1.1 413 ")
@@ -152,6 +182,12 @@ def test_of_pipelined_requests_the_first_is_answered(site):
     answer = site.ask(request("/first", keep=True) * 500)
     assert answer.count(b"HTTP/1.1 200 ") == 1 and answer.endswith(b"GET /first 0")
     site.answers()
+
+
+def test_what_is_sent_ahead_of_an_answer_does_not_take_that_answer_away(site):
+    connection = site.connect()
+    connection.sendall(request("/first", keep=True) + bytes(600_000))
+    assert read_all(connection).endswith(b"GET /first 0")
 
 
 def test_a_connection_is_kept_for_one_request_after_the_other(site):
@@ -184,6 +220,49 @@ def test_what_the_loop_itself_takes_is_answered_later_and_its_failure_is_a_500(s
     connection.sendall(request("/broken", keep=True))
     assert read_all(connection).startswith(b"HTTP/1.1 500 "), "and it ends there"
     site.answers()
+
+
+def test_nothing_lasts_for_ever_and_who_drips_gains_no_time():
+    def ends(connection: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            read_all(connection)
+        ended.append(time.monotonic() - began)
+
+    with serving("whole._ENDS.update(dict.fromkeys(whole._ENDS, 1.5))") as site:
+        kept = site.connect(request(keep=True))
+        assert kept.recv(1 << 16).endswith(b"GET / 0")
+        deaf, read = site.connect(HOSTILE["not reading"]), 0
+        began, ended = time.monotonic(), []
+        slow = [site.connect(HOSTILE[kind]) for kind in ("slow head", "slow body", "slow chunks", "slow body")]
+        threads = [threading.Thread(target=ends, args=(one,)) for one in (kept, site.connect(), *slow)]
+        for thread in threads:
+            thread.start()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 10:
+                slow[-1].sendall(b"x")
+                time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+        assert len(ended) == 6 and min(ended) > 1.2 and max(ended) < 5
+        with contextlib.suppress(ConnectionError):
+            read = len(read_all(deaf))
+        assert read < 1 << 23, "who took nothing of his answer for so long gets no more of it"
+        site.answers()
+
+
+def test_what_all_have_sent_together_is_bounded_and_the_oldest_goes_first():
+    half = request("/b", b"x" * 9000)[:-4000]
+    with serving("whole.HELD_BYTES = 20_000") as site:
+        senders = []
+        for _ in range(5):
+            senders.append(site.connect(half))
+            site.ask(request())  # so that it was taken before the next
+        for one in senders[:2]:
+            with contextlib.suppress(ConnectionError):
+                assert read_all(one) == b""
+        for one in senders[2:]:
+            one.sendall(b"x" * 4000)
+            assert read_all(one).endswith(b"POST /b 9000")
 
 
 def test_what_is_in_hand_is_answered_before_the_end_and_slow_senders_are_not_waited_for():
@@ -237,19 +316,25 @@ def test_however_it_comes_it_is_the_same(step):
 @pytest.mark.parametrize(("raw", "status"), [
     (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: h\r\n bad\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
-    (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
-    (b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1), 413),
-    (b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1), 413),
-    (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 65 + b"\r\n", 431),
-    (b"GET / HTTP/1.1\r\nA: " + b"b" * 17_000, 431),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (LIMIT + 1), 413),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1), 413),
+    (b"GET / HTTP/1.1\r\nHost: h\r\n" + b"A: b\r\n" * 65 + b"\r\n", 431),
+    (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"b" * 17_000, 431),
     (b"GET /" + b"b" * 17_000, 431),
-    (b"GET /%s HTTP/1.1\r\n\r\n" % (b"b" * 17_000), 431),
-    (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;%s\r\nx\r\n" % (b"e" * 100) * 1000, 400),
+    (b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n" % (b"b" * 17_000), 431),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;%s\r\nx\r\n" % (b"e" * 100) * 1000, 400),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    (b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", 505),
+    (b"GET /\r\n\r\n", 505),
+    (b"GET / HTTP/1.1\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+    (b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 501),
 ])
 @pytest.mark.parametrize("step", [1, 1 << 20])
 def test_what_is_not_read(raw, status, step):
@@ -269,20 +354,60 @@ def test_what_follows_a_request_changes_nothing_about_it(after):
 
 
 def test_what_comes_behind_a_body_is_no_header():
-    reader = read(b"POST / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
+    reader = read(b"POST / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
                   b"X-Forwarded-For: 198.51.100.6\r\nContent-Encoding: gzip\r\n\r\n")
     environ = reader.environ(("127.0.0.1", 80), "")
     assert environ["HTTP_X_FORWARDED_FOR"] == "192.0.2.1" and "HTTP_CONTENT_ENCODING" not in environ
 
 
 def test_white_space_around_a_value_is_none_of_it():
-    reader = read(b"POST / HTTP/1.1\r\nContent-Length:  3 \t\r\n\r\nabc")
+    reader = read(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length:  3 \t\r\n\r\nabc")
     assert (reader.complete, reader.refused) == (True, 0)
 
 
 def test_who_would_change_the_protocol_is_answered_in_this_one():
     reader = read(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
     assert (reader.complete, reader.keeps_alive) == (True, False)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+@pytest.mark.parametrize(("framing", "sent"), [
+    (b"Content-Length: 5", b"abcde"), (b"Transfer-Encoding: chunked", b"2;x=y\r\nab\r\n3\r\ncde\r\n0\r\n\r\n"),
+])
+@pytest.mark.parametrize("after", [
+    b"", b"GET /second HTTP/1.1\r\nHost: h\r\n\r\n", b"GET /second HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", b"\0",
+])
+def test_and_its_body_is_read(step, framing, sent, after):
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+    assert not read(head + framing + b"\r\n\r\n" + sent[:-1], step).complete
+    reader = read(head + framing + b"\r\n\r\n" + sent + after, step)
+    assert (reader.complete, reader.refused, reader.keeps_alive) == (True, 0, False)
+    environ = reader.environ(("127.0.0.1", 80), "")
+    assert (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["wsgi.input"].read()) == ("POST", "/a", b"abcde")
+    assert environ["HTTP_HOST"] == "h"
+
+
+def test_a_body_after_such_a_head_has_the_same_bounds():
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    assert read(head + b"Content-Length: %d\r\n\r\n" % (LIMIT + 1)).refused == 413
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert read(chunked + b"%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1)).refused == 413
+    assert read(chunked + b"xyz\r\n").refused == 400
+
+
+def test_only_who_speaks_1_1_waits_to_be_told():
+    for version, expects in ((b"1.0", False), (b"1.1", True)):
+        reader = read(b"POST / HTTP/%s\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n" % version)
+        assert (reader.complete, reader.refused, reader.expects) == (False, 0, expects)
+
+
+@pytest.mark.parametrize(("target", "path", "query"), [
+    (b"http://other.example:80/a%20b?c", "/a b", "c"), (b"HTTPS://h", "/", ""), (b"http://h?c=d", "/", "c=d"), (b"*", "*", ""),
+    (b"/http://h/a", "/http://h/a", ""),
+])
+def test_a_target_may_be_a_whole_address(target, path, query):
+    environ = read(b"OPTIONS %s HTTP/1.1\r\nHost: h\r\n\r\n" % target).environ(("127.0.0.1", 80), "")
+    assert (environ["PATH_INFO"], environ["QUERY_STRING"], environ["RAW_URI"]) == (path, query, target.decode())
 
 
 def test_an_answer_is_whole():

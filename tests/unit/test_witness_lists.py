@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from ktlog.errors import EncodingError
 from ktlog.tlog.note import ED25519
+from tests.tls_server import HOST, answer
 from tests.witness_log import Log
 from tests.witness_site import NAME
 from witness import cli
@@ -114,6 +115,21 @@ def test_the_witness_s_own_name_is_not_added(run, pull):
     )
     assert done["added"] == [SECOND.origin]
     assert done["warnings"][0].startswith(f"{NAME}: not added")
+
+
+def test_a_list_comes_from_a_url_whole_or_not_at_all(run, server, tmp_path, monkeypatch):
+    (tmp_path / "dial").write_text(json.dumps({"ca_file": server.ca_file, "hosts": {HOST: f"127.0.0.1:{server.port}"}}))
+    monkeypatch.setenv("KTLOG_DIAL", str(tmp_path / "dial"))
+    listed, url = of(item(FIRST), item(SECOND)), f"https://{HOST}/log-list.1"
+    cut = answer(listed)[0].replace(listed, listed[:-40])
+    for steps in (answer(listed, 404), [cut, None], answer(listed[:-40])):
+        server.behave = lambda request, steps=steps: steps
+        assert "Traceback" not in run("pull-logs", url, ok=False).stderr
+        assert logs(run) == {}
+    server.behave = lambda request: answer(listed)
+    done = json.loads(run("pull-logs", url, "--json").stdout)
+    assert done["added"] == [FIRST.origin, SECOND.origin] == list(logs(run))
+    assert (server.requests[-1].method, server.requests[-1].target) == ("GET", "/log-list.1")
 
 
 @pytest.mark.parametrize("source", ["http://127.0.0.1/list", "https://127.0.0.1/list", "no/such/file"])

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 from contextlib import contextmanager
 
 import pytest
 
-from ktlog.tlog.checkpoint import parse_signed_checkpoint
+from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
+from ktlog.tlog.note import Note, open_note, parse_signature_lines
 from tests.witness_log import NOW, Log
 from tests.witness_site import Session
 from witness.mark import MARK_WRITTEN
 from witness.store import BEFORE_COMMIT, WitnessStore
-from witness.witness import CHECKED
+from witness.together import Together
+from witness.witness import CHECKED, Answer, Witness
 
 FORKED = b"\x2a" * 32
 SECONDS = 30
 
 
+class Waiting:
+    """One of those who are answered later."""
+
+    def __init__(self) -> None:
+        self.heard: queue.SimpleQueue = queue.SimpleQueue()
+        self.answer = self.run = self.heard.put
+
+
+class Served:
+    """A witness as the daemon asks it: submissions that come together are worked on together, and answered later."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._together = Together(witness.add_checkpoints)
+
+    def add_checkpoint(self, body: bytes) -> Answer:
+        waiting = Waiting()
+        if self._together.put((body, waiting)):
+            self._together.lead()
+        while callable(heard := waiting.heard.get(timeout=SECONDS)):
+            heard()
+        return heard
+
+
+WAYS = {"asked and waited for": lambda witness: witness, "as the daemon asks": Served}
+
+
 class Stalled:
     """A session in which the next request stands still at a hook for as long as the block lasts."""
 
-    def __init__(self, path) -> None:
+    def __init__(self, path, way) -> None:
         self._at = ""
         self._there, self._go_on = threading.Event(), threading.Event()
         self._taken = threading.Lock()
         self.session = Session(path, reach=self._reach)
+        self._asked = way(self.session.witness)
 
     def _reach(self, name: str) -> None:
         with self._taken:
@@ -44,7 +74,7 @@ class Stalled:
         self._go_on.clear()
         self._at = hook
         answers: list = []
-        thread = threading.Thread(target=lambda: answers.append(self.session.witness.add_checkpoint(body)))
+        thread = threading.Thread(target=lambda: answers.append(self._asked.add_checkpoint(body)))
         thread.start()
         try:
             assert self._there.wait(SECONDS)
@@ -56,9 +86,9 @@ class Stalled:
         assert len(answers) == 1
 
 
-@pytest.fixture
-def stalled(tmp_path):
-    stalled = Stalled(tmp_path)
+@pytest.fixture(params=WAYS)
+def stalled(request, tmp_path):
+    stalled = Stalled(tmp_path, WAYS[request.param])
     assert stalled.session.submit(0, 3).status_code == 200
     yield stalled
     stalled.session.witness.store.close()
@@ -179,9 +209,11 @@ def test_nobody_hears_of_what_is_not_on_the_disk_and_counted(stalled, hook):
     assert sorted(ways) == [200, 409]
 
 
-def test_threads_at_random_never_get_two_trees_for_one_log(tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_threads_at_random_never_get_two_trees_for_one_log(tmp_path, way):
     """Eight clients, three logs, of each an honest branch and two that fork: what was answered is one history each."""
     session = Session(tmp_path)
+    asked, own = WAYS[way](session.witness), [signer.vkey for signer in session.witness.signers]
     branches = {
         origin: [Log(origin, algorithms=(1,), prefix=prefix) for prefix in (b"entry", b"entry", b"fork", b"branch")]
         for origin in ("a.example", "b.example", "c.example")
@@ -194,6 +226,7 @@ def test_threads_at_random_never_get_two_trees_for_one_log(tmp_path):
     }
     cosigned: list[tuple[str, int, bytes]] = []
     unforeseen: list = []
+    finished: list[int] = []
 
     def client(seed: int) -> None:
         draw = random.Random(seed)
@@ -202,8 +235,11 @@ def test_threads_at_random_never_get_two_trees_for_one_log(tmp_path):
             origin = draw.choice(list(branches))
             log = draw.choice(branches[origin][1:]) if draw.random() < 0.2 else branches[origin][1]
             new = min(5, max(1, sizes[origin] + draw.randrange(2)))
-            answer = session.witness.add_checkpoint(bodies[log, min(new, sizes[origin]), new])
+            answer = asked.add_checkpoint(bodies[log, min(new, sizes[origin]), new])
             if answer.status == 200:
+                text = format_checkpoint(Checkpoint(origin, new, log.root(new)))
+                opened = open_note(Note(text, parse_signature_lines(answer.body)), own)
+                assert len(opened) == len(own), "each gets the signatures of what he sent"
                 cosigned.append((origin, new, log.root(new)))
                 sizes[origin] = new
             elif answer.status == 409:
@@ -212,13 +248,14 @@ def test_threads_at_random_never_get_two_trees_for_one_log(tmp_path):
                 with_lift(session, origin)
             elif answer.status not in (403, 422, 429) and answer.reason != "Busy":
                 unforeseen.append(answer)
+        finished.append(seed)
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(SECONDS * 2)
-    assert not unforeseen and len(cosigned) > 40  # how many, the scheduler decides
+    assert not unforeseen and len(finished) == 8 and len(cosigned) > 40  # how many, the scheduler decides
     for origin, logs in branches.items():
         roots = {(size, root) for one, size, root in cosigned if one == origin}
         assert len({size for size, _ in roots}) == len(roots)
