@@ -235,7 +235,7 @@ class _Audit:
 
     def begin_map(self, network: Executor, *, anew: bool = False) -> MapAudit | None:
         """Begin with the log of maps, where the saved position is in it; *anew*: at its first leaf."""
-        log = map_log(self._log, self._request.policy)
+        log = self._request.map_log or map_log(self._log, self._request.policy)
         if log is None:
             self._report.skip("The map: the policy names no key of its log.")
             return None

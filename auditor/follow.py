@@ -48,6 +48,7 @@ class Follower:
         tier: "semantic" or "structural".
         given: heads known from elsewhere, to compare with.
         save_seconds: how long a first, long audit goes on before it saves where it is.
+        map_log: the log of the map; None: the one whose keys *policy* names, if any.
         collect: whether to give the events back where there is no on_events.
         on_events: must store events durably before it returns: it is called before the position beyond them is saved,
             so none is ever lost. After a crash, and as long as findings keep the position where it is, it is given
@@ -65,7 +66,7 @@ class Follower:
         progress: Progress = lambda stage, done, total: None,
         on_events: Callable[[Sequence[Event]], None] | None = None, from_start: bool = False,
         leaf_signatures: bool = True, tiles: Path | None = None, collect: bool = True,
-        save_seconds: float = SAVE_SECONDS,
+        save_seconds: float = SAVE_SECONDS, map_log: Log | None = None,
     ) -> None:
         self._state = state
         self._reader = reader
@@ -76,7 +77,7 @@ class Follower:
         self._from_start = from_start
         self._request = AuditRequest(
             log, policy, (), commitments, answers, max_age, workers, tier, leaf_signatures, tiles,
-            save_seconds,
+            save_seconds, map_log,
         )
 
     def advance(self, now: int) -> Advance:

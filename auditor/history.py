@@ -1,8 +1,11 @@
 """What an auditor remembers of a log for its report: one small file a log, ``DIR/reports/<origin>.json``.
 
+An audit in a watch's ``DIR/logs/<origin>`` goes on where the watch is, and its outcome goes to the watch's file.
+
 It holds the outcome of the last audits, who cosigned each head and when, how the log grew by its messages' own times,
 how often each action occurred, and the events that the specification asks the community to look at: BurnDowns,
-erasures, and actors who began anew. Events are counted once, by leaf index, however often an audit is repeated.
+erasures, and actors who began anew. Events are counted once, by leaf index, however often an audit is repeated. As
+long as nothing was audited, it holds what a watch's looks saw, the heads alone.
 
 The file proves nothing and is trusted by nobody but who wrote it; if it is lost, an audit with ``--from-start`` writes
 it anew. Its size is bounded: AUDITS outcomes, NOTABLE events, BUCKETS points of growth.
@@ -11,13 +14,16 @@ it anew. Its size is bounded: AUDITS outcomes, NOTABLE events, BUCKETS points of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from auditor.events import ERASURE, Event, index_of
-from auditor.report import Report
+from auditor.findings_store import DATABASE
+from auditor.report import Coverage, Report
 from auditor.state import origin_filename
+from ktlog.client.verify import Head
 from ktlog.durable import read_file, write_atomic
 from ktlog.errors import KtlogError, StoreError
 from ktlog.tlog.note import ED25519, open_note, parse_note
@@ -27,8 +33,9 @@ FORMAT = "ktlog-audit-history/v1"
 AUDITS, NOTABLE, BUCKETS = 400, 1000, 800
 FIRST_STEP_SECONDS = 900
 MAX_FILE_BYTES = 32 << 20
-WATCH, WATCH_SECONDS = "watch", 3600
-"""Who looked, where it was no `audit`; and how far apart its outcomes are kept, so that AUDITS are weeks."""
+WATCH, LOOK, WATCH_SECONDS = "watch", "look", 3600
+"""What it was, where it was no `audit`: a watch's reading, or a look of it, which compares heads and reads no entry;
+and how far apart their outcomes are kept, so that AUDITS are weeks."""
 QUIET_SECONDS = 600
 """How old the outcome of a watch becomes while nothing happens."""
 SAVE_EVERY = 4096
@@ -37,13 +44,21 @@ SAVE_EVERY = 4096
 Saved = dict[str, Any]
 
 
+def home(directory: Path, origin: str) -> Path:
+    """The directory that has the history of the log *origin*: of a watch's ``logs/<origin>``, the watch's own."""
+    inner = directory.absolute()
+    watch = inner.parent.parent
+    is_inner = (inner.parent.name, inner.name) == ("logs", origin_filename(origin)) and (watch / DATABASE).exists()
+    return watch if is_inner else directory
+
+
 def history_path(directory: Path, origin: str) -> Path:
     """Where the history of the log *origin* is kept below an auditor's directory."""
-    return directory / "reports" / f"{origin_filename(origin)}.json"
+    return home(directory, origin) / "reports" / f"{origin_filename(origin)}.json"
 
 
 class AuditHistory:
-    """The history of one log. Nothing is written before :meth:`save`.
+    """The history of one log. Nothing is written before :meth:`save`. Safe to use from two threads.
 
     Raises:
         StoreError: ``BadHistory``: the file is no history of this log.
@@ -58,12 +73,17 @@ class AuditHistory:
             "growth": {"step": FIRST_STEP_SECONDS, "points": {}}, "audits": [],
         }
         self._known = max(self._saved["read_to"], self._saved["covered"])
+        self._lock = threading.RLock()
 
     def take(self, events: Iterable[Event]) -> None:
         """Count *events* that were not counted yet: a hook for a follower's ``on_events``.
 
         They are written every now and then: what a kill takes away is not counted, and the report says how many.
         """
+        with self._lock:
+            self._take(events)
+
+    def _take(self, events: Iterable[Event]) -> None:
         before, erased = self._saved["covered"], self._saved["erasures"]
         for event in events:
             if event.action == ERASURE:
@@ -127,7 +147,14 @@ class AuditHistory:
             now: when, in Unix seconds. evidence: paths of files, by name and leaf index of what they are about.
             by: WATCH for a watch's reading.
         """
-        outcome = report.as_dict()
+        with self._lock:
+            self._drop_looks()
+            self._add(report.as_dict(), report, now, policy, evidence, by)
+
+    def _add(
+        self, outcome: Saved, report: Report, now: int, policy: Policy | None,
+        evidence: Mapping[tuple[str, int | None], str] | None, by: str,
+    ) -> None:
         for finding in outcome["findings"]:
             finding["evidence"] = (evidence or {}).get((finding["name"], finding.get("leaf_index")))
         self._pass(report.first, report.read_to if report.ok else 0)
@@ -150,16 +177,57 @@ class AuditHistory:
         Args:
             size: up to where all is judged now. complete: whether it was read to its end; else only how far it came.
         """
-        before = self._saved["audits"][-1:]
-        if not complete:
-            if self._pass(report.first, size):
-                self.save()
-        elif not (
-            before and before[0].get("by") == WATCH and report.first == size and report.ok
-            and before[0]["report"]["ok"] and 0 <= now - before[0]["time"] < QUIET_SECONDS
-        ):
-            self._pass(report.first, size)
-            self.add(report, now, policy, by=WATCH)
+        with self._lock:
+            before = self._saved["audits"][-1:]
+            if not complete:
+                if self._pass(report.first, size):
+                    self.save()
+            elif not (
+                before and before[0].get("by") == WATCH and report.first == size and report.ok
+                and before[0]["report"]["ok"] and 0 <= now - before[0]["time"] < QUIET_SECONDS
+            ):
+                self._pass(report.first, size)
+                self.add(report, now, policy, by=WATCH)
+
+    def add_look(
+        self, head: Head | None, now: int, policy: Policy | None, asked: Collection[str], silent: Collection[str],
+        why: str,
+    ) -> None:
+        """Remember a look of a watch, as long as nothing of the log was ever audited: then that says more.
+
+        Args:
+            head: the largest that the log itself showed now; None when it showed none.
+            asked: witnesses, mirrors and other addresses. silent: those of them that did not answer.
+            why: in a sentence, why no entry is read.
+        """
+        with self._lock:
+            last = self._saved["audits"][-1:]
+            if last and last[0].get("by") != LOOK:
+                return
+            report = Report(self._saved["origin"], Coverage("none"), Coverage("none"))
+            if head is not None:
+                report.tree_size, report.root, report.signed_head = head.size, head.root, head.note
+            report.cosigners = tuple(cosigned_at(report, policy)["cosigners"])
+            report.skip(why)
+            report.skip("Entries and their signatures, messages, what the map says of actors, and the API's answers:"
+                        " none of them was looked at.")
+            if policy is None:
+                report.skip("Cosignatures: no policy was given.")
+            for name in sorted(silent):
+                report.skip(f"What was shown to the {name}: it did not answer.")
+            if head is None:
+                report.skip("The log showed no head at the last look.")
+            looked = {"asked": sorted(asked), "silent": sorted(silent)}
+            outcome = report.as_dict() | {"looked": looked}
+            same = ("root", "cosigners", "looked", "not_checked")
+            if not last or now - last[0]["time"] not in range(QUIET_SECONDS) or any(
+                last[0]["report"].get(name) != outcome[name] for name in same
+            ):
+                self._add(outcome, report, now, policy, None, LOOK)
+
+    def _drop_looks(self) -> None:
+        audits = self._saved["audits"]
+        audits[:] = [one for one in audits if one.get("by") != LOOK]
 
     def _pass(self, first: int, size: int) -> bool:
         """Entries from *first* up to *size* were read; whether that is news. What nobody counted before is missing."""

@@ -213,7 +213,8 @@ def keys_in(state: AuditDirectory, origin: str) -> KeysOf:
 class LiveCheck:
     """Whose live documents are looked at when, for one log: those who are watched, a few each round.
 
-    Of a whole domain they are the actors that any entry was about since somebody subscribed to it.
+    Of a whole domain they are those who had keys when somebody subscribed to it (:mod:`auditor.present`), and the
+    actors that any entry was about since.
 
     Args:
         tell: keeps an alarm durably. pause: sleeps between two servers. chance: in [0, 1).

@@ -10,6 +10,7 @@ and this class is used by one of each.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ from auditor.promises import NAMES as PROMISED
 from auditor.promises import MapReader, check_map
 from auditor.report import Finding, Report
 from auditor.state import AuditDirectory
-from auditor.views import Budget, Source, look
+from auditor.views import THE_LOG, Budget, Source, look
 from auditor.watchfile import Watched
 from auditor.watchside import Gate, Reader, Side
 from ktlog.client.publicfiles import FileGetter, PublicFiles
@@ -167,13 +168,14 @@ class LogWatch:
         self._map_config: MapConfig | None = None
         self._reader = Reader(Gate(), watched.log, settings.pause)
         self._history: AuditHistory | None = None
+        self._history_lock, self._history_is_bad = threading.Lock(), False
         self._follower: Followed | None = None
         if watched.read == "all":
             self._follower = Follower(
                 watched.log, self._reader, state, policy=watched.policy,
                 commitments=parse_selection(watched.commitments), answers=parse_selection(watched.answers),
                 max_age=10 * 365 * 86_400,  # a reading judges entries; how old a head is, the looks judge
-                workers=settings.workers, on_events=self._take,
+                workers=settings.workers, on_events=self._take, map_log=watched.map,
             )
         self.overran = False
         """Whether the last reading was cut off by its budget."""
@@ -182,7 +184,10 @@ class LogWatch:
     # Looking
 
     def look(self, now: int) -> Round:
-        """Compare what everybody shows. *now*: Unix seconds. Raises StoreError; nothing is remembered then."""
+        """Compare what everybody shows. *now*: Unix seconds.
+
+        Raises StoreError; then nothing is remembered, or all but what the report is made of.
+        """
         began = self._settings.steady()
         done = Round(self.origin, "look", now)
         budget = Budget(
@@ -214,10 +219,20 @@ class LogWatch:
         done.size = looked[0].head.size if looked[0].head else None
         if len(looked) > 1 and looked[1].head:
             done.map_size = looked[1].head.size
+        self._remember_look(looked, now)
         done.blind = sorted({key or "the log" for one in looked for key in one.blind})
         done.complete = not done.blind
         done.seconds = self._settings.steady() - began
         return done
+
+    def _remember_look(self, looked: Sequence[Looked], now: int) -> None:
+        history = self._for_report()
+        if history is not None:
+            asked = {one.key for side in self._sides for one in side.sources if one.kind != THE_LOG}
+            silent = {key for one in looked for key in one.blind} & asked
+            why = ("No reading of this log came to its end yet." if self.reads else
+                   'The watch of this log has read = "none": it compares heads, and nothing was audited.')
+            history.add_look(looked[0].head, now, self._sides[0].policy, asked, silent, why)
 
     def _look_at(self, side: Side, budget: Budget, pool: ThreadPoolExecutor, now: int) -> Looked:
         views = look(side.log, side.sources, budget, pool)
@@ -314,14 +329,17 @@ class LogWatch:
 
     def _for_report(self) -> AuditHistory | None:
         """What `report` reads. A file that is none costs the report, and not the watch."""
-        if self._history is None:
-            try:
-                self._history = AuditHistory(self._main.path, self.origin)
-            except StoreError as error:
-                if error.name != "BadHistory":
-                    raise
-                _LOG.warning("nothing is written for the report: %s", error)
-        return self._history
+        with self._history_lock:
+            if self._history is None:
+                try:
+                    self._history = AuditHistory(self._main.path, self.origin)
+                except StoreError as error:
+                    if error.name != "BadHistory":
+                        raise
+                    if not self._history_is_bad:  # said once, not at each look
+                        _LOG.warning("nothing is written for the report: %s", error)
+                    self._history_is_bad = True
+            return self._history
 
     def _ask_peers(self, now: int) -> tuple[list[Condition], set[str]]:
         if not self.watched.peers:

@@ -16,6 +16,7 @@ from auditor.summary import Summary
 _VERDICTS: dict[str, tuple[str, str, str]] = {
     "clean": ("✓", "No fault found", "good"),
     "partly": ("◐", "No fault found in what was checked", "some"),
+    "unaudited": ("–", "Not audited", "some"),
     "convicted": ("✕", "Convicted", "bad"),
     "faults": ("✕", "Faults found", "bad"),
     "unwitnessed": ("!", "Too few witnesses", "warn"),
@@ -92,6 +93,13 @@ def _seconds(value: float | None) -> str:
 
 
 def _sentence(summary: Summary) -> str:
+    """The verdict; of a log that was never audited it says so, whatever else was found."""
+    rest = "" if summary["verdict"]["state"] == "unaudited" or not summary["audits"]["looks"] else (
+        " No entry of it was audited: a watch compared heads.")
+    return _verdict_words(summary) + rest
+
+
+def _verdict_words(summary: Summary) -> str:
     origin, report, state = summary["origin"], summary["report"], summary["verdict"]["state"]
     at = _when(summary["as_of"])
     size = summary["tree_size"]
@@ -102,6 +110,13 @@ def _sentence(summary: Summary) -> str:
         read = report.get("read_to", report["entries_audited"])
         return (f"No fault was found in {_count(read, 'entry')} of {origin} by {at}, but not all of it was checked: the"
                 " list below says what was left out.")
+    if state == "unaudited":
+        if summary["tree_size"] is None:
+            return f"Nothing of {origin} was audited, and it showed no head when a watch last asked for one, on {at}."
+        others = len(report["looked"]["asked"]) - len(report["looked"]["silent"])
+        return (f"Nothing of {origin} was audited. A watch compared the head that it showed on {at} with what it had"
+                f" shown before and with the heads of {_count(others, 'other')}, and has nothing against it; at what is"
+                " in the log nobody looked.")
     if state == "convicted":
         return (f"{origin} signed statements that cannot all be true. The evidence below convicts it before anybody who"
                 " knows its key: do not trust keys from this log.")
@@ -144,8 +159,10 @@ def _facts(summary: Summary) -> Html:
         ("Entries", "–" if summary["tree_size"] is None else f"{summary['tree_size']:,}"),
         ("Actors", f"{report['actors']:,}"), ("Erased actors", f"{report['erasures']:,}"),
         ("Cosigners", f"{len(report['cosigners']):,}"), ("Audits", f"{audits['count']:,}"),
-        ("Last audit", _day(summary["as_of"])),
+        ("Last look" if audits["looks"] else "Last audit", _day(summary["as_of"])),
     ]
+    if audits["looks"]:  # nobody counted them
+        facts = [one for one in facts if one[0] not in ("Actors", "Erased actors")]
     root = summary["root"]
     return join(
         _numbers(facts),
@@ -163,7 +180,9 @@ def _findings(summary: Summary, directory: Path) -> Html:
     rows = summary["findings"]
     if not rows:
         return _section("Findings", element("p", _mark("✓", "None.", "good"),
-                                            " Neither the last audit nor a watch has anything against this log."))
+                                            " Neither the last audit nor a watch has anything against this log."
+                                            if not summary["audits"]["looks"] else
+                                            " A watch that compared heads has nothing against this log."))
     shown = element("ol", *(_finding(one, directory) for one in rows[:_SHOWN_FINDINGS]), class_="findings")
     more = len(rows) - _SHOWN_FINDINGS
     omitted = sum(summary["report"]["findings_omitted"].values()) + max(more, 0)
@@ -214,8 +233,10 @@ def _checked(summary: Summary) -> Html:
                             element("td", mark)))
     report = summary["report"]
     who = ", ".join(report["cosigners"])
-    by = (f"Checked by whoever sent you this page, with ktlog-auditor, in {_seconds(report['seconds'])} on"
-          f" {_when(summary['as_of'])}; {f'the head is cosigned by {who}' if who else 'no cosigner was asked for'}.")
+    heads = "Heads alone, compared" if summary["audits"]["looks"] else "Checked"
+    took = "" if summary["audits"]["looks"] else f", in {_seconds(report['seconds'])}"
+    by = (f"{heads} by whoever sent you this page, with ktlog-auditor{took} on {_when(summary['as_of'])};"
+          f" {f'the head is cosigned by {who}' if who else 'no cosigner was asked for'}.")
     rest = summary["not_checked"]
     taken = report.get("taken", [])
     return _section(
@@ -236,6 +257,8 @@ def _scrutinise(summary: Summary) -> Html:
     note = ("With a BurnDown an operator takes all keys of an actor away; an erasure takes the actor out; an actor who"
             " begins anew has a first key that no earlier key vouched for. Each is allowed, and each is how an account"
             " would be taken over. Whoever it happened to should know of it.")
+    if summary["audits"]["looks"] and not found["events"]:
+        return _section("Events to look at", element("p", "No entry was read, so none is known."), note=note)
     if not found["events"]:
         return _section("Events to look at", counts, element("p", _mark("✓", "None so far.", "good")), note=note)
     rows = [
@@ -320,11 +343,13 @@ def _latency(summary: Summary) -> Html:
 def _footer(summary: Summary) -> Html:
     audits = summary["audits"]
     by_watch = f", {audits['by_watch']:,} by a watch, of which one an hour is kept" if audits["by_watch"] else ""
+    many = (f"No audit; {_count(audits['looks'], 'look')} of a watch since {_when(audits['first'], day=True)}, of which"
+            " one an hour is kept" if audits["looks"] else
+            f"{_count(audits['count'], 'audit')} since {_when(audits['first'], day=True)}, {audits['clean']:,} of them"
+            f" without a finding{by_watch}")
     return element(
         "footer",
-        element("p", f"{_count(audits['count'], 'audit')} since {_when(audits['first'], day=True)}, {audits['clean']:,}"
-                     f" of them without a finding{by_watch}. This page says what one auditor saw. It proves nothing by"
-                     " itself: run your own."),
+        element("p", f"{many}. This page says what one auditor saw. It proves nothing by itself: run your own."),
         element("pre", f"ktlog-auditor audit {summary['origin']} --dir DIR --policy YOUR.policy", Html("\n"),
                 "ktlog-auditor verify-evidence FILE --vkey KEY"),
     )

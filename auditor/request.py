@@ -63,6 +63,7 @@ class AuditRequest:
     ``known`` are heads signed before, that of the last clean audit among them. ``workers`` is the
     number of threads, or processes, that verify. ``max_age`` is in seconds. ``tiles`` is the directory
     of a local copy of the log's published files, for the workers; the reader given beside it reads it too.
+    ``map_log`` is the log of the map; None: the one whose keys the policy names, if it names any.
     """
 
     log: Log
@@ -76,3 +77,4 @@ class AuditRequest:
     leaf_signatures: bool = True
     tiles: Path | None = None
     save_seconds: float = SAVE_SECONDS
+    map_log: Log | None = None

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from statistics import median
 from typing import Any
 
-from auditor.history import WATCH
+from auditor.history import LOOK, WATCH
 from auditor.report import EXIT_CODES
 
 FORMAT = "ktlog-report/v1"
@@ -23,7 +23,7 @@ def summarise(history: dict[str, Any], watched: Sequence[dict[str, Any]] | None 
     """What the page shows and ``--json`` prints.
 
     Args:
-        history: as :func:`auditor.history.load_history` gives it, with one audit at least.
+        history: as :func:`auditor.history.load_history` gives it, with one audit, or one look, at least.
         watched: rows of a watch's findings about this log and its map, as dictionaries; None where nobody watches.
     """
     audits = history["audits"]
@@ -31,6 +31,7 @@ def summarise(history: dict[str, Any], watched: Sequence[dict[str, Any]] | None 
     report = last["report"]
     # What a watch's reading met is among the watch's findings, if it held for long enough to be one.
     told_by_watch = watched is not None and last.get("by") == WATCH
+    looks = sum(one.get("by") == LOOK for one in audits)
     findings = _findings([] if told_by_watch else report["findings"], last["time"], watched or ())
     return {
         "format": FORMAT,
@@ -38,8 +39,9 @@ def summarise(history: dict[str, Any], watched: Sequence[dict[str, Any]] | None 
         "as_of": last["time"],
         "verdict": _verdict(report, findings),
         "audits": {
-            "count": len(audits), "first": audits[0]["time"], "clean": sum(bool(one["report"]["ok"]) for one in audits),
-            "by_watch": sum(one.get("by") == WATCH for one in audits),
+            "count": len(audits) - looks, "first": audits[0]["time"],
+            "clean": 0 if looks else sum(bool(one["report"]["ok"]) for one in audits),
+            "by_watch": sum(one.get("by") == WATCH for one in audits), "looks": looks,
         },
         "tree_size": report["tree_size"],
         "root": report["root"],
@@ -66,12 +68,21 @@ def _verdict(report: dict[str, Any], findings: Sequence[dict[str, Any]]) -> Summ
     }
     if gravest is not None:
         return {"state": states[gravest], "complete": False}
+    if report.get("looked"):
+        return {"state": "unaudited", "complete": False}
     return {"state": "clean" if report["complete"] else "partly", "complete": bool(report["complete"])}
 
 
 def _checked(report: dict[str, Any]) -> list[Summary]:
     """Each thing that an audit looks at: how many were checked, of how many; None where it is not known."""
     size = report["tree_size"]
+    if looked := report.get("looked"):
+        asked = len(looked["asked"])
+        return [
+            _row("witnesses, mirrors and other addresses that answered", asked - len(looked["silent"]), asked),
+            _row("cosigners behind the head", len(report["cosigners"]), None),
+            _row("entries in the signed tree", 0, size),
+        ]
     covered = report.get("covered") or {}
     semantic = report.get("tier", "semantic") == "semantic"
     return [

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from auditor.findings_store import DATABASE, FindingStore
-from auditor.history import load_history, origins
+from auditor.history import home, load_history, origins
 from auditor.page import render
 from auditor.summary import summarise
 from ktlog.durable import file_errors, write_atomic
@@ -28,8 +28,9 @@ def command(log: str, directory: Path, output: Path | None, as_json: bool) -> No
     """Write one page about LOG: what was checked by whom and when, how it grew, and what was found.
 
     LOG is an origin (keys.example.com) or its https URL. Nothing is asked of anybody: the page says what the audits in
-    --dir saw, and what a watch in the same directory read and found. It is one file that needs nothing else, without
-    scripts, and the same input gives the same bytes.
+    --dir saw, and what a watch in the same directory read and found. Of a log that was never audited it says what the
+    watch's looks compared, and that nothing was audited. It is one file that needs nothing else, without scripts, and
+    the same input gives the same bytes.
 
     \b
     Example:
@@ -42,9 +43,8 @@ def command(log: str, directory: Path, output: Path | None, as_json: bool) -> No
     if history is None or not history["audits"]:
         known = ", ".join(origins(directory)) or "none"
         raise UsageError(
-            "NoAudit", f"{directory} has no audit of {origin}; it has audits of: {known}",
-            hint=f"Audit it first: ktlog-auditor audit {origin} --dir {directory}. A watch is as good once it has read"
-                 " the log to its end; one with read = \"none\" never does.",
+            "NoAudit", f"{directory} has no audit of {origin}, and no look at it; it has those of: {known}",
+            hint=f"Audit it first: ktlog-auditor audit {origin} --dir {directory}; or watch it.",
         )
     summary = summarise(history, watched(directory, origin))
     if output is not None:
@@ -54,11 +54,13 @@ def command(log: str, directory: Path, output: Path | None, as_json: bool) -> No
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
     elif output is not None:
-        click.echo(f"{output}: {summary['verdict']['state']}, as of the last audit")
+        last = "look, and nothing was audited" if summary["audits"]["looks"] else "audit"
+        click.echo(f"{output}: {summary['verdict']['state']}, as of the last {last}")
 
 
 def watched(directory: Path, origin: str) -> list[dict[str, Any]] | None:
     """A watch's findings about a log and its map; None where nobody watches."""
+    directory = home(directory, origin)
     if not (directory / DATABASE).exists():
         return None
     with FindingStore(directory, read_only=True) as store:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from random import SystemRandom
 
 import click
 
+from auditor.alarm import printable_line
 from auditor.commands.common import fetcher
 from auditor.commands.owning import config_option, directory_option, find_sink, json_option, load_sinks, open_outbox
+from auditor.live import LiveCheck
+from auditor.present import Present, present
 from auditor.sinks import TERMINAL
 from auditor.subscriptions import ACTOR, DOMAIN, KEY, Subscriptions
 from ktlog.errors import EncodingError, UsageError
 from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
 from ktlog.wire.actor_id import parse_https_url
 from ktlog.wire.webfinger import resolve_handle
+
+SHOWN = 50
+"""Actors of a domain, on a terminal."""
 
 
 @click.command("subscribe")
@@ -47,6 +54,8 @@ def command(
 
     A handle is resolved now, by asking its own server, and the actor id is what is watched.
 
+    Of a domain it says at once who has keys in the log already, by the entries that the watch in --dir has read.
+
     \b
     Examples:
       ktlog-auditor subscribe keys.example.com --dir ./watch --actor @alice@example.social --to mail
@@ -66,11 +75,36 @@ def command(
             subscriptions.add(origin, kind, text, sink, label, int(time.time()), first)
             for kind, text in wanted for sink in dict.fromkeys(sinks)
         ]
+        # After the rows are there: whoever enrols in between is told of twice, and not missed.
+        hosts = dict.fromkeys(row.subject for row in rows if row.kind == DOMAIN and row.subject is not None)
+        there = {host: present(directory, origin, host) for host in hosts}
+        live = LiveCheck(outbox, subscriptions, origin, lambda alarm, actor_id: False, chance=SystemRandom().random)
+        for found in there.values():
+            live.note([] if found is None else [actor_id for actor_id, _ in found.actors], int(time.time()))
     if as_json:
-        click.echo(json.dumps({"subscriptions": [row.as_dict() for row in rows], "ok": True}))
+        click.echo(json.dumps({
+            "subscriptions": [row.as_dict() for row in rows],
+            "there": [found.as_dict() for found in there.values() if found is not None], "ok": True,
+        }))
         return
     for row in rows:
         click.echo(f"{row.id}: {row.kind} {row.subject} in {row.origin}, to {row.sink}")
+    for host, found in there.items():
+        click.echo("\n".join(printable_line(line) for line in _there(host, found)))
+
+
+def _there(host: str, found: Present | None) -> list[str]:
+    """Who is there already, of whom no alarm will tell; or why nobody can be named yet."""
+    if found is None:
+        return [f"The watch has read no entry of the log yet: its first reading tells who of {host} is in it."]
+    if not found.actors:
+        return [f"Nobody of {host} has a key by the {found.read_to:,} entries that the watch has read."]
+    rest = len(found.actors) - SHOWN + found.more
+    return [
+        f"By the {found.read_to:,} entries that the watch has read, these of {host} have keys; no alarm tells of them:",
+        *(f"  {actor_id}: {keys}" for actor_id, keys in found.actors[:SHOWN]),
+        *([f"  ... and {rest:,} more; --json lists them"] if rest > 0 else []),
+    ]
 
 
 def parse_origin(text: str) -> str:

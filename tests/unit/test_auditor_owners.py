@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from click.testing import CliRunner
 import auditor.sinks
 from auditor.alarm import finding_alarm
 from auditor.alarmproof import verify_alarm
+from auditor.audit import parse_selection
 from auditor.cli import ktlog_auditor
 from auditor.events import ERASURE, Event, erased_name, erasure_event, events_of
+from auditor.fetch import LogReader
+from auditor.follow import Follower
 from auditor.live import keys_in
 from auditor.outbox import KEPT_ALARMS, MAX_WAITING, Outbox
 from auditor.outbox_room import MAX_FINDINGS_WAITING
 from auditor.owners import Owners
 from auditor.report import Finding
+from auditor.saved import Actors
 from auditor.sinks import KINDS
+from auditor.state import AuditDirectory
 from auditor.subscriptions import ACTOR, DOMAIN, KEY, Subscriptions
 from ktlog.client.publicfiles import PublicFiles
 from ktlog.client.verify import open_head
@@ -332,6 +338,48 @@ def test_the_commands_of_an_owner_read_as_a_session(tmp_path: Path) -> None:
     assert "took the test alarm" in run("test-sink", "feed", *where)
     assert b"test alarm" in (tmp_path / "w" / "feed.xml").read_bytes()
     assert json.loads(run("alarms", *where, "--json"))["waiting"] == 0
+
+
+def test_who_subscribes_to_a_domain_is_told_at_once_who_is_there(tmp_path: Path) -> None:
+    """Of what a watch has read no alarm tells; so the command does, while the watch runs, and their servers are asked."""
+    words = ("subscribe", ORIGIN, "--dir", str(tmp_path), "--domain", "alpha.example")
+    assert "has read no entry of the log yet" in run(*words) and json.loads(run(*words, "--json"))["there"] == []
+    world = honest_world()
+    keys = {name: len(actor.keys) for name, actor in world.directory.actors.items()}
+    ours = {name: count for name, count in keys.items() if count and name.startswith("https://alpha.example/")}
+    assert ours and len(ours) < len(keys)
+    with AuditDirectory(tmp_path / "logs" / ORIGIN) as state:
+        reader = LogReader(world.clone(), f"https://{ORIGIN}")
+        none = parse_selection("none")
+        assert Follower(log_under_audit(), reader, state, commitments=none, answers=none).advance(NOW).size == ENTRIES
+        with state.ledger(ORIGIN, "semantic") as ledger:  # as in the midst of a reading: of its rows none counts
+            new = replace(world.directory.actors[ALICE], actor_id="https://alpha.example/users/new")
+            Actors(ledger, 0)[new.actor_id] = new
+            told = json.loads(run(*words, "--json"))
+    (there,) = told["there"]
+    assert {one["id"]: one["keys"] for one in there["actors"]} == ours
+    assert (there["domain"], there["read_to"], there["as_of"], there["more"]) == ("alpha.example", ENTRIES, NOW, 0)
+    assert f"  {ALICE}: {ours[ALICE]}" in run(*words).splitlines()
+    # A host is that very host.
+    for host in ("alpha.exampl", "pha.example", "users.alpha.example"):
+        assert f"Nobody of {host} has a key by the {ENTRIES}" in run(*words[:-1], host)
+    with Outbox(tmp_path) as outbox:
+        assert {name for (name,) in outbox.read("SELECT actor_id FROM live_checks")} == set(ours)
+        outbox.forget_actor(ORIGIN, map_index(ORIGIN, ALICE), [])
+        assert outbox.names_of(ORIGIN, map_index(ORIGIN, ALICE)) == []
+
+
+def test_a_damaged_row_is_said_and_nothing_is_listed(tmp_path: Path) -> None:
+    with AuditDirectory(tmp_path / "logs" / ORIGIN) as state:
+        none = parse_selection("none")
+        Follower(
+            log_under_audit(), LogReader(honest_world().clone(), f"https://{ORIGIN}"), state, commitments=none, answers=none
+        ).advance(NOW)
+        with state.ledger(ORIGIN, "semantic") as ledger:
+            ledger.put("actor", bytes(32), b'["https://alpha.example/users/x", 7]')
+            ledger.keep()
+    words = ("subscribe", ORIGIN, "--dir", str(tmp_path), "--domain", "alpha.example")
+    assert CliRunner().invoke(ktlog_auditor, words).exception.name == "Corrupt"
 
 
 # In the watch

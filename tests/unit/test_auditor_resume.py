@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +29,11 @@ from auditor_world import (
 from test_auditor_erasures import BOB, GINA, ErasedWorld
 
 from auditor.audit import Selection
+from auditor.events import Event
 from auditor.fetch import LocalCopy, LogReader
 from auditor.follow import Advance, Follower
+from auditor.outbox import Outbox
+from auditor.owners import Owners
 from auditor.position import KEPT_SIZES, STRUCTURAL, Position, decode_position, note_shown
 from auditor.report import Finding, Findings
 from auditor.state import AuditDirectory
@@ -269,6 +275,39 @@ def test_events_are_handed_over_before_the_position_beyond_them_is_saved(tmp_pat
     with AuditDirectory(tmp_path) as state:
         again = follower(honest_world().clone(), state, on_events=got.extend).advance(NOW)
     assert (again.first, again.events, len(got)) == (0, [], 9)
+
+
+def test_no_position_is_saved_before_the_alarms_up_to_it_are_in_the_outbox(tmp_path: Path) -> None:
+    """In the midst of a reading and at its end: else a kill between the two would lose an alarm, and nobody know."""
+    world = honest_world().clone()
+    for _ in range(260):
+        world.say(checkpoint_message(world), "beta")
+    world.say(Fireproof(ALICE, world.next_time()), "alice-2")
+    put: list[tuple[int, int]] = []
+
+    class Watched(Outbox):
+        def put_all(self, alarms, now: int) -> int:
+            put.extend((alarm.more["leaf_index"], saved_size()) for alarm, _ in alarms)
+            return super().put_all(alarms, now)
+
+    def saved_size() -> int:
+        """As whoever comes after a kill would read it."""
+        with closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True)) as other:
+            rows = other.execute("SELECT position FROM logs WHERE position IS NOT NULL").fetchall()
+        return decode_position(rows[0][0]).size if rows else 0
+
+    with AuditDirectory(tmp_path) as state, Watched(tmp_path) as outbox:
+        owners = Owners(outbox, {})
+        owners.subscriptions.add(ORIGIN, "actor", ALICE, "box", "", NOW)
+        reader = LogReader(world.publish(), f"https://{ORIGIN}")
+
+        def take(events: Sequence[Event]) -> None:
+            owners.take(ORIGIN, events, None, reader, NOW)
+
+        assert follower(world, state, on_events=take).advance(NOW).size == 271
+        assert saved_size() == 271 and outbox.waiting() == 5
+    assert [index for index, _ in put] == [0, 2, 3, 9, 270]
+    assert all(index >= size for index, size in put) and {size for _, size in put} == {0, 256}
 
 
 # What catching up costs

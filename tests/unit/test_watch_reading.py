@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from auditor.evidence.judge import Known
 from auditor.fetch import LogReader
 from auditor.follow import Follower
 from auditor.history import AuditHistory
+from auditor.report import Coverage, Report
 from auditor.state import AuditDirectory
 from ktlog.client.verify import Log
 from ktlog.errors import StoreError, Unreachable, UsageError
@@ -27,16 +29,26 @@ from ktlog.tlog.tiles import bundles_between, format_bundle, tile_nodes, tiles_b
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
 from ktlog.wire.httpsig_response import Exchange, content_digest, sign_response
 from ktlog.wire.receipts import format_receipt
-from tests.auditor_world import ORIGIN, World, checkpoint_message, honest_world, log_signers, person, public
+from tests.auditor_world import NOW, ORIGIN, World, checkpoint_message, honest_world, log_signers, person, public
 from tests.liars.judges import Watcher
-from tests.liars.names import MAP, URL, audited_log, policy
-from tests.liars.zoo import story
+from tests.liars.names import MAP, URL, audited_log
+from tests.liars.names import ORIGIN as LIARS_ORIGIN
+from tests.liars.names import policy as liars_policy
+from tests.liars.zoo import BEN, story
 from tests.pkd_samples import quick_argon2  # noqa: F401
-from tests.watch_world import WatchedWorld
+from tests.watch_world import MIRROR_HOST, WITNESS_HOST, WatchedWorld
 
 MAP_SIGNER = signer_from_seed(f"{ORIGIN}/map", COSIGNATURE_MLDSA44, b"\x09" * 32)
 MAP_LOG = Log(f"{ORIGIN}/map", (MAP_SIGNER.vkey,), f"https://{ORIGIN}/map")
 CONFIG = MapConfig(ORIGIN, "spec")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_world(quick_argon2):  # noqa: F811
+    """A world that was made with the quick hash is no other module's."""
+    honest_world.cache_clear()
+    yield
+    honest_world.cache_clear()
 
 
 def publish_map(log: World, leaves: list[OutputLeaf]) -> None:
@@ -298,7 +310,7 @@ def test_receipts_that_are_kept_late_and_broken(promised):
 @pytest.mark.usefixtures("quick_argon2")  # as tests/unit/test_liars.py: the story is told once in a process
 def test_one_policy_asks_witnesses_for_the_log_and_everybody_for_its_map(tmp_path: Path) -> None:
     """tests/liars/names.py has groups of witnesses and verifiers, quorum both, in its policy of the map."""
-    log, both = story(), policy(MAP)
+    log, both = story(), liars_policy(MAP)
     with Watcher(tmp_path / "watch", log, policy=both, map_policy=None) as watcher:
         assert [sorted(side.policy.witnesses) for side in watcher._log._sides] == [
             ["w1", "w2", "w3"], ["v1", "w1", "w2", "w3"],
@@ -310,6 +322,21 @@ def test_one_policy_asks_witnesses_for_the_log_and_everybody_for_its_map(tmp_pat
     reader = LogReader(log, URL, pause=lambda _: None)
     with AuditDirectory(tmp_path / "audit") as state:
         assert Follower(audited_log(), reader, state, policy=both).advance(log.now).report.ok
+
+
+@pytest.mark.parametrize("given", [{}, {"map_policy": None}, {"policy": None, "map_policy": None}])
+def test_a_reading_derives_the_map_whoever_named_its_key(tmp_path: Path, given: dict) -> None:
+    """Be it in the map's own policy, or given beside: where the map is watched, its roots are derived."""
+    honest = story()
+    lying = story().chat()
+    lying.grow(leaves=lying.map_with(BEN, fireproof=False))
+    for log, found in ((honest, set()), (lying, {"MapNotDerived"})):
+        options = {
+            "policy": liars_policy(LIARS_ORIGIN, mapped=False), "read": "all", "commitments": "none", "answers": "none", **given,
+        }
+        with Watcher(tmp_path / f"watch{len(found)}", log, **options) as watcher:
+            watcher.read(log.now)
+            assert watcher.names() == found
 
 
 @pytest.mark.parametrize("info", [{}, {"public-key": encode_public_key(public("them"))}])
@@ -354,7 +381,8 @@ def test_a_watch_alone_is_enough_for_the_report(read, capsys):
 
     clean = numbers()
     assert (clean["as_of"], clean["tree_size"], clean["verdict"]["state"], clean["findings"]) == (first, 10, "partly", [])
-    assert clean["audits"] == {"count": 1, "first": first, "clean": 1, "by_watch": 1} and clean["not_counted"] == 0
+    assert clean["audits"] == {"count": 1, "first": first, "clean": 1, "by_watch": 1, "looks": 0}
+    assert clean["not_counted"] == 0
     extend(read)
     good = read.net.world.serve[read.net.world.records_path]
     read.net.world.serve[read.net.world.records_path] = good.replace(b"Checkpoint", b"Checkpoimt")
@@ -372,6 +400,71 @@ def test_a_watch_alone_is_enough_for_the_report(read, capsys):
     mended = numbers()
     assert mended["verdict"]["state"] == "partly" and {one["open"] for one in mended["findings"]} == {False}
     assert (mended["tree_size"], mended["report"]["read_to"], mended["actions"]) == (11, 11, clean["actions"])
+
+
+def numbers_of(directory: Path, capsys) -> dict:
+    capsys.readouterr()
+    report.main([ORIGIN, "--dir", str(directory), "--json"], standalone_mode=False)
+    return json.loads(capsys.readouterr().out)
+
+
+def page_of(directory: Path) -> str:
+    page = directory / "page.html"
+    report.main([ORIGIN, "--dir", str(directory), "-o", str(page)], standalone_mode=False)
+    return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8").partition("<body>")[2])
+
+
+def test_a_watch_that_reads_nothing_reports_what_it_compared_and_that_nothing_was_audited(tmp_path, capsys):
+    with WatchedWorld(tmp_path, witnesses=(f"https://{WITNESS_HOST}",), mirrors=(f"https://{MIRROR_HOST}",)) as made:
+        made.net.mirror_shows(made.net.world)
+        made.net.down.add(WITNESS_HOST)
+        first = made.look()[0].began
+        said = numbers_of(tmp_path, capsys)
+        assert (said["verdict"], said["tree_size"], said["as_of"]) == (
+            {"state": "unaudited", "complete": False}, 10, first)
+        assert said["audits"] == {"count": 0, "first": first, "clean": 0, "by_watch": 0, "looks": 1}
+        assert [(row["checked"], row["total"]) for row in said["checked"]] == [(1, 2), (3, None), (0, 10)]
+        assert said["report"]["looked"]["silent"] == [f"witness {WITNESS_HOST}"]
+        assert any(f"the witness {WITNESS_HOST}: it did not answer" in one for one in said["not_checked"])
+        assert "nothing was audited" in said["not_checked"][0] and [one["heads"] for one in said["latency"]] == [1, 1, 1]
+        words = page_of(tmp_path)
+        assert "Not audited" in words and f"Nothing of {ORIGIN} was audited" in words and "1 other" in words
+        assert "No fault found" not in words and "No audit; 1 look of a watch" in words
+        # A quiet watch writes seldom, one that finds something says both; and no look outlives an audit.
+        made.look(8)
+        assert numbers_of(tmp_path, capsys)["as_of"] == first
+        made.net.world.serve["checkpoint"] = made.net.world.checkpoint(root=bytes(32))
+        made.look()
+        said = numbers_of(tmp_path, capsys)
+        assert said["verdict"]["state"] == "convicted" and "No entry of it was audited" in page_of(tmp_path)
+        made.net.down.add(ORIGIN)
+        made.look()
+        said = numbers_of(tmp_path, capsys)
+        assert said["tree_size"] is None and "showed no head" in said["not_checked"][-1]
+    with WatchedWorld(tmp_path, read="all", answers="none") as made:
+        made.look()
+        assert "came to its end" in numbers_of(tmp_path, capsys)["not_checked"][0]
+        reading(made)
+        made.look()
+        said = numbers_of(tmp_path, capsys)
+        assert (said["audits"]["count"], said["audits"]["looks"], said["report"]["read_to"]) == (1, 0, 10)
+
+
+def test_an_audit_in_a_log_s_directory_of_a_watch_is_in_the_one_report(tmp_path, capsys):
+    inner = tmp_path / "logs" / ORIGIN
+    outside = AuditHistory(inner, ORIGIN).path  # no watch is there yet: it is a directory like any other
+    with WatchedWorld(tmp_path, read="all", answers="none") as made:
+        reading(made)
+    inner.mkdir()
+    kept = AuditHistory(inner, ORIGIN)
+    assert kept.path == AuditHistory(tmp_path, ORIGIN).path != outside
+    kept.add(Report(ORIGIN, Coverage("all"), Coverage("all"), tree_size=11, root=bytes(32), read_to=11), NOW + 600)
+    both = numbers_of(tmp_path, capsys)
+    assert both == numbers_of(inner, capsys) and both["tree_size"] == 11
+    assert (both["audits"]["count"], both["audits"]["by_watch"]) == (2, 1)
+    # Of another log than the directory's it says nothing, and no other directory is a watch's.
+    assert AuditHistory(inner, "other.example").path.is_relative_to(inner)
+    assert AuditHistory(tmp_path / "logs" / "x" / ORIGIN, ORIGIN).path.is_relative_to(tmp_path / "logs" / "x")
 
 
 def test_a_history_that_is_none_costs_no_reading(read):
