@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from ktlog.client import verify
 from ktlog.client.answer import Answer
 from ktlog.client.heads import Heads
 from ktlog.client.logonly import LogOnly
-from ktlog.client.mapped import MapLookups
+from ktlog.client.mapped import ATTEMPTS, MapLookups, Proven, busy
 from ktlog.client.rotation import Learnt, LogKeys
 from ktlog.client.terms import Getter
 from ktlog.client.trust import TrustStore, parse_domains
@@ -22,6 +23,8 @@ from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.wire.actor_id import actor_domain, canonical_actor_id, parse_handle
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.webfinger import resolve_handle
+
+T = TypeVar("T")
 
 DEFAULT_STATE = "~/.local/share/ktlog"
 
@@ -118,9 +121,9 @@ class Directory:
             full: check every message behind the keys, too. Some 40 ms for each attribute of each message.
 
         Raises:
-            NotLogged: without a map only: the log says that it knows nothing of the actor, or (``Erased``) that it
-                erased them.
-            Invalid, PolicyUnmet, Stale: a check failed; the name says which.
+            NotLogged: ``UnknownHandle``: the handle's server knows no such account. Otherwise without a map only: the
+                log says that it knows nothing of the actor, or (``Erased``) that it erased them.
+            Invalid, PolicyUnmet, Stale: a check failed; the name says which (``BadWebFinger``: of the handle's server).
             Forked: the log is caught, and ``evidence`` convicts it. It is remembered, and every later lookup
                 in that log raises ``Convicted`` until a person removes the file that the hint names.
             Unreachable: nothing was learnt.
@@ -136,57 +139,66 @@ class Directory:
 
         Raises:
             Conflict: ``LogsDisagree``: the actor is present in one and not in another, or with other keys.
-                ``stored`` holds the answers.
+                ``stored`` holds the answers, none of which is remembered.
             UsageError: ``NoMap``, the policy does not trust the map of one of them.
             Everything that :meth:`lookup` raises, for any of the logs.
         """
         handle, actor_id = self._resolve(name)
-        answers: dict[str, Answer] = {}
-        for origin in dict.fromkeys(origins):
+        origins = list(dict.fromkeys(origins))
+        for origin in origins:
             if not self._has_map(origin):
                 raise UsageError(
                     "NoMap", f"the policy has no log line for {map_origin(origin)}: what {origin} leaves out cannot"
                     " be noticed",
                 )
-            answers[origin] = self._lookup_in(origin, handle, actor_id, full)
-        said = {
-            origin: (type(answer), frozenset(key.public_key for key in answer.keys))
-            for origin, answer in answers.items()
-        }
-        if len(set(said.values())) > 1:
-            texts = [f"{origin}: {kind.__name__}, {len(keys)} keys" for origin, (kind, keys) in said.items()]
-            raise Conflict(
-                "LogsDisagree", f"the logs do not say the same of {actor_id}: {'; '.join(texts)}",
-                hint="Each proved what it says. Somebody enrolled, revoked or erased in one of them alone: ask the"
-                     " person through another channel which one is right.",
-                stored=answers,
-            )
-        return answers
+        proven: dict[str, Proven] = {}
+        late = origins
+        for _ in range(ATTEMPTS):
+            proven |= {origin: self._prove(origin, handle, actor_id, full) for origin in late}
+            answers = {origin: proven[origin].answer for origin in origins}
+            _check_agree(actor_id, answers)
+            # A reset is told once. So nothing is remembered before every log has answered: an error would swallow it.
+            late = [origin for origin in late if not proven[origin].remember()]
+            if not late:
+                return answers
+        raise busy(" and ".join(late), actor_id)
 
     def _lookup_in(self, origin: str, handle: str | None, actor_id: str, full: bool) -> Answer:
-        self._check_not_convicted(origin)
-        has_map = self._has_map(origin)
-        log = verify.find_log(self._policy, map_origin(origin) if has_map else origin)
+        if not self._has_map(origin):
+            return self._ask(origin, lambda log, keep: self._log_only.lookup(log, handle, actor_id, keep))
+        for _ in range(ATTEMPTS):
+            proven = self._prove(origin, handle, actor_id, full)
+            if proven.remember():
+                return proven.answer
+        raise busy(map_origin(origin), actor_id)
 
-        def ask(log: verify.Log) -> Answer:
+    def _prove(self, origin: str, handle: str | None, actor_id: str, full: bool) -> Proven:
+        return self._ask(origin, lambda log, keep: self._maps.prove(log, handle, actor_id, keep, full=full))
+
+    def _ask(self, origin: str, ask: Callable[[verify.Log, Callable[[], None]], T]) -> T:
+        """What *ask* returns for a log, under its keys in the policy or what took their place.
+
+        Args:
+            ask: is given the log, and what it calls before it remembers a head under these keys.
+        """
+        self._check_not_convicted(origin)
+        log = verify.find_log(self._policy, map_origin(origin) if self._has_map(origin) else origin)
+
+        def convicting(log: verify.Log, keep: Callable[[], None]) -> T:
             try:
-                if has_map:
-                    return self._maps.lookup(log, handle, actor_id, full=full)
-                return self._log_only.lookup(log, handle, actor_id)
+                return ask(log, keep)
             except Forked as error:
                 self._heads.remember_conviction(log, error)
                 raise
 
         try:
-            return ask(self._keys.known(log, int(self._heads.now())))
+            return convicting(self._keys.known(log, int(self._heads.now())), lambda: None)
         except Invalid as error:
             if error.name != "BadLogSignature":
                 raise
             # No key that is known here signed it. Was one of them replaced?
             learnt = self._learn(log, error)
-        answer = ask(learnt.log)
-        self._keys.remember(log, learnt)
-        return answer
+        return convicting(learnt.log, lambda: self._keys.remember(log, learnt))
 
     def _learn(self, log: verify.Log, error: Invalid) -> Learnt:
         try:
@@ -221,6 +233,9 @@ class Directory:
             if pinned is None:
                 raise
             return handle, pinned
+        except EncodingError as error:
+            # The handle is one: it is the answer that is none.
+            raise Invalid("BadWebFinger", f"the answer about {handle} does not parse: {error.message}") from None
         self._trust.check_pin(handle, actor_id)
         return handle, actor_id
 
@@ -239,3 +254,19 @@ class Directory:
                      f'[domains]\n"{domain}" = "ORIGIN"',
             )
         return origin
+
+
+def _check_agree(actor_id: str, answers: Mapping[str, Answer]) -> None:
+    """Raises Conflict(``LogsDisagree``)."""
+    said = {
+        origin: (type(answer), frozenset(key.public_key for key in answer.keys))
+        for origin, answer in answers.items()
+    }
+    if len(set(said.values())) > 1:
+        texts = [f"{origin}: {kind.__name__}, {len(keys)} keys" for origin, (kind, keys) in said.items()]
+        raise Conflict(
+            "LogsDisagree", f"the logs do not say the same of {actor_id}: {'; '.join(texts)}",
+            hint="Each proved what it says. Somebody enrolled, revoked or erased in one of them alone: ask the"
+                 " person through another channel which one is right.",
+            stored=dict(answers),
+        )

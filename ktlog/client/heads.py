@@ -52,8 +52,12 @@ class Heads:
     pq: bool = False
     _lines: dict[bytes, tuple[Verified, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    def trusted(self, log: Log) -> Trusted:
-        """A head that passed every check. It is remembered at once, whatever the log says about an actor."""
+    def trusted(self, log: Log, keep: Callable[[], None]) -> Trusted:
+        """A head that passed every check. It is remembered at once, whatever the log says about an actor.
+
+        Args:
+            keep: called before; it may raise. A head under a key that is not known again would shut everybody out.
+        """
         # Before the request: another thread may remember a larger head while it is under way.
         remembered = self.remembered(log)
         head = _open_head(fetch_body(self.fetcher, log.url, "/checkpoint", MAX_CHECKPOINT_BYTES), log)
@@ -65,6 +69,7 @@ class Heads:
         if remembered is not None:
             verify.check_not_smaller(remembered, head)
             verify.check_extends(log, remembered, head, self.reader(log, head))
+        keep()
         self._remember(log, head, remembered)
         return Trusted(log, head, cosigned, remembered)
 

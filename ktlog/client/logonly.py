@@ -7,7 +7,7 @@ see :mod:`ktlog.client.mapped`.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -51,8 +51,9 @@ class LogOnly:
         # What was read is read again only where it grew: erasure records never change.
         self._erasures: dict[str, tuple[ErasureRecord, ...]] = {}
 
-    def lookup(self, log: Log, handle: str | None, actor_id: str) -> Present:
-        trusted = self._heads.trusted(log)
+    def lookup(self, log: Log, handle: str | None, actor_id: str, keep: Callable[[], None]) -> Present:
+        """The answer about an actor. keep: called before anything is remembered; it may raise."""
+        trusted = self._heads.trusted(log, keep)
         page = self._page(log, actor_id, trusted.head.size)
         with ThreadPoolExecutor(2, "ktlog-verify") as pool:
             erasures = self._erasures_of(log)

@@ -9,10 +9,10 @@ Spec: directory map v1 §9.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import quote
 
 from ktlog.client.answer import Answer
@@ -54,7 +54,7 @@ from ktlog.wire.fetch import Response
 
 MAX_ENTRY_BUNDLE_BYTES = TILE_WIDTH * 1024
 MAX_PAGES = 2048
-_ATTEMPTS = 3
+ATTEMPTS = 3
 _HINT = (
     "The log signed two statements that cannot both be true. Keep the evidence and give it to others: it needs no"
     " more than the log's public key to convict. Do not use keys from this log."
@@ -77,6 +77,27 @@ class _Before:
         return None if self.mapped is None else self.mapped.commitment
 
 
+@dataclass(frozen=True)
+class Proven:
+    """An answer, and what makes it the one that is remembered.
+
+    remember: asks nobody. False when the actor is not any more as the answer was compared with, because of a lookup
+        that overlapped: then the answer is no good. So whoever is shown a reset, or that there is none, is shown it
+        against what was really remembered.
+    """
+
+    answer: Answer
+    remember: Callable[[], bool]
+
+
+def busy(origin: str, actor_id: str) -> Unreachable:
+    """The error for a log that changes, or is remembered otherwise, faster than it can be compared."""
+    return Unreachable(
+        "BusyMap", f"{origin} shows no messages with which to compare what is remembered of {actor_id}",
+        hint="Trying again is safe.",
+    )
+
+
 class MapLookups:
     """Looks actors up in the maps of logs. A *log* here is the output log: its origin ends in ``/map``."""
 
@@ -85,15 +106,20 @@ class MapLookups:
         self._trust = heads.trust
         self._fetcher = heads.fetcher
 
-    def lookup(self, log: Log, handle: str | None, actor_id: str, *, full: bool = False) -> Answer:
-        """The proven answer about an actor.
+    def prove(
+        self, log: Log, handle: str | None, actor_id: str, keep: Callable[[], None], *, full: bool = False
+    ) -> Proven:
+        """The proven answer about an actor, of whom nothing is remembered yet.
+
+        Args:
+            keep: called before a head is remembered; it may raise.
 
         Raises:
             Everything that :meth:`ktlog.client.Directory.lookup` lists, but for NotLogged.
         """
         history = "full" if full else ""
-        for _ in range(_ATTEMPTS):
-            trusted, bundle = self._fetch(log, actor_id, history)
+        for _ in range(ATTEMPTS):
+            trusted, bundle = self._fetch(log, actor_id, history, keep)
             config = self._config(log, trusted)
             newest_leaf(bundle, config, trusted.head.size, trusted.head.root)
             said = _leaf_said(bundle, trusted.head.note, log.vkeys)
@@ -105,27 +131,24 @@ class MapLookups:
             compared = self._compare(found)
             if compared is not None:
                 answer = self._complete(found, trusted, handle, compared.mapped, full)
-                if self._remember(found, config, handle, compared, said):
-                    return answer
-            # Only the leaves of the new history show that it begins with the remembered one; or another lookup
-            # remembered something meanwhile, and this answer would speak of what was before.
+                return Proven(answer, partial(self._remember, found, config, handle, compared, said))
+            # Only the leaves of the new history show that it begins with the remembered one.
             history = history or "leaves"
-        raise Unreachable(
-            "BusyMap", f"{log.origin} shows no messages with which to compare what is remembered of {actor_id}",
-            hint="Trying again is safe.",
-        )
+        raise busy(log.origin, actor_id)
 
     # From the log
 
-    def _fetch(self, log: Log, actor_id: str, history: str) -> tuple[Trusted, Bundle]:
+    def _fetch(
+        self, log: Log, actor_id: str, history: str, keep: Callable[[], None]
+    ) -> tuple[Trusted, Bundle]:
         """A trusted head and the bundle that goes with it.
 
         Raises:
             Stale: ``BundleBehindCheckpoint`` when the two do not come to fit.
         """
         sizes: list[str] = []
-        for _ in range(_ATTEMPTS):
-            trusted = self._heads.trusted(log)
+        for _ in range(ATTEMPTS):
+            trusted = self._heads.trusted(log, keep)
             pages = self._pages(log, actor_id, history, trusted.head.size)
             if pages[0].origin != log.origin or all(page.output_size == trusted.head.size for page in pages):
                 try:
@@ -279,10 +302,16 @@ class MapLookups:
     def _remember(
         self, found: Found, config: MapConfig, handle: str | None, before: _Before, statement: bytes
     ) -> bool:
-        """Remember leaf, actor and handle in one hold of the lock; False if the actor is not *before* any more.
+        """As :attr:`Proven.remember`: leaf, actor and handle, in one hold of the lock."""
+        try:
+            return self._remember_found(found, config, handle, before, statement)
+        except Forked as error:
+            self._heads.remember_conviction(found.log, error)
+            raise
 
-        So whoever is shown a reset, or that there is none, is shown it against what was really remembered.
-        """
+    def _remember_found(
+        self, found: Found, config: MapConfig, handle: str | None, before: _Before, statement: bytes
+    ) -> bool:
         log, mapped = found.log, found.mapped
         if self._is_remembered(found, config, handle, before, statement):
             return True
@@ -307,7 +336,6 @@ class MapLookups:
                     log.origin, mapped.actor_id, _statement(found, with_history=False), _shown(mapped)
                 )
             return True
-
 
     def _is_remembered(
         self, found: Found, config: MapConfig, handle: str | None, before: _Before, statement: bytes

@@ -2,7 +2,7 @@
 
 A policy names a log's key. When the log replaces it, the policy stays as it is: the new key is taken from a line that
 the old one signed (:mod:`ktlog.pkd.keychanges`), which the log shows at ``/keys``, and from nothing else. The line is
-remembered only once a lookup under the new key passed every check, the quorum of the witnesses among them; and another
+remembered only once a head under the new key passed every check, the quorum of the witnesses among them; and another
 successor of the same key is refused from then on, whoever signed it.
 """
 
@@ -103,7 +103,7 @@ class LogKeys:
         return Learnt(found, data)
 
     def remember(self, log: Log, learnt: Learnt) -> None:
-        """Keep what was learnt of *log*, after a lookup with it passed every check.
+        """Keep what was learnt of *log*, after a head under it passed every check.
 
         Raises:
             Invalid: ``TwoSuccessors``: something else was learnt meanwhile.

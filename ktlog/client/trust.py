@@ -44,6 +44,7 @@ DOMAINS_FILE = "domains.toml"
 _HEAD, _ACTOR, _HANDLE = "ktlog-head/v1", "ktlog-actor/v1", "ktlog-handle/v1"
 _MAP, _MAPPED = "ktlog-map/v1", "ktlog-mapped-actor/v1"
 _LONGEST_NAME_BYTES = 180
+_PARTS = ("heads", "actors", "maps", "handles", "keys", "convicted")
 
 
 @dataclass(frozen=True)
@@ -131,26 +132,24 @@ class TrustStore:
     """The state directory. Usable from many threads and processes at once.
 
     Raises:
-        StoreError: "UnsafeState" when others may write to the directory; otherwise as
+        StoreError: "UnsafeState" when others may write to the directory, or it is somebody else's; otherwise as
             :mod:`ktlog.durable`.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory).expanduser()
+        parts = [self.directory, *(self.directory / name for name in _PARTS)]
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("heads", "actors", "maps", "handles", "keys", "convicted"):
-                (self.directory / name).mkdir(mode=0o700, exist_ok=True)
-            mode = self.directory.stat().st_mode
+            for part in parts[1:]:
+                part.mkdir(mode=0o700, exist_ok=True)
+            found = [(part, part.stat()) for part in parts]
         except OSError as error:
             raise StoreError(
                 "BadState", f"{self.directory} cannot be used as the state directory: {error.strerror}"
             ) from error
-        if mode & 0o022:
-            raise StoreError(
-                "UnsafeState", f"{self.directory} may be written by others (mode {mode & 0o777:04o})",
-                hint=f"What is in it decides whom you trust. If nobody else wrote there: chmod 700 {self.directory}",
-            )
+        for part, status in found:
+            _check_own(part, status)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -217,7 +216,7 @@ class TrustStore:
             StoreError: ``BadState``, the file is not evidence against this log. The log stays refused.
         """
         path = self._path("convicted", origin)
-        evidence = read_file(path)
+        evidence = _read_own(path)
         if evidence is None:
             return
         try:
@@ -286,7 +285,7 @@ class TrustStore:
 
     def key_changes(self, origin: str) -> bytes | None:
         """The lines about the keys of the log *origin* that were relied on, or None."""
-        return read_file(self._path("keys", origin).with_suffix(".jsonl"))
+        return _read_own(self._path("keys", origin).with_suffix(".jsonl"))
 
     def save_key_changes(self, origin: str, lines: bytes) -> None:
         """Replace them by more. The caller holds the lock."""
@@ -337,7 +336,7 @@ class TrustStore:
 
     def _read(self, path: Path, form: str, identity: Mapping[str, str]) -> Any:
         """The value in a file, or None when there is no file."""
-        data = read_file(path)
+        data = _read_own(path)
         if data is None:
             return None
         try:
@@ -352,6 +351,35 @@ class TrustStore:
                 "BadState", f"{path} is damaged: {error}",
                 hint="Restore it from a backup. Without it, a roll-back since then cannot be noticed.",
             ) from None
+
+
+def _check_own(path: Path, status: os.stat_result) -> None:
+    """Raises StoreError("UnsafeState") unless nobody but this user, or root, may write to a directory."""
+    if status.st_mode & 0o022:
+        raise StoreError(
+            "UnsafeState", f"{path} may be written by others (mode {status.st_mode & 0o777:04o})",
+            hint=f"What is in it decides whom you trust. If nobody else wrote there: chmod 700 {path}",
+        )
+    if status.st_uid != os.geteuid():
+        raise StoreError(
+            "UnsafeState", f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}",
+            hint="What is in it decides whom you trust, and its owner may write to it. Use a directory of your own.",
+        )
+
+
+def _read_own(path: Path) -> bytes | None:
+    """Content of a file, or None when there is none.
+
+    Raises:
+        StoreError: "BadState" for a link that leads nowhere: something was remembered, and is out of reach.
+    """
+    data = read_file(path)
+    if data is None and path.is_symlink():
+        raise StoreError(
+            "BadState", f"{path} is a link that leads nowhere",
+            hint="Restore what it led to. Without it, a roll-back since then cannot be noticed.",
+        )
+    return data
 
 
 def _parse_head(members: Mapping[str, Any]) -> bytes:

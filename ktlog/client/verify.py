@@ -15,7 +15,7 @@ from ktlog.errors import EncodingError, Forked, Invalid, PolicyUnmet, Stale, Sto
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.evidence import format_evidence, inconsistent, two_roots
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, Note, Verified, Vkey, open_note
-from ktlog.tlog.policy import Policy
+from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, Policy
 from ktlog.tlog.tree import EMPTY_ROOT, HashReader, prove_consistency, root_hash
 
 DEFAULT_MAX_AGE_SECONDS = 3600
@@ -164,6 +164,8 @@ def check_cosigned(
         as_of = policy.count(cosignatures, now)
     except PolicyUnmet as error:
         error.hint = "A head that the witnesses did not see may be shown to you alone. Try again later."
+        if any(line.timestamp > now + CLOCK_SKEW_SECONDS for line in cosignatures):
+            error.hint += " Some cosignatures do not count, as they are of a time that your clock has not come to."
         raise
     if pq:
         cosignatures, as_of = _post_quantum(head, policy, cosignatures, now)

@@ -63,6 +63,8 @@ def command(
     directory = open_directory(policy, state, domains, max_age, dial, pq=pq)
     with writing_evidence(evidence_dir or state.expanduser() / "evidence"):
         answer = directory.lookup(name, full=full)
+    # First of all: what it says of a reset is remembered as told.
+    click.echo(json.dumps(answer.as_dict()) if as_json else "\n".join(describe(answer)))
     if save is not None:
         if answer.bundle is None:
             raise UsageError(
@@ -70,9 +72,7 @@ def command(
                 hint="An answer that rests on a log without a map cannot be proven again offline.",
             )
         write_atomic(save, answer.bundle)
-    click.echo(json.dumps(answer.as_dict()) if as_json else "\n".join(describe(answer)))
-    if save is not None:
-        again = shlex.join(["ktlog", "verify", str(save), "--policy", str(policy)])
+        again = shlex.join(["ktlog", "verify", str(save), "--policy", str(policy), "--origin", answer.origin])
         click.echo(f"Saved the proof to {save}; check it again: {again}", err=True)
 
 

@@ -105,6 +105,17 @@ def test_what_was_verified_once_grows_old_all_the_same(world):
         directory.lookup(ALICE)
 
 
+@pytest.mark.parametrize("behind", [301, 10_000])
+def test_a_clock_that_was_set_back_is_named(world, behind):
+    """What the quorum signs lies in its future, so nothing counts."""
+    world.lookup()
+    world.now = NOW - behind
+    assert "clock" in refused(world, PolicyUnmet, "TooFewWitnesses").hint
+    world.now = NOW
+    world.log.map_checkpoints[3] = world.log.sign_map(witnesses=1)
+    assert "clock" not in refused(world, PolicyUnmet, "TooFewWitnesses").hint
+
+
 def test_another_note_of_the_same_tree_is_verified_again(world):
     directory = world.directory()
     directory.lookup(ALICE)

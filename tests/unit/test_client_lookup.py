@@ -223,6 +223,12 @@ def test_names_that_are_none(world):
     world.refuses(NotLogged, "UnknownHandle", f"@nobody@{DOMAIN}")
 
 
+@pytest.mark.parametrize("body", [b"", b'{"subject":"a","subject":"b"}', b"[]", b"\xff"])
+def test_a_webfinger_answer_that_is_none_is_no_fault_of_the_name(world, body):
+    world.network.replace("/.well-known/webfinger", body)
+    world.refuses(Invalid, "BadWebFinger", f"@alice@{DOMAIN}")
+
+
 # The checkpoint
 
 

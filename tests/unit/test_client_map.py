@@ -12,6 +12,7 @@ from map_log import ALICE, BOB, CAROL, DAVE, MAP, ROOT, MapLog, MapWorld, map_po
 
 from ktlog.client import Erased, NeverEnrolled, Present, export_proof, verify_bundle
 from ktlog.client.build import add_key, burn_down, enrol, revoke_by_token, revoke_key
+from ktlog.client.trust import TrustStore
 from ktlog.errors import Conflict, Forked, Invalid, KtlogError, NotLogged, PolicyUnmet, Stale, StoreError, Unreachable
 from ktlog.keymap.bundle import NoLeaf, Tombstone, encode_bundle, parse_bundle
 from ktlog.keymap.evidence import parse_map_evidence, verify_map_evidence
@@ -609,6 +610,91 @@ def test_logs_that_agree(world):
     assert all(isinstance(answer, Present) for answer in answers.values())
     with pytest.raises(KtlogError, match="NoMap"):
         world.directory().lookup_across(BOB, [ORIGIN, "keys.gamma.example"])
+
+
+@pytest.mark.parametrize("name", [f"@bob@{DOMAIN}", BOB])
+def test_a_reset_is_told_by_the_lookup_that_hears_from_all_logs(world, name):
+    """Whoever cuts off one log must not make the client forget what another one showed it."""
+    world.network.handles[f"bob@{DOMAIN}"] = BOB
+    other, policy = other_log(world, BOB)
+    directory, origins = world.directory(policy=policy), [ORIGIN, other.origin]
+    directory.lookup_across(BOB, origins)
+    for log in (world.log, other):
+        say(log, burn_down, BOB, ROOT, key(20))
+        say(log, enrol, BOB, key(4))
+    world.log.publish_map()
+    before = world.remembered()
+
+    def cut_off(url):
+        if other.origin in url:
+            raise Unreachable("Timeout", "no answer")
+
+    world.network.before = cut_off
+    with pytest.raises(Unreachable, match="Timeout"):
+        directory.lookup_across(name, origins)
+    world.network.before = lambda url: None
+    with pytest.raises(Conflict, match="LogsDisagree") as caught:
+        directory.lookup_across(name, origins)
+    assert caught.value.stored[ORIGIN].reset is not None and caught.value.stored[other.origin].reset is None
+    kept = world.remembered()
+    for part in ("actors/", "handles/"):
+        assert {path: kept[path] for path in kept if path.startswith(part)} == {
+            path: before[path] for path in before if path.startswith(part)
+        }
+    other.publish_map()
+    assert {answer.reset for answer in directory.lookup_across(name, origins).values()} == {"enrolment after a BurnDown"}
+    assert {answer.reset for answer in directory.lookup_across(name, origins).values()} == {None}
+
+
+def test_a_reset_is_told_although_another_log_has_to_be_asked_again(world):
+    """Between this lookup's question to one log and to the next, another lookup is told the first one's reset."""
+    other, policy = other_log(world, BOB)
+    directory, origins = world.directory(policy=policy), [ORIGIN, other.origin]
+    directory.lookup_across(BOB, origins)
+    for log in (world.log, other):
+        say(log, burn_down, BOB, ROOT, key(20))
+        say(log, enrol, BOB, key(4))
+        log.publish_map()
+    told = []
+
+    def meanwhile(url):
+        if other.origin in url and not told:
+            told.append(world.lookup(BOB).reset)
+
+    world.network.before = meanwhile
+    answers = directory.lookup_across(BOB, origins)
+    anew = "enrolment after a BurnDown"
+    assert (told, answers[ORIGIN].reset, answers[other.origin].reset) == ([anew], None, anew)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_log_that_is_caught_while_it_is_asked_is_not_believed(world, tmp_path, known):
+    other = MapWorld(tmp_path / "other")
+    other.lookup()
+    other.log.map_checkpoints[3] = other.log.sign_map(root=bytes(32))
+    evidence = refused(other, Forked, "TwoRoots").evidence
+    if known:
+        world.lookup()
+    directory = world.directory()
+
+    def meanwhile(url):
+        if "/bundle/" in url:
+            TrustStore(world.state).convict(MAP, evidence)
+
+    world.network.before = meanwhile
+    with pytest.raises(Forked, match="Convicted"):
+        directory.lookup(ALICE)
+
+
+def test_of_several_logs_the_one_that_forked_is_convicted(world):
+    other, policy = other_log(world, BOB)
+    directory, origins = world.directory(policy=policy), [ORIGIN, other.origin]
+    directory.lookup_across(BOB, origins)
+    other.map_checkpoints[2] = other.sign_map(root=bytes(32))
+    with pytest.raises(Forked, match="TwoRoots"):
+        directory.lookup_across(BOB, origins)
+    assert [path.name for path in (world.state / "convicted").iterdir()] == ["keys.beta.example%2Fmap.json"]
+    assert directory.lookup(BOB).reset is None
 
 
 def test_a_fork_between_two_clients(world, tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
-from client_log import NOW, ORIGIN, key, witness_signers
-from client_world import ALICE, World, remembering_argon2id, say
+from client_log import NOW, ORIGIN, actor, key, witness_signers
+from client_world import ALICE, BOB, ROOT, World, remembering_argon2id, say
 
-from ktlog.client.build import add_key
-from ktlog.errors import EncodingError, Invalid, PolicyUnmet, StoreError
+from ktlog.client.build import add_key, burn_down, enrol
+from ktlog.errors import EncodingError, Invalid, NotLogged, PolicyUnmet, StoreError, Unreachable
 from ktlog.pkd import attributes
 from ktlog.pkd.keychanges import (
     FIRST,
@@ -204,6 +205,39 @@ def test_a_second_successor_of_one_key_is_refused(world):
     world.log.signers = SECOND
     world.log.publish(now=NOW + 5)
     world.lookup()
+
+
+@pytest.mark.parametrize("failure", ["unknown", "unreachable"])
+def test_a_lookup_that_fails_under_a_new_key_shuts_nobody_out(world, failure):
+    """Its head was checked to the end, and is remembered: under a key that is to be known again, then."""
+    first = world.log.signers
+    world.lookup()
+    rotate(world, changed(first, SECOND), to=SECOND, at=4)
+    who, kind = {"unknown": (actor("nobody"), NotLogged), "unreachable": (BOB, Unreachable)}[failure]
+    world.network.break_(f"/api/actor/{quote(BOB, safe='')}/keys")
+    with pytest.raises(kind):
+        world.lookup(who)
+    assert len(world.lookup().keys) == 3
+
+
+def test_a_lookup_that_was_shown_another_successor_than_an_overlapping_one_changes_nothing(world):
+    first = world.log.signers
+    world.lookup()
+    say(world.log, burn_down, ALICE, ROOT, key(20))
+    say(world.log, enrol, ALICE, key(2))
+    rotate(world, changed(first, SECOND), to=SECOND, at=9)
+
+    def meanwhile(url):
+        if url.endswith("/checkpoint") and world.network.requests[-2].endswith("/keys"):
+            (world.state / "keys" / f"{ORIGIN}.jsonl").write_bytes(lines(changed(first, THIEF)))
+
+    before = world.remembered()
+    world.network.before = meanwhile
+    world.refuses(Invalid, "TwoSuccessors")
+    assert world.remembered() == before
+    world.network.before = lambda url: None
+    (world.state / "keys" / f"{ORIGIN}.jsonl").unlink()
+    assert world.lookup().reset == "enrolment after a BurnDown"
 
 
 def test_a_cosigner_s_key_is_no_log_s(world):

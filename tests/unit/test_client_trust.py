@@ -73,6 +73,36 @@ def test_a_directory_that_cannot_be(tmp_path):
         TrustStore(tmp_path / "file" / "state")
 
 
+@pytest.mark.parametrize("part", [".", "heads", "convicted"])
+def test_what_others_may_write_is_no_memory(store, monkeypatch, part):
+    path = store.directory / part
+    path.chmod(0o702)
+    with pytest.raises(StoreError, match="UnsafeState") as caught:
+        TrustStore(store.directory)
+    assert str(path) in caught.value.diagnostics()
+    path.chmod(0o700)
+    monkeypatch.setattr(trust.os, "geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(StoreError, match="UnsafeState: .* belongs to user"):
+        TrustStore(store.directory)
+
+
+def test_a_link_that_leads_nowhere_is_no_empty_memory(store):
+    store.save_head("o", b"note\n")
+    store.save_actor("o", ALICE, MEMORY)
+    store.save_key_changes("o", b"line\n")
+    store.pin("@a@b.example", ALICE)
+    store.convict("o", b"evidence")
+    for path in store.directory.rglob("*.json*"):
+        path.rename(path.with_suffix(".moved"))
+        path.symlink_to("elsewhere")
+    for read in (
+        lambda: store.head("o"), lambda: store.actor("o", ALICE), lambda: store.key_changes("o"),
+        lambda: store.pinned("@a@b.example"), lambda: store.check_not_convicted("o"),
+    ):
+        with pytest.raises(StoreError, match="BadState"):
+            read()
+
+
 # Two histories of one actor
 
 

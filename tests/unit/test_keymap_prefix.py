@@ -16,6 +16,7 @@ from ktlog.keymap.prefix import (
     PrefixProof,
     Search,
     encode_prefix_proof,
+    hash_parent,
     parse_prefix_proof,
     prove,
     prove_below,
@@ -108,6 +109,15 @@ def test_forged_absence_proofs_are_refused():
             with pytest.raises(Invalid) as refusal:
                 verify(lie, [index], root)
             assert refusal.value.name == "BadMapProof"
+
+
+def test_a_leaf_that_a_malformed_tree_has_on_both_sides_is_at_home_on_one():
+    leaf = PrefixLeaf(bytes(32), b"c" * 32)
+    root = hash_parent(leaf.hash, leaf.hash)
+    proof = PrefixProof((Search(Kind.OTHER_LEAF, 1, leaf),), (leaf.hash,))
+    assert verify(proof, [b"\x40" + bytes(31)], root) == [None]
+    with pytest.raises(Invalid, match="BadMapProof"):
+        verify(proof, [b"\x80" + bytes(31)], root)
 
 
 def test_every_flipped_bit_of_a_proof_is_noticed():
