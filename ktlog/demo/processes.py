@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ktlog.children import child_environment
 from ktlog.errors import Invalid, Unreachable
 
 START_SECONDS = 60.0
@@ -45,7 +46,7 @@ class Processes:
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
-        self._environment = {**os.environ, **environment}
+        self._environment = child_environment(environment)
         self._started: list[tuple[Running, subprocess.Popen]] = []
         self._read: dict[Path, int] = {}
         self._commands: set[subprocess.Popen] = set()

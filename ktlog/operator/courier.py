@@ -126,6 +126,10 @@ class Courier:
             except StoreError as error:
                 log.error("the queue of requests cannot be reached: %s", error.diagnostics())
                 time.sleep(PAUSE_SECONDS)
+            except Exception:
+                # A bug must not end the thread: nobody would ever be answered in this process again.
+                log.exception("the queue of requests is not worked")
+                time.sleep(PAUSE_SECONDS)
         for end in self._wake:
             os.close(end)
         if connections is not None:
@@ -164,7 +168,11 @@ class Courier:
 
     def _rest(self, db: Connection, seconds: float) -> None:
         """Until somebody asks, or an answer is said to be there, or until it is time to look anyway."""
-        readable, _, _ = select.select([self._wake[0], db.fileno()], [], [], seconds)
+        # Not select(), which takes no descriptor from 1024 on: strangers' connections may have used up the others.
+        waiting = select.poll()
+        for end in (self._wake[0], db.fileno()):
+            waiting.register(end, select.POLLIN)
+        readable = [end for end, _ in waiting.poll(seconds * 1000)]
         if self._wake[0] in readable:
             os.read(self._wake[0], 4096)
         if db.fileno() in readable or not readable:

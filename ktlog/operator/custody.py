@@ -11,7 +11,6 @@ runs the machine started it, with a user id of its own.
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ktlog.children import child_environment
 from ktlog.config import Settings
 from ktlog.errors import EncodingError, StoreError
 from ktlog.operator.head import HeadSigner, LocalHeads, SignedHead
@@ -275,7 +275,7 @@ def start_signer(settings: Settings, connections: int = 2) -> tuple[subprocess.P
     try:
         process = subprocess.Popen(
             command + [text for end in theirs for text in ("--fd", str(end.fileno()))],
-            pass_fds=[end.fileno() for end in theirs], stdin=subprocess.DEVNULL, env=os.environ,
+            pass_fds=[end.fileno() for end in theirs], stdin=subprocess.DEVNULL, env=child_environment(),
         )
     except OSError as error:
         raise StoreError("SignerLost", f"the signer cannot be started: {error}") from None

@@ -30,6 +30,7 @@ from ktlog.operator.refusalbook import RefusalBook, RefusalKey
 from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
 from ktlog.operator.tasks import Task
 from ktlog.pkd.canonical import canonical, parse_json
+from ktlog.wire.actor_id import parse_host
 
 # Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
 ANSWER_TIMEOUT_SECONDS = 20.0
@@ -119,10 +120,7 @@ class Desk:
             if op == "status":
                 return _done(canonical({"ok": self._status()}))
             if op == "refused":
-                for code, count in decode_refused(request).items():
-                    self.refusals.add("web", code, count)
-                for code, instance, verified, count in decode_refused_rows(request):
-                    self.book.add(RefusalKey("web", code, instance, verified), self._now(), count)
+                self._count_refused(request)
                 return _done(canonical({"ok": {}}))
             ticket = Ticket(self._plan(op, request) or decode_submission(request))
         except (EncodingError, AttributeError) as error:
@@ -140,6 +138,19 @@ class Desk:
         except queue.Full:
             return self._overloaded("the queue is full; try again in a second")
         return ticket
+
+    def _count_refused(self, request: Mapping[str, Any]) -> None:
+        """What a web worker refused. Raises EncodingError: rows of no instance's name, or of a code without a count."""
+        counts, rows = decode_refused(request), decode_refused_rows(request)
+        for code, instance, _, _ in rows:
+            if code not in counts:
+                raise EncodingError("BadRequest", "a refusal that is not counted")
+            if instance:
+                parse_host(instance)  # the operator's terminal shows it
+        for code, count in counts.items():
+            self.refusals.add("web", code, count)
+        for code, instance, verified, count in rows:
+            self.book.add(RefusalKey("web", code, instance, verified), self._now(), count)
 
     def oldest_seconds(self) -> float:
         """How long the first in the queue has waited; 0 if nobody waits."""

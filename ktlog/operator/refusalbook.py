@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ktlog.tlog.encoding import MAXIMUM_INTEGER
+
 ROWS_LIMIT = 1_000
 KEEP_SECONDS = 86_400
 
@@ -36,7 +38,10 @@ class RefusalRow:
 
 
 class RefusalBook:
-    """Safe to use from many threads. Of more than ``ROWS_LIMIT`` the ones that did not happen for longest are gone."""
+    """Safe to use from many threads. Of more than ``ROWS_LIMIT`` the ones that did not happen for longest are gone.
+
+    Those that nothing is proven of go first: names that somebody makes up push out no instance that signed.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,9 +53,12 @@ class RefusalBook:
             if known is not None and now - known.last > KEEP_SECONDS:
                 known = None
             first, before = (now, 0) if known is None else (known.first, known.count)
-            self._rows[key] = RefusalRow(key, before + count, first, now)
+            self._rows[key] = RefusalRow(key, min(before + count, MAXIMUM_INTEGER), first, now)
             if len(self._rows) > ROWS_LIMIT:
-                self._rows.popitem(last=False)
+                oldest = next(iter(self._rows.values()))
+                is_over = now - oldest.last > KEEP_SECONDS
+                unproven = None if is_over else next((one for one in self._rows if not one.verified), None)
+                del self._rows[unproven or oldest.key]
 
     def rows(self, now: int) -> list[RefusalRow]:
         """Those of the last day, the newest first."""

@@ -18,6 +18,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -153,21 +154,38 @@ def claim_keys(keys: Iterable[bytes]) -> ExitStack:
     with ExitStack() as claims:
         for key in dict.fromkeys(keys) if sys.platform == "linux" else ():
             claim = claims.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            _bind(claim, f"\0ktlog-{hashlib.sha256(key).hexdigest()}", deadline)
+            _bind(claim, claim_name(key), deadline)
         return claims.pop_all()
+
+
+def claim_name(key: bytes) -> str:
+    return f"\0ktlog-{hashlib.sha256(key).hexdigest()}"
 
 
 def _bind(claim: socket.socket, name: str, deadline: float) -> None:
     while True:
         try:
-            return claim.bind(name)
+            claim.bind(name)
+            return claim.listen()  # nobody is let in; whoever comes too late learns who is here
         except OSError:
             if time.monotonic() > deadline:
                 raise StoreError(
-                    "Locked", "another process on this machine signs with the same keys",
-                    hint="A copy of this log's directory is running. Two of them fork the log: stop one, for good.",
+                    "Locked", f"another process on this machine signs with the same keys: {_holder(name)}",
+                    hint="If a copy of this log's directory is running, stop one of the two, for good: they fork the"
+                    " log. Or somebody else took the name, which no secret is needed for: look who it is, with"
+                    f" ss -xap | grep {name[1:]}",
                 ) from None
         time.sleep(0.01)
+
+
+def _holder(name: str) -> str:
+    """Who listens under *name*, by what the kernel says."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visitor, suppress(OSError):
+        visitor.setblocking(False)
+        visitor.connect(name)
+        pid, uid, _ = struct.unpack("3i", visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return f"process {pid} of user {uid}"
+    return "a process that does not answer"
 
 
 def hide_memory() -> None:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ktlog.children import child_environment
 from ktlog.config import ALL, SEQUENCER, WEB, Settings
 from ktlog.durable import FileLock, write_atomic
 from ktlog.ending import ENDING
@@ -55,7 +56,7 @@ class _Child:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL, env={**os.environ, **self.environment}
+            self.command, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL, env=child_environment(self.environment)
         )
         self.started = time.monotonic()
         self.again = None

@@ -207,8 +207,10 @@ class _Plain(logging.Formatter):
         more = "".join(f" {name}={_word(value)}" for name, value in _fields(record).items())
         level = record.levelname.lower()
         line = f"{_time(record)} {level} {record.name}: {_printable(record.getMessage())}{more}"
-        # A traceback is for people, who read it in lines; no stranger's text is in those that we let out.
-        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+        if not record.exc_info:
+            return line
+        # A traceback is for people, who read it in lines: set in, so that nothing it quotes looks like one of ours.
+        return "\n".join((line, *(f"  {_printable(one)}" for one in self.formatException(record.exc_info).split("\n"))))
 
 
 def _members(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import pytest
 from ktlog.errors import MessageRejected
 from ktlog.operator.desk import WAIT_SECONDS, Desk
 from ktlog.operator.link import Receipt, decode_receipt, encode_refused, encode_submission
+from ktlog.operator.refusalbook import KEEP_SECONDS, ROWS_LIMIT, RefusalBook, RefusalKey
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.messages import AddKey, Fireproof
+from ktlog.tlog.encoding import MAXIMUM_INTEGER
 from tests import operator_world
 from tests.operator_world import NOW, submission
 from tests.pkd_samples import ALICE, BOB, public, quick_argon2  # noqa: F401
@@ -177,6 +179,43 @@ def test_what_web_workers_refused_is_counted_here(slow):
         {"op": "refused", "codes": {f"c{number}": "1" for number in range(300)}},
     ):
         assert code(desk.answer(canonical(wrong))) == "bad_request"
+
+
+def test_a_web_worker_that_was_taken_over_writes_nothing_but_names_into_the_list_of_refusals(slow):
+    """The operator's terminal shows them, and the sequencer keeps a thousand."""
+    desk = make(slow, now=lambda: NOW)
+    for code_, instance in (
+        ("bad_signature", "\x1b[2Jevil.example"), ("bad_signature", "a.example\n"), ("bad_signature", "a" * 100_000),
+        ("\x1b[2J", "a.example"), ("not_counted", "a.example"),
+    ):
+        assert code(desk.answer(encode_refused({"bad_signature": 1}, [(code_, instance, True, 1)]))) == "bad_request"
+    assert (desk.book.rows(NOW), desk.refusals.counts()) == ([], {})
+    rows = [("bad_signature", "a.example", True, 2), ("bad_signature", "", False, 1)]
+    assert parse_json(desk.answer(encode_refused({"bad_signature": 3}, rows))) == {"ok": {}}
+    assert [(row.key.instance, row.count) for row in desk.book.rows(NOW)] == [("", 1), ("a.example", 2)]
+
+
+def test_counts_of_refusals_stay_numbers_that_can_be_answered(slow):
+    desk = make(slow, now=lambda: NOW)
+    for _ in range(2):
+        desk.answer(encode_refused({"bad_signature": 1}, [("bad_signature", "a.example", True, MAXIMUM_INTEGER)]))
+    assert [row.count for row in desk.book.rows(NOW)] == [MAXIMUM_INTEGER]
+
+
+def test_who_makes_up_instances_does_not_hide_those_that_signed():
+    book = RefusalBook()
+    seen = RefusalKey("sequencer", "instance_blocked", "spam.example", True)
+    book.add(seen, NOW)
+    for number in range(ROWS_LIMIT + 100):
+        book.add(RefusalKey("web", "bad_signature", f"i{number}.example"), NOW + 1)
+    rows = book.rows(NOW + 1)
+    assert (len(rows), rows[-1].key) == (ROWS_LIMIT, seen)
+    for number in range(ROWS_LIMIT):
+        book.add(RefusalKey("web", "bad_signature", f"v{number}.example", True), NOW + 2)
+    assert seen not in [row.key for row in book.rows(NOW + 2)]  # among those that signed, the oldest goes
+    late = RefusalKey("web", "too_large")
+    book.add(late, NOW + 3 + KEEP_SECONDS)  # yesterday's make room for anybody
+    assert [row.key for row in book.rows(NOW + 3 + KEEP_SECONDS)] == [late]
 
 
 def test_how_it_does_needs_no_queue(slow):

@@ -437,6 +437,44 @@ def test_a_copied_directory_signs_nothing_beside_the_first(settings, tmp_path, m
     signer_module.claim_keys(keys).close()
 
 
+def test_another_user_who_takes_the_name_of_a_public_key_is_named(monkeypatch):
+    """The names follow from what everybody knows, so whoever is on the machine can keep a log from starting."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs Linux, and root to be somebody else")
+    monkeypatch.setattr(signer_module, "LOCK_SECONDS", 0.0)
+    key, (ready, say) = os.urandom(32), os.pipe()
+    name = signer_module.claim_name(key)
+    for listens in (True, False):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setuid(65534)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as squatter:
+                    squatter.bind(name)
+                    if listens:
+                        squatter.listen()
+                    os.write(say, b"x")
+                    time.sleep(SECONDS)
+            finally:
+                os.write(say, b"x")
+                os._exit(0)
+        try:
+            os.read(ready, 1)
+            with pytest.raises(StoreError) as raised:
+                signer_module.claim_keys([key])
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert raised.value.name == "Locked"
+        if listens:
+            assert f"process {pid} of user 65534" in raised.value.message
+        assert name.removeprefix("\0") in raised.value.hint
+    for end in (ready, say):
+        os.close(end)
+    with signer_module.claim_keys([key]), pytest.raises(StoreError, match=f"process {os.getpid()} of user 0"):
+        signer_module.claim_keys([key])
+
+
 @pytest.mark.parametrize("kind", ["leaf", "checkpoint"])
 def test_nor_does_a_copy_whose_keys_were_replaced(made, settings, monkeypatch, kind):
     """What forks a log is a checkpoint key, or its predecessor, in two places: whatever else is new in one of them."""
