@@ -402,6 +402,7 @@ class WholeWorker(Worker):
 
     def _finish(self) -> None:
         """Answer what is in hand, and go."""
+        self.alive = False  # without a parent it still is
         if not self._deaf:
             self._listen(False)
         for listener in self.sockets:

@@ -433,3 +433,18 @@ def test_descriptors_are_asked_for_as_far_as_they_go(monkeypatch):
         monkeypatch.setattr(whole.resource, "getrlimit", lambda _, limits=limits: limits)
         assert whole.raise_descriptors() == connections
     assert asked == [(4096, 4096), (8000, -1)]
+
+
+def test_a_worker_whose_parent_was_killed_answers_what_it_has_and_ends():
+    with serving() as site:
+        site.answers()
+        slow = site.connect(request("/slow", b"x" * 9000)[:-1])
+        time.sleep(0.2)  # it reads
+        os.kill(site.process.pid, signal.SIGKILL)
+        with pytest.raises(OSError):  # no more is taken
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                site.ask(request())
+        slow.sendall(b"x")
+        assert read_all(slow).endswith(b"POST /slow 9000")
+        assert b"Traceback" not in site.process.stderr.read()  # to its end: the worker's
