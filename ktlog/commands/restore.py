@@ -54,5 +54,9 @@ def command(
         f" {done.map_size} leaves of its map's log, {done.recovered[1]} recovered; {done.erasures} erasures done"
         " again.", err=True,
     )
+    click.echo(
+        "Serve it only if the old one is gone for good: two copies that run sign two histories, and that convicts the"
+        " log for ever. If this was a drill, remove it.", err=True,
+    )
     if not (directory / "keys").is_dir():
         click.echo(f"The secret keys are not there yet: put them into {directory / 'keys'}, mode 0600.", err=True)

@@ -308,7 +308,8 @@ def test_a_command_to_copy_has_the_id_as_one_word(tmp_path):
     command = html.unescape(re.search(r"<pre[^>]*>(ktlog lookup.*?)</pre>", text)[1])
     words = shlex.shlex(command, posix=True, punctuation_chars=True)  # which parts words at ; & ( ) as a shell does
     words.whitespace_split = True
-    assert list(words) == ["ktlog", "lookup", "--policy", "my.policy", evil]
+    # Which log serves a domain is for the asker to say: without it the command would only ask for it.
+    assert list(words) == ["ktlog", "lookup", "--policy", "my.policy", "--domain", f"example.com={ORIGIN}", evil]
 
 
 def test_a_handle_is_shown_only_where_the_search_leads_with_it(site):
