@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
@@ -34,6 +35,9 @@ COSIGNED_SECONDS = 3_600
 """After which clients believe a head no more, unless their policy says otherwise."""
 CLOCK_SECONDS = 60
 LINK_SECONDS = 5.0
+STUCK_SECONDS = 30
+"""Entries that wait, under a checkpoint that is older: cosigners are missing, or the disk."""
+AGAIN_SECONDS = 3.0
 ROOM_BYTES = 1 << 30
 ROUTED = "https://ktlog-doctor.invalid/users/a%2Fb"
 """An actor that nobody is, with what proxies like to change in its id: slashes, and a percent sign."""
@@ -142,15 +146,26 @@ def _policy(settings: Settings) -> Ailment:
 
 def _running(settings: Settings) -> Iterator[Ailment]:
     try:
-        status = open_link(settings, LINK_SECONDS).status()
+        link = open_link(settings, LINK_SECONDS)
+        before = status = link.status()
+        if _waits(status):
+            time.sleep(AGAIN_SECONDS)  # what came just now is published by then
+            status = link.status()
     except StoreError as error:
         yield Ailment("Running", BAD, f"the sequencer does not answer: {error.message}", "ktlog serve --dir DIR")
         return
     sequenced, published, mapped = (_number(status, name) for name in ("sequenced", "published", "mapped"))
     yield Ailment("Running", GOOD, f"the sequencer runs, and has {sequenced} entries")
+    paused = (status.get("rules") or {}).get("paused") or {}
+    if paused:
+        what = f"no messages are taken: {paused.get('reason')}"
+        yield Ailment("Paused", LOOK, what, "ktlog admin resume, with this --dir, takes them again.")
+    stuck = _waits(status) and published == _number(before, "published")
+    age = f", and the last checkpoint is {_number(status, 'checkpoint-age')} seconds old" if stuck else ""
     for name, count in (("Published", sequenced - published), ("Mapped", published - mapped)):
+        well = count <= settings.queue_limit and not (stuck and name == "Published")
         found = _found(
-            name, count <= settings.queue_limit, f"{count} entries are not {name.lower()} yet",
+            name, well, f"{count} entries are not {name.lower()} yet{age if name == 'Published' else ''}",
             "The log's output says which cosigner refused, and why.",
         )
         yield replace(found, settled=count <= 0)
@@ -161,6 +176,12 @@ def _running(settings: Settings) -> Iterator[Ailment]:
             "Cosigned", age < COSIGNED_SECONDS, f"{cosigner} cosigned {age} seconds ago, or the log began then",
             "Ask whether it follows both of your logs, and see what the log's output says of it.",
         )
+
+
+def _waits(status: Mapping[str, Any]) -> bool:
+    """Whether entries are there that no checkpoint came for."""
+    return _number(status, "sequenced") > _number(status, "published") and _number(
+        status, "checkpoint-age") > STUCK_SECONDS
 
 
 def _number(members: Mapping[str, Any], name: str) -> int:
@@ -226,6 +247,9 @@ def _witness(settings: Settings, fetcher: Fetcher, peer: WitnessPeer) -> Ailment
             break
     if answer is None:
         return Ailment("Witness", BAD, f"{names} at {peer.url} does not answer: {why}", "Ask its operator.")
+    if answer.status >= 500:
+        what = f"{names} at {peer.url} answers {answer.status}: the witness behind its proxy is down"
+        return Ailment("Witness", BAD, what, "Write to its operator. If the quorum needs it, nothing is published.")
     return _found(
         "Witness", answer.status == 200, f"{names} at {peer.url} answers {answer.status}",
         "It has cosigned nothing of this log. Has it the log's vkeys? ktlog-witness add-log, once for the log's keys"

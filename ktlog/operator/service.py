@@ -88,8 +88,8 @@ def load_publish_policy(settings: Settings) -> Policy:
     except FileNotFoundError:
         raise UsageError(
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
-            hint="`ktlog policy make` writes it, a tlog-policy, from what witnesses send you; `ktlog next --dir DIR` says"
-            " how.",
+            hint="`ktlog policy make` writes it, a tlog-policy, from what witnesses send you; `ktlog next --dir DIR`"
+            " says how.",
         ) from None
     except (PolicyUnmet, UsageError) as error:
         raise type(error)(error.name, f"{settings.publish_policy}: {error.message}") from None

@@ -87,6 +87,7 @@ def test_nothing_is_wrong_outside(settings: Settings) -> None:
     (lambda world: world.say("/map/bundle/", 404, b"there is nothing at this address"), "Paths", "bad"),
     (lambda world: world.say("/map/bundle/", 404, b"no map was published yet"), "Paths", "ok"),
     (lambda world: world.say("w1.example", 404, b""), "Witness", "look"),
+    (lambda world: world.say("w1.example", 502, b"<html>"), "Witness", "bad"),
     (lambda world: world.answers.pop("w1.example"), "Witness", "bad"),
 ])
 def test_what_is_wrong_outside_is_named(settings: Settings, change, name: str, state: str) -> None:
@@ -130,6 +131,33 @@ def test_a_running_log_by_its_numbers(settings: Settings, monkeypatch: pytest.Mo
     found = list(examine_inside(settings))
     assert states(found)["Published"] == "bad" and states(found)["Mapped"] == "ok"
     assert [(one.state, one.what.split()[0]) for one in found if one.name == "Cosigned"] == [("ok", "log/w1"), ("bad", "map/v1")]
+
+
+@pytest.mark.parametrize(("age", "later", "expected"), [
+    ("31", "1", "bad"), ("31", "2", "ok"), ("30", "1", "ok"),  # published meanwhile; young
+])
+def test_entries_that_no_checkpoint_comes_for(settings: Settings, monkeypatch, age: str, later: str, expected: str) -> None:
+    """Below the quorum nothing is published, however few entries wait."""
+    members = {"sequenced": "2", "mapped": "1", "checkpoint-age": age}
+    answers = iter([{**members, "published": "1"}, {**members, "published": later}])
+
+    class Link:
+        def status(self) -> dict[str, object]:
+            return next(answers)
+
+    monkeypatch.setattr(doctor, "open_link", lambda *_: Link())
+    monkeypatch.setattr(doctor, "AGAIN_SECONDS", 0.0)
+    assert states(list(examine_inside(settings)))["Published"] == expected
+
+
+def test_a_pause_that_was_forgotten(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Link:
+        def status(self) -> dict[str, object]:
+            return {"sequenced": "1", "published": "1", "rules": {"paused": {"reason": "a new disk", "since": "5"}}}
+
+    monkeypatch.setattr(doctor, "open_link", lambda *_: Link())
+    (found,) = [one for one in examine_inside(settings) if one.name == "Paused"]
+    assert found.state == "look" and "a new disk" in found.what
 
 
 def test_the_command(settings: Settings) -> None:
