@@ -72,7 +72,8 @@ def command(
                 hint="An answer that rests on a log without a map cannot be proven again offline.",
             )
         write_atomic(save, answer.bundle)
-        again = shlex.join(["ktlog", "verify", str(save), "--policy", str(policy), "--origin", answer.origin])
+        whom = ["--origin", answer.origin, "--actor", answer.actor_id]
+        again = shlex.join(["ktlog", "verify", str(save), "--policy", str(policy), *whom])
         click.echo(f"Saved the proof to {save}; check it again: {again}", err=True)
 
 

@@ -46,7 +46,10 @@ def command(actor: str, directory: Path, yes: bool, preview: bool, as_json: bool
     try:
         actor_id = check_actor_id(actor)
     except (EncodingError, MessageRejected):
-        raise UsageError("BadActorId", "ACTOR must be an actor id: a canonical https URL") from None
+        raise UsageError(
+            "BadActorId", "ACTOR must be an actor id: a canonical https URL, such as https://example.social/users/alice",
+            hint="`ktlog admin actors alice`, with this --dir, finds it.",
+        ) from None
     link = open_link(settings, SHRED_SECONDS + 10)
     try:
         report = link.shred(actor_id, preview=True)

@@ -5,6 +5,7 @@ Each check gives findings with a stable name, a state, a sentence and advice. No
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 import stat
 import time
@@ -152,14 +153,16 @@ def _running(settings: Settings) -> Iterator[Ailment]:
             time.sleep(AGAIN_SECONDS)  # what came just now is published by then
             status = link.status()
     except StoreError as error:
-        yield Ailment("Running", BAD, f"the sequencer does not answer: {error.message}", "ktlog serve --dir DIR")
+        yield Ailment("Running", BAD, f"the sequencer does not answer: {error.message}",
+                      f"ktlog serve --dir {shlex.quote(str(settings.directory.absolute()))}")
         return
     sequenced, published, mapped = (_number(status, name) for name in ("sequenced", "published", "mapped"))
     yield Ailment("Running", GOOD, f"the sequencer runs, and has {sequenced} entries")
     paused = (status.get("rules") or {}).get("paused") or {}
     if paused:
         what = f"no messages are taken: {paused.get('reason')}"
-        yield Ailment("Paused", LOOK, what, "ktlog admin resume, with this --dir, takes them again.")
+        there = shlex.quote(str(settings.directory.absolute()))
+        yield Ailment("Paused", LOOK, what, f"ktlog admin resume --dir {there}")
     stuck = _waits(status) and published == _number(before, "published")
     age = f", and the last checkpoint is {_number(status, 'checkpoint-age')} seconds old" if stuck else ""
     for name, count in (("Published", sequenced - published), ("Mapped", published - mapped)):
