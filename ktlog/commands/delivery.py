@@ -26,7 +26,7 @@ from ktlog.wire.actor_id import canonical_actor_id
 from ktlog.wire.dial import load_dial
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import sign_request
-from ktlog.wire.httpsig_response import Exchange
+from ktlog.wire.httpsig_response import ACCEPT_BOTH, Exchange
 from ktlog.wire.receipts import LOG_ACTOR_PATH, format_receipt
 
 FILE = click.Path(path_type=Path)
@@ -89,7 +89,7 @@ class Delivery:
                 request is then not known.
         """
         url, body = self.log_url + target, canonical(members)
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **ACCEPT_BOTH}
         signed = sign_request("POST", url, headers, body, self.http_key_id, load_http_key(self.http_key), now)
         response = self.fetcher.post(url, body, signed, max_bytes=MAX_ANSWER_BYTES)
         return read_signed(

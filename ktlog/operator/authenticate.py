@@ -39,7 +39,8 @@ class Authenticator:
         self._now = now
 
     def authenticate(self, request: Request, actor_id: str, *, at_inbox: bool = False) -> VerifiedRequest:
-        """Verify that *actor_id* signed *request*, now and for the first time; set ``request.source.domain``.
+        """Verify that *actor_id* signed *request*, now and for the first time; set ``domain`` and
+        ``algorithms`` of ``request.source``.
 
         at_inbox: the request came to the ActivityPub inbox, the only door where RSA may count.
 
@@ -64,6 +65,7 @@ class Authenticator:
         digests = [signature_digest(*one) for one in verified.signatures]
         if not self._guard.take(request.source, domain, digests, verified.created + REMEMBER_SECONDS):
             raise MessageRejected("replayed_request", "this HTTP signature was seen before; sign the request anew")
+        request.source.algorithms = verified.algorithms
         return verified
 
     def _verify(self, request: Request, actor_id: str, at_inbox: bool, *, refresh: bool) -> VerifiedRequest:

@@ -16,10 +16,10 @@ from ktlog.operator.instance import MAX_ANSWER_BYTES, exchange_of, read_answer, 
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
-from ktlog.wire.httpsig_response import Exchange, content_digest
+from ktlog.wire.httpsig_response import ACCEPT_BOTH, Exchange, content_digest
 from ktlog.wire.receipts import BURNDOWN_CONTEXT, LOG_ACTOR_PATH
 
-_JSON = {"Content-Type": "application/json", "Accept": "application/json"}
+_JSON = {"Content-Type": "application/json", "Accept": "application/json", **ACCEPT_BOTH}
 
 
 def deliver_burndown(

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 from ktlog.errors import EncodingError, Invalid, MessageRejected, Unreachable
 from ktlog.pkd.canonical import parse_json
+from ktlog.pkd.rejections import NEXT_STEPS
 from ktlog.wire.actor import Multikey, fetch_actor
 from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig import PrivateKey, sign_request
-from ktlog.wire.httpsig_response import Exchange, verify_response
+from ktlog.wire.httpsig_response import ACCEPT_BOTH, Exchange, verify_response
 from ktlog.wire.receipts import LOG_ACTOR_PATH, RECEIPT_CONTEXT, check_receipt_form
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS
 
@@ -86,7 +87,7 @@ def deliver(
     inbox = log_actor + "/inbox"
     message = direct_message(log_actor, actor_id, envelope_content, random)
     body = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    headers = {"Content-Type": ACTIVITY_JSON, "Accept": "application/json"}
+    headers = {"Content-Type": ACTIVITY_JSON, "Accept": "application/json", **ACCEPT_BOTH}
     signed = sign_request("POST", inbox, headers, body, http_key_id, http_private_key, now)
     response = fetcher.post(inbox, body, signed, max_bytes=MAX_ANSWER_BYTES)
     exchange = exchange_of(inbox, signed, response)
@@ -167,7 +168,7 @@ def read_answer(response: Response) -> dict[str, Any]:
     code, words = _error_code(answer), _printable(answer.get("message"))
     if response.status == 429 or response.status >= 500:
         raise Unreachable("BadStatus", f"{response.url} answers {response.status}, {code}: {words}")
-    raise MessageRejected(code, words)
+    raise MessageRejected(code, words, hint=NEXT_STEPS.get(code, ""))
 
 
 def _error_code(answer: dict[str, Any]) -> str:

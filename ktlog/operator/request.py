@@ -24,12 +24,14 @@ class Source:
 
     ip: the client's address in text, past the proxies that are trusted. domain: the sender's server, and
     None until an HTTP signature was verified: what a request merely claims never stands here.
+    algorithms: of the signatures that were verified.
     lookups: how many actor documents were waited for on its behalf. place: how the gate counts it, if it does.
     claimed: the server that the request says it is from, for whoever reads about refusals.
     """
 
     ip: str
     domain: str | None = None
+    algorithms: tuple[str, ...] = field(default=(), compare=False)
     lookups: int = field(default=0, compare=False)
     place: Place | None = field(default=None, compare=False)
     claimed: str | None = field(default=None, compare=False)

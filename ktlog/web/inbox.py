@@ -143,7 +143,7 @@ class QuickInbox:
                 return self._inner(environ | {"wsgi.input": BytesIO(asked)}, start_response)
             signed = self._context.signer.headers(
                 Exchange("POST", asked.target_url, 202, {"content-type": CONTENT_TYPE}, answer, right_digest(asked)),
-                asked_algorithms(environ.get("HTTP_ACCEPT_SIGNATURE")),
+                asked_algorithms(environ.get("HTTP_ACCEPT_SIGNATURE"), found.source),
             )
         except Exception as error:  # noqa: BLE001 - the view raises it again, for those who turn it into an answer
             found.error = error

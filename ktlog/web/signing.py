@@ -5,7 +5,9 @@ same request is sent again. Nothing in it is older than a verifier accepts.
 
 Both of the log's keys sign, unless the request says which algorithms it wants: ``Accept-Signature`` (RFC 9421 §5) with
 an ``alg`` in each member. Nothing else of it counts, and nothing that a cache may keep is signed otherwise for it. Who
-asks for Ed25519 alone spares the log most of an answer's cost, and has one that a quantum computer could forge.
+asks for Ed25519 alone spares the log most of an answer's cost, and has one that a quantum computer could forge. So has
+a server that says nothing and signed its own request without ML-DSA-44: the specification wants that where both sides
+know it, and stock servers do not. What accepts their message is signed so all the same: the entry's own signature.
 
 What was asked in a body is named by the request's ``Content-Digest``, if it has one and the view has read the body. An
 answer that was made before that (429, 413, 405, an address where nothing is) answers no body, and does not say so.
@@ -23,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask, Response, g, request
 
 from ktlog.errors import EncodingError, MessageRejected
-from ktlog.operator.request import Request
+from ktlog.operator.request import Request, Source
 from ktlog.wire.actor import ED25519, ML_DSA_44
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.httpd import raw_target
@@ -91,15 +93,19 @@ def register_signing(app: Flask, signer: AnswerSigner, hosts: Collection[str]) -
             right_digest(g.get("ktlog_request")),
         )
         kept_by_caches = response.headers.get("Cache-Control") != NO_STORE
-        algorithms = BOTH if kept_by_caches else asked_algorithms(request.headers.get("Accept-Signature"))
+        sender = getattr(g.get("ktlog_request"), "source", None)
+        algorithms = BOTH if kept_by_caches else asked_algorithms(request.headers.get("Accept-Signature"), sender)
         for name, value in signer.headers(exchange, algorithms).items():
             response.headers[name] = value
         return response
 
 
-def asked_algorithms(accept_signature: str | None) -> tuple[str, ...]:
-    """The algorithms that an answer is signed with, for a request with this ``Accept-Signature``, if any."""
-    if accept_signature is None or len(accept_signature) > ACCEPT_LIMIT:
+def asked_algorithms(accept_signature: str | None, sender: Source | None = None) -> tuple[str, ...]:
+    """The algorithms that an answer is signed with, for *sender* and an ``Accept-Signature``, if any."""
+    if accept_signature is None:
+        signed = sender is not None and sender.algorithms
+        return (ED25519,) if signed and ML_DSA_44 not in signed else BOTH
+    if len(accept_signature) > ACCEPT_LIMIT:
         return BOTH
     return _named_algorithms(accept_signature)
 

@@ -38,6 +38,8 @@ from ktlog.wire.httpsig import (
 )
 
 BOTH = (ED25519, ML_DSA_44)
+ACCEPT_BOTH = {"Accept-Signature": ", ".join(f'sig{n}=("@status");alg="{name}"' for n, name in enumerate(BOTH, 1))}
+"""The header of a request whose answer is to be signed with each of BOTH (RFC 9421 §5)."""
 
 _REQUEST_COMPONENTS = (("@method", "req"), ("@target-uri", "req"))
 _REQUEST_DIGEST = ("content-digest", "req")

@@ -10,12 +10,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.keymap.bundle import parse_bundle
 from ktlog.operator.keys import load_seed
+from ktlog.operator.request import Source
 from ktlog.operator.shred import plan_for
 from ktlog.pkd.keys import private_key_from_seed
 from ktlog.web.app import create_app
 from ktlog.web.signing import ACCEPT_LIMIT, asked_algorithms
 from ktlog.wire.actor import ED25519, ML_DSA_44, Multikey
-from ktlog.wire.httpsig_response import BOTH, Exchange, verify_response
+from ktlog.wire.httpsig_response import ACCEPT_BOTH, BOTH, Exchange, verify_response
 from tests.operator_world import ORIGIN
 from tests.pkd_samples import ALICE, BOB, quick_argon2  # noqa: F401
 from tests.reading_log import fill, reading_log
@@ -125,6 +126,16 @@ def test_an_error_is_told_by_the_view(site, monkeypatch):
 ])
 def test_who_names_an_algorithm_gets_it_and_everybody_else_both(accept, algorithms):
     assert asked_algorithms(accept) == algorithms
+
+
+@pytest.mark.parametrize(("signed", "accept", "algorithms"), [
+    ((ED25519,), None, (ED25519,)), (("rsa-v1_5-sha256",), None, (ED25519,)), ((ML_DSA_44,), None, BOTH), (BOTH, None, BOTH),
+    ((), None, BOTH), ((ED25519,), ACCEPT_BOTH["Accept-Signature"], BOTH), ((ED25519,), "a=()", BOTH), (BOTH, ONLY, (ED25519,)),
+    ((ML_DSA_44,), ONLY, (ED25519,)),
+])
+def test_who_signs_without_ml_dsa_and_asks_for_nothing_is_answered_so(signed, accept, algorithms):
+    """PKD, threat model: ML-DSA-44 where both sides know it. Whose request nobody verified may know it."""
+    assert asked_algorithms(accept, Source("192.0.2.1", algorithms=signed)) == algorithms
 
 
 def test_the_signatures_are_those_that_were_asked_for(site):
