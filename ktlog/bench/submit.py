@@ -41,11 +41,11 @@ SWITCH = "KTLOG_BENCH_WITHOUT_ARGON2"
 class Options:
     """messages: that are timed. argon2: whether commitments are checked. overload: seconds of ten times the load, or 0.
 
-    clients: connections at once; of each worker's eight threads six take messages. calibration: seconds, twice.
+    clients: connections at once; of each worker's 16 threads 12 take messages. calibration: seconds, twice.
     """
 
     messages: int
-    clients: int = 12
+    clients: int = 24
     argon2: bool = True
     overload: float = 0.0
     calibration: float = 10.0

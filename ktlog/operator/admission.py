@@ -33,7 +33,7 @@ from ktlog.operator.hpkekeys import HpkeKeys, open_hpke
 from ktlog.operator.link import Submission
 from ktlog.operator.request import Request
 from ktlog.operator.rules import Anybody, RulesReader
-from ktlog.operator.sequencer import check_holdings, check_recent_root
+from ktlog.operator.sequencer import KnownRoots, check_holdings, check_recent_root
 from ktlog.operator.views import view_for
 from ktlog.pkd.actions import TOKEN_ACTION
 from ktlog.pkd.attributes import check_commitment
@@ -96,6 +96,7 @@ class Admission:
         burndown_enabled: bool = False, without_argon2: bool = False, rules: RulesReader | None = None,
     ) -> None:
         self._store = store
+        self._roots = KnownRoots(store)
         self._dialect = dialect
         self._inbox_actor = inbox_actor
         self._hpke_key = hpke_key
@@ -230,7 +231,7 @@ class Admission:
             window = min(window, CHECKPOINT_WINDOW_SECONDS)
         check_time(wire.time, self._now(), window)
         if wire.recent_root is not None:
-            check_recent_root(self._store.size_of_root, tree_size, wire.recent_root)
+            check_recent_root(self._roots.size_of, tree_size, wire.recent_root)
 
     def _check_sender(self, message: Message, sender: str) -> None:
         """The actor that signed the request must be the one the message speaks for.
@@ -255,7 +256,7 @@ class Admission:
     def _check_state(self, wire: WireMessage, message: Message, state: LogState) -> None:
         """Try the transition on the state as it is in the snapshot; the sequencer does it again when it counts."""
         if isinstance(message, CheckpointMessage):
-            check_recent_root(self._store.size_of_root, state.size, message.to_validated_root)
+            check_recent_root(self._roots.size_of, state.size, message.to_validated_root)
         view = view_for(message, self._store.actor, self._store.token_revoked, self._store.holders)
         signer = find_signer(view, message, wire, use_key_id=True)
         # The key id is the sequencer's to derive; a trial needs none that could collide.

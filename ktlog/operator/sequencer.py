@@ -42,6 +42,7 @@ BATCH_LIMIT = 256
 # What one actor may hold: every message of theirs is checked against each key, also by every replayer.
 KEYS_LIMIT = 64
 AUX_LIMIT = 256
+KNOWN_ROOTS = 1_024
 
 # In commit order. A test kills the process at each and checks that nothing is lost or forked.
 HOOKS = (
@@ -51,6 +52,28 @@ HOOKS = (
     "sequencer.after_commit",
     "sequencer.answered",
 )
+
+
+class KnownRoots:
+    """Where the log's roots are. One that was found is remembered, for it stays there, and thousands are bound to it.
+
+    Safe to use from many threads, in snapshots of different ages: what it knows may be newer than the snapshot.
+    """
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+        self._known: dict[bytes, int] = {}
+
+    def size_of(self, root: bytes) -> int | None:
+        """As ``LogStore.size_of_root``."""
+        size = self._known.get(root)
+        if size is None:
+            size = self._store.size_of_root(root)
+            if size is not None:
+                if len(self._known) >= KNOWN_ROOTS:
+                    self._known.clear()
+                self._known[root] = size
+        return size
 
 
 class Overlay:
@@ -142,6 +165,7 @@ class Sequencer:
         before_answers: Callable[[int, bytes], None] = lambda _size, _root: None,
     ) -> None:
         self._store = store
+        self._roots = KnownRoots(store)
         self._before_answers = before_answers
         self._origin = origin
         self._dialect = dialect
@@ -209,7 +233,7 @@ class Sequencer:
         use = overlay.check_totp(message, submission.totp)
         if wire.recent_root is not None:
             # No root of this very batch: nobody can have been told of one.
-            check_recent_root(self._store.size_of_root, overlay.size, wire.recent_root)
+            check_recent_root(self._roots.size_of, overlay.size, wire.recent_root)
         created = created_time(message, overlay.greatest_time)
         view = view_for(message, overlay.actor, overlay.token_revoked, overlay.holders)
         signer = find_signer(view, message, wire)
@@ -284,7 +308,7 @@ def check_recent_root(
     root = decode_root(recent_root)
     # The store also knows SHA-256(""), the tree's own empty root. It is no root of PKD's: replayers refuse it.
     size = 0 if root == bytes(32) else size_of_root(root) or None
-    if size is None:
+    if size is None or size > tree_size:
         raise MessageRejected("merkle_root_stale", "recent-merkle-root is not a root of this log")
     if not recent_root_ok(tree_size - size, tree_size):
         raise MessageRejected(

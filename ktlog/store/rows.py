@@ -256,19 +256,26 @@ def write_salt(db: sqlite3.Connection, actor_id: str, salt: bytes) -> None:
 
 
 def read_actor(db: sqlite3.Connection, actor_id: str) -> Actor | None:
-    row = db.execute(
-        "SELECT actor_number, fireproof, version, generation, erasures, cause, generation_leaf, status,"
-        " status_leaf FROM directory_actors WHERE actor_id = ?",
+    """One query for nearly every actor: each message asks, in its web worker and in the sequencer."""
+    rows = db.execute(
+        "SELECT a.actor_number, a.fireproof, a.version, a.generation, a.erasures, a.cause, a.generation_leaf, a.status,"
+        " a.status_leaf, EXISTS (SELECT 1 FROM directory_aux x WHERE x.actor_number = a.actor_number),"
+        " EXISTS (SELECT 1 FROM directory_revoked r WHERE r.actor_number = a.actor_number),"
+        " k.public_key, k.key_id, k.leaf_index, k.created, k.key_hash"
+        " FROM directory_actors a LEFT JOIN directory_keys k USING (actor_number) WHERE a.actor_id = ?"
+        " ORDER BY k.position",
         (actor_id,),
-    ).fetchone()
-    if row is None:
+    ).fetchall()
+    if not rows:
         return None
-    number, fireproof, version, generation, erasures, cause, generation_leaf, status, status_leaf = row
+    (number, fireproof, version, generation, erasures, cause, generation_leaf, status, status_leaf, has_aux,
+     has_revoked) = rows[0][:11]
     return Actor(
-        actor_id=actor_id, keys=_read_keys(db, number), aux=_read_aux(db, number),
+        actor_id=actor_id, keys=_keys([row[11:] for row in rows if row[11] is not None]),
+        aux=_read_aux(db, number) if has_aux else (),
         fireproof=bool(fireproof), version=version, generation=generation, erasures=erasures, cause=cause,
         generation_leaf=generation_leaf, status=status, status_leaf=status_leaf,
-        revoked=_read_revoked(db, number),
+        revoked=_read_revoked(db, number) if has_revoked else frozenset(),
     )
 
 
