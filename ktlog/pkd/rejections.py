@@ -65,10 +65,15 @@ REJECTIONS: Mapping[str, str] = MappingProxyType({
     "bad_cosignature": "Cosignature is malformed, or is not by the witness for this directory and root",
 })
 
+NEXT_STEPS: Mapping[str, str] = MappingProxyType({
+    "self_signed_not_allowed": "Sign it with a key that the actor has: --sign-with FILE.",
+})
+"""What whoever sent the message can do, where the text does not say it."""
+
 
 def reject(code: str, detail: str = "") -> MessageRejected:
-    """The error to raise for *code*; *detail* goes to its hint, never into the text."""
+    """The error to raise for *code*; *detail*, or else the next step, goes to its hint, never into the text."""
     text = REJECTIONS.get(code)
     if text is None:
         raise AssertionError(f"no rejection is called {code!r}")
-    return MessageRejected(code, text, hint=detail)
+    return MessageRejected(code, text, hint=detail or NEXT_STEPS.get(code, ""))
