@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ktlog.config import Settings, write_settings
 from ktlog.keymap.bundle import Bundle, parse_bundle
 from ktlog.keymap.check import Mapped, check_bundle
-from ktlog.keymap.output import OutputLeaf, format_config, parse_leaf
+from ktlog.keymap.output import OutputLeaf, parse_leaf
 from ktlog.operator.create import create_log, ensure_map
+from ktlog.operator.head import LocalHeads
 from ktlog.operator.keys import load_checkpoint_signers, load_map_signers
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.mapreader import MapReader, Wanted
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.shred import plan_for
-from ktlog.operator.stores import map_config
+from ktlog.operator.stores import map_config, open_log, open_map
 from ktlog.operator.witnessing import input_policy
-from ktlog.store.mapdb import SqliteMapStore
-from ktlog.store.sqlite import SqliteStore
+from ktlog.store.documents import FileDocument
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
+from ktlog.tlog.note import Signer
 from ktlog.tlog.policy import Group, Policy
 from ktlog.wire.fetch import Response
 from tests.operator_world import ORIGIN, Clock, Desk, FakeWitness, Network, respond, witness_policy
@@ -74,10 +76,21 @@ class MapPress:
         made = create_log(directory, ORIGIN, "spec", bytes(32))
         self.settings = Settings(made.directory, ORIGIN, "spec", map_interval_ms=5000, notice_seconds=1, **settings)
         write_settings(self.settings)
+        self._begin(verified)
+
+    @classmethod
+    def over(cls, settings: Settings) -> MapPress:
+        """Of a log that is there already."""
+        press = object.__new__(cls)
+        press.settings = settings
+        press._begin(verified=False)
+        return press
+
+    def _begin(self, verified: bool) -> None:
         ensure_map(self.settings)
         self.clock = Clock()
         self.ticks = 0.0
-        self.store = SqliteStore.open(self.settings.database, origin=ORIGIN)
+        self.store = open_log(self.settings)
         self.desk = Desk(self.store, clock=self.clock)
         vkeys = {
             ORIGIN: tuple(s.vkey for s in load_checkpoint_signers(self.settings.keys, ORIGIN)),
@@ -94,22 +107,24 @@ class MapPress:
 
     def restart(self) -> None:
         """What a new process does."""
-        reader = SqliteStore.open(self.settings.database, origin=ORIGIN, read_only=True)
+        reader = open_log(self.settings, read_only=True)
         self.mapping = MapCycle(
-            settings=self.settings, store=reader, signers=load_map_signers(self.settings.keys, ORIGIN),
+            settings=self.settings, store=reader, signers=self._heads(self.settings.map_signed_head, load_map_signers),
             policy=self.policy, fetcher=self.network, now=self.clock, ticks=lambda: self.ticks,
         )
         self.tiles = TileFiles(self.settings.tiles)
         self.publisher = Publisher(
             settings=self.settings, store=reader, tiles=self.tiles,
-            signers=load_checkpoint_signers(self.settings.keys, ORIGIN), policy=input_policy(self.policy),
+            signers=self._heads(self.settings.signed_head, load_checkpoint_signers), policy=input_policy(self.policy),
             fetcher=self.network, now=self.clock, mapping=self.mapping,
         )
-        self.map = SqliteMapStore.open(
-            self.settings.map_database, origin=ORIGIN, config=format_config(self.config), read_only=True
-        )
+        self.map = open_map(self.settings, read_only=True)
         self.map_tiles = TileFiles(self.settings.map_tiles)
         self.reader = MapReader(reader, self.map, self.tiles.read, self.map_tiles.read)
+
+    def _heads(self, path: Path, load: Callable[[Path, str], tuple[Signer, ...]]) -> LocalHeads:
+        """What signs, and keeps its last head in a file of its own, wherever the log is stored."""
+        return LocalHeads(FileDocument(path), load(self.settings.keys, ORIGIN), self.clock)
 
     def close(self) -> None:
         self.mapping.close()

@@ -196,9 +196,20 @@ def shared_cluster(directory: Path) -> Iterator[Cluster]:
                 reaper = _start_reaper(directory)
             cluster = Cluster(Path(json.loads(record.read_text())["directory"]))
         yield cluster
-    if reaper is not None:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # another worker may need the server a little longer
-            reaper.wait(SECONDS)
+    if reaper is not None and not _is_used(directory):
+        reaper.wait(SECONDS)
+
+
+def _is_used(directory: Path) -> bool:
+    """Whether another worker uses the server. Then the reaper waits for that one, and nobody need wait for the reaper."""
+    with (directory / "postgres.users").open("a") as users:
+        for kind in (fcntl.LOCK_EX, fcntl.LOCK_SH):  # workers share it, and the reaper takes it for itself
+            try:
+                fcntl.flock(users, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return kind == fcntl.LOCK_SH
+    return False
 
 
 def _start_reaper(directory: Path) -> subprocess.Popen:

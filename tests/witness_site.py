@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
+
 from tests.witness_log import NOW, Log
 from witness.config import WitnessDir
 from witness.keys import write_keys
 from witness.store import WitnessStore, hash_origin
+from witness.together import Together
 from witness.web import create_app
-from witness.witness import Witness
+from witness.witness import Answer, Witness
 
 NAME = "example.com/w1"
+SECONDS = 30
 
 
 class Clock:
@@ -54,3 +58,41 @@ class Session:
     def size(self) -> int | None:
         latest = self.witness.store.log(self.log.origin).latest
         return None if latest is None else latest.checkpoint.size
+
+
+class Waiting:
+    """One of those who are answered later."""
+
+    def __init__(self) -> None:
+        self.heard: queue.SimpleQueue = queue.SimpleQueue()
+        self.answer = self.run = self.heard.put
+
+
+class Served:
+    """A witness as the daemon asks it: submissions that come together are worked on together, and answered later."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._together = Together(witness.add_checkpoints)
+        self._waiting: list[Waiting] = []
+
+    def add_checkpoint(self, body: bytes) -> Answer:
+        waiting = Waiting()
+        self._waiting.append(waiting)
+        try:
+            if self._together.put((body, waiting)):
+                self._together.lead()
+            while callable(heard := waiting.heard.get(timeout=SECONDS)):
+                heard()
+        finally:
+            self._waiting.remove(waiting)
+        if isinstance(heard, BaseException):
+            raise heard
+        return heard
+
+    def give_up(self, error: BaseException) -> None:
+        """Have *error* raised for all that wait, whom nobody else would tell: the thread that writes has died."""
+        for waiting in self._waiting:
+            waiting.answer(error)
+
+
+WAYS = {"asked and waited for": lambda witness: witness, "as the daemon asks": Served}

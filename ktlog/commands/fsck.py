@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -46,11 +47,11 @@ def command(
     repaired = 0
     if directory is not None:
         settings = load_settings(directory)
-        examined: Examined = examine(settings, scope, bar)
+        examined: Examined = examine(settings, scope, bar, int(time.time()))
         bar.end()
         if repair and any(examined.broken):
             repaired = repair_tiles(settings, examined)
-            examined = examine(settings, scope, bar)
+            examined = examine(settings, scope, bar, int(time.time()))
             bar.end()
         findings = examined.findings
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ktlog.config import Settings, load_settings
 from ktlog.durable import FileLock
 from ktlog.errors import StoreError
 from ktlog.operator.rotate import LOCKS
-from ktlog.operator.stores import database_url, look_at_database, open_log
+from ktlog.operator.stores import database_url, look_at_database, map_exists, open_log, open_map
 from ktlog.store import upgrade
 
 
@@ -24,9 +24,9 @@ from ktlog.store import upgrade
 @click.option("--plan", is_flag=True, help="Say which steps would run, how long and how large, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(directory: Path, plan: bool, as_json: bool) -> None:
-    """Bring a log's store to the schema of this ktlog. `ktlog serve` does the same when it starts.
+    """Bring a log's store to the schema of this ktlog, and that of its map. `ktlog serve` does the same when it starts.
 
-    SQLite: a copy of the database is kept beside it before anything is changed, named by its schema and the time; the
+    SQLite: a copy of each database is kept beside it before anything is changed, named by its schema and the time; the
     newest two stay, until something is erased. Without room for it nothing is changed. All steps are one transaction.
     PostgreSQL: the tables that a step changes are copied to another schema first, in the same transaction as all steps;
     a copy of all of it is yours to make (pg_dump). A store of newer code is refused.
@@ -36,21 +36,30 @@ def command(directory: Path, plan: bool, as_json: bool) -> None:
     if plan:
         _print(before, as_json)
         return
-    if before["steps"]:
+    if _steps(before):
         with ExitStack() as stack:
             for name in LOCKS:
                 _lock(stack, settings, name)
-            with closing(open_log(settings)):
-                pass
-    after = _look(settings) | {"done": [step["name"] for step in before["steps"]]}
+            open_log(settings).close()
+            if map_exists(settings):
+                open_map(settings).close()
+    after = _look(settings) | {"done": [step["name"] for step in _steps(before)]}
     if as_json:
         click.echo(json.dumps(after))
-    elif after["done"]:
+        return
+    if before["steps"]:
         click.echo(f"schema {before['schema']} became {after['schema']}.")
-        for copy in after["copies"]:
-            click.echo(f"a copy: {copy}")
     else:
         click.echo(f"schema {after['schema']}: nothing is to be done.")
+    if before.get("map") and before["map"]["steps"]:
+        click.echo(f"the map's schema {before['map']['schema']} became {after['map']['schema']}.")
+    for copy in after["copies"] if after["done"] else ():
+        click.echo(f"a copy: {copy}")
+
+
+def _steps(found: dict[str, Any]) -> list[dict[str, str]]:
+    """All that would run, of the log's database and of its map's."""
+    return [*found["steps"], *(found["map"]["steps"] if found.get("map") else ())]
 
 
 def _lock(stack: ExitStack, settings: Settings, name: str) -> None:
@@ -76,14 +85,20 @@ def _look(settings: Settings) -> dict[str, Any]:
             "tables": there.tables, "copy-bytes": there.copy_bytes, "other-server": there.other_server,
             "copies": there.copies,
         }
-    found = upgrade.look(settings.database)
+    paths = [settings.database, settings.map_database] if map_exists(settings) else [settings.database]
+    return _members(upgrade.look(settings.database)) | {
+        "map": _members(upgrade.look_at_map(settings.map_database)) if len(paths) > 1 else None,
+        "copies": [str(one) for path in paths for one in upgrade.copies(path)],
+    }
+
+
+def _members(found: upgrade.Upgrade) -> dict[str, Any]:
     return {
         "schema": found.stored, "wanted": found.wanted, "entries": found.entries,
         "database-bytes": found.database_bytes,
         "steps": [{"name": step.name, "about": step.about} for step in found.steps],
         "seconds": round(found.seconds, 1), "copy-bytes": found.copy_bytes, "work-bytes": found.work_bytes,
         "free-bytes": found.free_bytes, "fits": found.fits,
-        "copies": [str(one) for one in upgrade.copies(settings.database)],
     }
 
 
@@ -91,12 +106,15 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    for line in _lines(found):
+    for line in _lines(found, "schema", "entries"):
         click.echo(line)
+    if found.get("map"):
+        for line in _lines(found["map"], "the map: schema", "leaves"):
+            click.echo(line)
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"schema {found['schema']}, {found['entries']} entries, {found['database-bytes'] / 2**20:.1f} MiB"
+def _lines(found: dict[str, Any], what: str, of: str) -> Iterator[str]:
+    yield f"{what} {found['schema']}, {found['entries']} {of}, {found['database-bytes'] / 2**20:.1f} MiB"
     if not found["steps"]:
         yield "nothing is to be done"
         return

@@ -23,6 +23,7 @@ from ktlog.operator.request import Source
 from ktlog.wire.actor import GONE, ActorDocument, Multikey, fetch_actor
 from ktlog.wire.actor_id import actor_domain, site_of
 from ktlog.wire.fetch import Fetcher
+from ktlog.wire.logs import fields
 
 CACHE_SECONDS = 300
 REFRESH_SECONDS = 10
@@ -235,9 +236,9 @@ class ActorKeys:
         try:
             document = fetch_actor(self._fetcher, actor_id, self._compat)
         except KtlogError as error:
-            # The answer says which of these it was and no more: what a fetch found out, such as the address
-            # that a name leads to, is for the operator alone.
-            log.debug("an actor's document: %s", error)
+            # The answer says which of these it was and no more: what a fetch found out is for the operator alone. And
+            # whose document it was, for nobody: a line outlasts the actor's erasure.
+            log.debug("no document of an actor", extra=fields(host=actor_domain(actor_id), error=error.name))
             flight.refusal = _refusal(actor_id, error)
             if not forget:
                 self._remember(actor_id, flight.refusal)

@@ -179,6 +179,7 @@ class _Copy:
 
     def run(self, with_keys: bool, now: int) -> Manifest:
         settings = self._settings
+        _require_schema(settings)
         local = settings.place is None
         for name in SMALL:
             self._small(name)
@@ -327,6 +328,20 @@ class _Copy:
             for suffix in ("-wal", "-shm"):
                 (self._work / (name + suffix)).unlink(missing_ok=True)
         return found
+
+
+def _require_schema(settings: Settings) -> None:
+    """A copy is opened by this code, which reads no store that it has not brought up to date."""
+    try:
+        open_log(settings, read_only=True).close()
+        open_map(settings, read_only=True).close()
+    except StoreError as error:
+        if error.name != "OlderSchema":
+            raise
+        raise StoreError(
+            error.name, error.message, hint="Take this backup with the release of ktlog that serves the log. Or stop"
+            " the log and say ktlog migrate --dir DIR, which keeps a copy of its databases.",
+        ) from None
 
 
 def hash_file(path: Path, *, sync: bool = False) -> tuple[str, int]:

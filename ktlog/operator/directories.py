@@ -19,6 +19,7 @@ from ktlog.pkd.actions import CheckpointMessage
 from ktlog.pkd.identity import check_directory_url
 from ktlog.pkd.keys import decode_public_key
 from ktlog.wire.actor_id import actor_domain, parse_https_url
+from ktlog.wire.logs import fields
 
 INFO_CONTEXT = "fedi-e2ee:v1/api/info"
 INFO_LIMIT_BYTES = 65_536
@@ -94,8 +95,8 @@ class Directories:
             info = self._fetcher.fetch_json(_info_url(message.from_directory), max_bytes=INFO_LIMIT_BYTES)
             current = decode_public_key(_member(info, "public-key"))
         except (Unreachable, EncodingError) as error:
-            # What a fetch found out, such as the address that a name leads to, is for the operator alone.
-            log.debug("a directory's key: %s", error)
+            # What a fetch found out is for the operator alone.
+            log.debug("no key of a directory", extra=fields(error=error.name))
             raise MessageRejected(
                 "directory_unreachable", f"{message.from_directory} does not say what its key is"
             ) from None

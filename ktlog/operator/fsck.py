@@ -28,7 +28,7 @@ from ktlog.errors import EncodingError, Invalid, KtlogError, StoreError
 from ktlog.keymap.output import OutputLeaf, format_config, map_origin, parse_leaf
 from ktlog.keymap.updates import KEPT_SECONDS
 from ktlog.operator.findings import Finding, Findings
-from ktlog.operator.fsckfiles import Documents, judge_journal, judge_log, judge_output, read_documents
+from ktlog.operator.fsckfiles import Documents, judge_journal, judge_log, judge_output, judge_times, read_documents
 from ktlog.operator.fsckreplay import Replay
 from ktlog.operator.fsckstate import MapCheck, OutputCheck, check_directory, check_note
 from ktlog.operator.fscktree import FileCheck, Files, TreeCheck, erasure_roots
@@ -81,8 +81,13 @@ class Examined:
     broken: tuple[list[str], list[str]]
 
 
-def examine(settings: Settings, scope: Scope = Scope(), progress: Progress = lambda *_: None) -> Examined:  # noqa: B008
+def examine(
+    settings: Settings, scope: Scope = Scope(), progress: Progress = lambda *_: None,  # noqa: B008
+    now: int | None = None,
+) -> Examined:
     """Check the log in *settings*, which may run.
+
+    now: Unix seconds; without it no time is held to be ahead.
 
     Raises:
         StoreError: it cannot be read now ("Locked", "NoPermission", "OlderSchema" ...); what is damaged is a finding.
@@ -93,6 +98,7 @@ def examine(settings: Settings, scope: Scope = Scope(), progress: Progress = lam
         for path in (settings.database, settings.map_database):
             _check_pages(path, findings)
     documents = read_documents(settings, findings)
+    judge_times(documents, now, findings)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 1, "fsck"))
         map_store, map_state = _open_map(settings, stack, findings)

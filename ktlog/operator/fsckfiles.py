@@ -12,7 +12,7 @@ from ktlog.keymap.value import commit_value, parse_value
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.findings import Findings
 from ktlog.operator.fscktree import erasure_roots
-from ktlog.operator.head import SignedHead, load_signed_head
+from ktlog.operator.head import SignedHead, load_signed_head, signed_time
 from ktlog.operator.journal import read_journal
 from ktlog.operator.keys import PublicKeys, load_checkpoint_signers, load_leaf_key, load_map_signers
 from ktlog.operator.mappending import Pending, load_pending
@@ -30,6 +30,9 @@ from ktlog.tlog.tree import Frontier, hash_leaf
 
 RootAt = Callable[[int], bytes | None]
 
+AHEAD_SECONDS = 60
+"""How far a signed head may be ahead of the clock that it is held against: clocks are set back by as much."""
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -38,8 +41,11 @@ class Documents:
     elsewhere: bool
     """Whether a signer of its own keeps the last heads."""
     checkpoint: Checkpoint | None
+    signed_at: int
+    """When the log says that it signed that checkpoint, Unix seconds; 0 for never. map_signed_at: the map's."""
     head: SignedHead | None
     map_checkpoint: Checkpoint | None
+    map_signed_at: int
     map_note: bytes | None
     map_head: SignedHead | None
     pending: Pending | None
@@ -66,19 +72,20 @@ def read_documents(settings: Settings, findings: Findings) -> Documents:
     vkeys = _vkeys(keys.vkeys + keys.retired_vkeys) if keys else ()
     map_vkeys = _vkeys(keys.map_vkeys + keys.retired_map_vkeys) if keys else ()
     inner = None if policy is None else input_policy(policy)
-    checkpoint, _note = _read_note(
+    checkpoint, signed_at, _note = _read_note(
         lambda: open_tiles(settings, read_only=True), vkeys, inner, settings.origin, "CheckpointDamaged",
         "tiles/checkpoint", findings,
     )
-    map_checkpoint, map_note = _read_note(
+    map_checkpoint, map_signed_at, map_note = _read_note(
         lambda: open_map_tiles(settings, read_only=True), map_vkeys, policy, map_origin(settings.origin),
         "MapCheckpointDamaged", "tiles/map/checkpoint", findings,
     )
     if settings.signer and signed_head(settings).read() is None:
         findings.skip("The last signed heads: the signer at another place keeps them.")
     return Documents(
-        bool(settings.signer), checkpoint, _read_head(signed_head(settings), findings), map_checkpoint, map_note,
-        _read_head(map_signed_head(settings), findings), _read_pending(map_pending(settings), findings), keys, policy,
+        bool(settings.signer), checkpoint, signed_at, _read_head(signed_head(settings), findings), map_checkpoint,
+        map_signed_at, map_note, _read_head(map_signed_head(settings), findings),
+        _read_pending(map_pending(settings), findings), keys, policy,
     )
 
 
@@ -129,14 +136,15 @@ def _read_policy(settings: Settings, findings: Findings) -> Policy | None:
 def _read_note(
     opened: Callable[[], TileStore], vkeys: Sequence[Vkey], policy: Policy | None, origin: str, name: str, where: str,
     findings: Findings,
-) -> tuple[Checkpoint | None, bytes | None]:
+) -> tuple[Checkpoint | None, int, bytes | None]:
+    """What is published, when it was signed, and its bytes."""
     try:
         raw = opened().checkpoint()
     except StoreError as error:
         findings.add(name, where, error.message)
-        return None, None
+        return None, 0, None
     if raw is None:
-        return None, None
+        return None, 0, None
     try:
         note, checkpoint = parse_signed_checkpoint(raw)
         signed = {verified.vkey.algorithm for verified in open_note(note, vkeys)}
@@ -150,9 +158,9 @@ def _read_note(
                 raise PolicyUnmet("TooFewWitnesses", "its cosignatures do not satisfy publish.policy")
     except KtlogError as error:
         findings.add(name, where, error.message)
-        return None, raw
+        return None, 0, raw
     findings.checked["checkpoints"] += 1
-    return checkpoint, raw
+    return checkpoint, signed_time(note, vkeys), raw
 
 
 def _read_head(document: Document, findings: Findings) -> SignedHead | None:
@@ -172,6 +180,25 @@ def _read_pending(document: Document, findings: Findings) -> Pending | None:
     except (StoreError, EncodingError) as error:
         findings.add("PendingDamaged", str(document), error.message)
         return None
+
+
+def judge_times(documents: Documents, now: int | None, findings: Findings) -> None:
+    """The times in the signed heads, before which nothing more is signed, against those that were signed and the clock.
+
+    What lies between the two is not known: each signing writes its time, published or not.
+    """
+    for where, head, signed_at in (
+        ("signed-head.json", documents.head, documents.signed_at),
+        ("map-signed-head.json", documents.map_head, documents.map_signed_at),
+    ):
+        if head is None:
+            continue
+        if head.time < signed_at:
+            what = f"it says that nothing was signed after {head.time}, and what is published was signed at {signed_at}"
+            findings.add("SignedHeadDamaged", where, what)
+        elif now is not None and head.time > now + AHEAD_SECONDS:
+            what = f"it says {head.time}, which is in {head.time - now} s; what is published was signed at {signed_at}"
+            findings.add("SignedHeadAhead", where, what)
 
 
 def judge_log(documents: Documents, size: int, root_at: RootAt, findings: Findings) -> None:

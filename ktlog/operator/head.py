@@ -22,7 +22,7 @@ from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.store.documents import Document, FileDocument
 from ktlog.tlog.checkpoint import format_checkpoint, parse_checkpoint
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
-from ktlog.tlog.note import SignatureLine, Signer, Vkey
+from ktlog.tlog.note import Note, SignatureLine, Signer, Vkey, open_note
 from ktlog.tlog.tree import EMPTY_ROOT, verify_consistency
 
 # In order. A test kills whoever holds the keys at each.
@@ -95,6 +95,15 @@ def load_signed_head(document: Document) -> SignedHead | None:
             "BadSignedHead", f"{document} is damaged ({error}); without it a fork cannot be ruled out",
             hint="Restore it from a backup, or write the size and root of the newest checkpoint that any witness has.",
         ) from None
+
+
+def signed_time(note: Note, vkeys: Sequence[Vkey]) -> int:
+    """When the log says that it signed *note*, Unix seconds: the greatest time under its keys; 0 if none has one.
+
+    Raises:
+        Invalid: a signature under one of *vkeys* is none.
+    """
+    return max((verified.timestamp for verified in open_note(note, vkeys)), default=0)
 
 
 def record_signed_head(document: Document, head: SignedHead) -> None:

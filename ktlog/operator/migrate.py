@@ -24,7 +24,15 @@ from ktlog.keymap.output import format_config
 from ktlog.operator.fsck import examine
 from ktlog.operator.mapcheck import check_map
 from ktlog.operator.rotate import LOCKS
-from ktlog.operator.stores import database_url, map_config, map_pending, map_signed_head, rules_document, signed_head
+from ktlog.operator.stores import (
+    bring_up,
+    database_url,
+    map_config,
+    map_pending,
+    map_signed_head,
+    rules_document,
+    signed_head,
+)
 from ktlog.store.contracts import LogState, LogStore
 from ktlog.store.documents import FileDocument
 from ktlog.store.mapcopy import copy_map
@@ -112,6 +120,7 @@ def _stopped(settings: Settings) -> Iterator[None]:
 
 def _settle(settings: Settings) -> None:
     """Bring the files to this code's schema, with nothing in them that was erased."""
+    bring_up(settings)
     with SqliteStore.open(settings.database, origin=settings.origin) as store:
         if store.scrub_due() and not store.scrub():
             raise StoreError("Locked", f"{settings.database}: somebody reads an older state of it", hint="Try again.")

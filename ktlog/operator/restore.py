@@ -27,12 +27,13 @@ from ktlog.keymap.output import map_origin
 from ktlog.operator.backup import Manifest, check_files, generations, read_manifest
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.fsck import Scope, examine
-from ktlog.operator.head import SignedHead, load_signed_head, record_signed_head
+from ktlog.operator.head import SignedHead, load_signed_head, record_signed_head, signed_time
 from ktlog.operator.mappending import load_pending
 from ktlog.operator.nodes import write_tree
 from ktlog.operator.recover import WORK, recover_log, recover_map
 from ktlog.operator.shred import resume
 from ktlog.operator.stores import (
+    bring_up,
     map_pending,
     map_signed_head,
     open_log,
@@ -230,6 +231,7 @@ class _Restoring:
 
     def run(self) -> Restored:
         settings, tell = self._settings, self._tell
+        bring_up(settings)  # of a backup that an older release took, which is still there as it was
         tell("checking the copy")
         found = examine(settings, Scope(quick=True)).findings.kept
         damaged = [finding for finding in found if finding.name not in MENDED]
@@ -366,7 +368,9 @@ class _Restoring:
         """Remember the newest heads that were signed, whoever showed them, and publish what the world has."""
         settings = self._settings
         with closing(open_log(settings, read_only=True)) as store:
-            newest = self._newest(log, signed_head(settings), lambda size: size <= store.state().size)
+            newest = self._newest(
+                log, signed_head(settings), self._vkeys, lambda size: size <= store.state().size
+            )
             if newest is not None and newest.root is not None:
                 tiles = open_tiles(settings)
                 for start in range(0, newest.size, ENTRIES_AT_A_TIME):
@@ -375,15 +379,20 @@ class _Restoring:
                 self._publish(tiles, newest)
         with closing(self._open_map()) as map_store:
             # Its files and its checkpoint are written from the store when it starts.
-            self._newest(output, map_signed_head(settings), lambda size: size <= map_store.state().output.size)
+            self._newest(
+                output, map_signed_head(settings), self._map_vkeys, lambda size: size <= map_store.state().output.size
+            )
 
-    def _newest(self, world: World, document: Document, has: Callable[[int], bool]) -> Seen | None:
+    def _newest(
+        self, world: World, document: Document, vkeys: tuple[Vkey, ...], has: Callable[[int], bool]
+    ) -> Seen | None:
         """The newest head in *world* that the copy contains, remembered as signed if it is newer than what was."""
         head = load_signed_head(document)
         known = [one for one in world.heads if one.root is not None and has(one.size)]
         seen = max(known, key=lambda one: one.size, default=None)
         if seen is not None and seen.root is not None and (head is None or seen.size > head.size):
-            record_signed_head(document, SignedHead(seen.size, seen.root, 0 if head is None else head.time))
+            time = 0 if seen.note is None else signed_time(parse_signed_checkpoint(seen.note)[0], vkeys)
+            record_signed_head(document, SignedHead(seen.size, seen.root, max(time, 0 if head is None else head.time)))
         return seen
 
     def _publish(self, tiles: TileStore, seen: Seen) -> None:

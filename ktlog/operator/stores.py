@@ -112,6 +112,19 @@ def open_log(settings: Settings, *, read_only: bool = False) -> LogStore:
     return SqliteStore.open(settings.database, origin=settings.origin, read_only=read_only)
 
 
+def bring_up(settings: Settings) -> None:
+    """Bring the SQLite files of a log that nobody serves to this code's schema, where there is another copy of them.
+
+    Raises:
+        StoreError: those of the stores.
+    """
+    if database_url(settings) is None:
+        SqliteStore.open(settings.database, origin=settings.origin).close()
+        SqliteMapStore.open(
+            settings.map_database, origin=settings.origin, config=format_config(map_config(settings))
+        ).close()
+
+
 def _refuse_left_files(settings: Settings) -> None:
     """A move to the database that was cut short leaves files that could be served again by a slip of a setting."""
     with file_errors(settings.database):
@@ -159,18 +172,22 @@ def remove_map(settings: Settings) -> None:
 def open_map(settings: Settings, *, read_only: bool = False, epoch: int | None = None) -> MapStore:
     """The map and its output log. Whoever opens it closes it.
 
+    A writer brings a SQLite file to this code's schema, and keeps a copy of what it was.
+
     Args:
         epoch: which the caller claimed of the log, so that a database shared with other machines takes no update from
             whoever was fenced since.
 
     Raises:
-        StoreError: "WrongOrigin"; "WrongConfig", the output log began with other settings.
+        StoreError: "WrongOrigin"; "WrongConfig", the output log began with other settings; "NoRoom".
     """
     url = database_url(settings)
     if url is not None:
         return _postgres("pgmap").PgMapStore.open(
             url, origin=settings.origin, config=format_config(map_config(settings)), read_only=read_only, epoch=epoch
         )
+    if not read_only:
+        upgrade.prepare(settings.map_database, upgrade.look_at_map)
     return SqliteMapStore.open(
         settings.map_database, origin=settings.origin, config=format_config(map_config(settings)),
         read_only=read_only,

@@ -29,9 +29,11 @@ def split_history(data: bytes, end: int) -> tuple[bytes, ...]:
 
 
 def check_meta(
-    where: object, stored: tuple[str, bytes, int] | None, *, origin: str, config: bytes, version: int
+    where: object, stored: tuple[str, bytes, int] | None, *, origin: str, config: bytes, version: int, oldest: int
 ) -> None:
     """Refuse the map of another log, or one with other settings. *stored*: its origin, config and schema version.
+
+    oldest: the oldest schema that the caller can use, or brings to *version*, which this code writes.
 
     Raises:
         StoreError: ``WrongOrigin``; ``WrongConfig``: the output log began with another configuration; ``NewerSchema``,
@@ -44,10 +46,10 @@ def check_meta(
             "NewerSchema", f"{where}: has schema {stored[2]}, and code for {version} must not use it",
             hint="Install the release of ktlog that made it, or a newer one.",
         )
-    if stored[2] < version:
+    if stored[2] < oldest:
         raise StoreError(
-            "OlderSchema", f"{where}: is a map of schema {stored[2]}, which no release of ktlog made",
-            hint="It cannot be brought to another: go on with the code that made it.",
+            "OlderSchema", f"{where}: has schema {stored[2]}, {version} is needed",
+            hint="Start the log once, or say ktlog migrate --dir DIR while it is stopped: its writer migrates the map.",
         )
     if stored[0] != origin:
         raise StoreError("WrongOrigin", f"{where}: is the map of {stored[0]}, not of {origin}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from ktlog import sqlitefile
 from ktlog.errors import StoreError
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
+from ktlog.store import mapupgrade
 from ktlog.store.connections import Connections
 from ktlog.store.mapbatch import prove_all
 from ktlog.store.mapcoding import advanced, check_meta, decode_frontier, join_history, split_history
@@ -118,16 +119,22 @@ class SqliteMapStore:
 
     @classmethod
     def open(cls, path: Path, *, origin: str, config: bytes, read_only: bool = False) -> SqliteMapStore:
-        """Open the map of the log *origin*.
+        """Open the map of the log *origin*. A writer brings one of an earlier schema to this code's.
 
         Raises:
-            StoreError: ``WrongOrigin``; ``WrongConfig``: the output log began with another configuration.
+            StoreError: ``WrongOrigin``; ``WrongConfig``: the output log began with another configuration;
+                ``OlderSchema``, only with read_only.
         """
         connection = sqlitefile.open_database(path, read_only=read_only)
         try:
             with sqlitefile.database_errors(path):
-                row = connection.execute("SELECT origin, config, schema_version FROM log_meta").fetchone()
-            check_meta(path, row, origin=origin, config=config, version=SCHEMA_VERSION)
+                row = _read_meta(connection)
+                oldest = SCHEMA_VERSION if read_only else mapupgrade.OLDEST
+                check_meta(path, row, origin=origin, config=config, version=SCHEMA_VERSION, oldest=oldest)
+                if row is not None and row[2] < SCHEMA_VERSION:
+                    with sqlitefile.transaction(connection):
+                        if _read_meta(connection) == row:  # or another process was faster
+                            mapupgrade.bring_up(connection, _Rows(connection))
         except BaseException:
             connection.close()
             raise
@@ -295,6 +302,10 @@ class SqliteMapStore:
         with self._connections.writing() as connection:
             connection.execute("UPDATE housekeeping SET scrub_due = 0")
         return True
+
+
+def _read_meta(connection: sqlite3.Connection) -> tuple[str, bytes, int] | None:
+    return connection.execute("SELECT origin, config, schema_version FROM log_meta").fetchone()
 
 
 def _read_state(connection: sqlite3.Connection) -> MapState:

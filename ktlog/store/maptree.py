@@ -209,6 +209,25 @@ def write_leaves(
     return leaves, root
 
 
+def write_all_pages(rows: TreeRows, depth: int, buckets: Iterable[tuple[int, bytes]]) -> bytes:
+    """Compute every page above *buckets*, in order, which lie at *depth*, where there is none yet; returns the root.
+
+    Raises:
+        StoreError: ``Corrupt``: a bucket is none.
+    """
+    nodes: list[_Node] = []
+    for number, row in buckets:
+        leaves = _merge(unseal(row), ())
+        indexes = [leaf[:32] for leaf in leaves]
+        if len(leaves[-1]) < LEAF_BYTES or indexes != sorted({*indexes}) or prefix(indexes[0], depth) != number:
+            raise StoreError(
+                "Corrupt", f"the map's store: map_buckets {number} is not what was written",
+                hint="Restore map.db, map-signed-head.json and map-pending from the newest copy.",
+            )
+        nodes.append((1 << depth | number, min(len(leaves), _MANY), _hash_leaves(leaves, depth)))
+    return _write_pages(rows, depth, nodes) if nodes else MISSING
+
+
 def grown_depth(leaves: int, depth: int) -> int:
     """The depth at which the buckets of a tree of so many leaves belong, which now lie at *depth*."""
     while leaves > BUCKET_LEAVES << depth and depth < MAX_DEPTH:

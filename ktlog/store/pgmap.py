@@ -100,7 +100,7 @@ class PgMapStore:
             row = connections.read(lambda db: db.execute(
                 "SELECT origin, config, schema_version FROM map_meta WHERE id = 1", binary=True
             ).fetchone())
-            check_meta(connections.where, row, origin=origin, config=config, version=SCHEMA_VERSION)
+            check_meta(connections.where, row, origin=origin, config=config, version=SCHEMA_VERSION, oldest=1)
         except BaseException:
             connections.close()
             raise

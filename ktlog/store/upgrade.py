@@ -23,7 +23,7 @@ from pathlib import Path
 from ktlog import sqlitefile
 from ktlog.durable import file_errors, sync_directory
 from ktlog.errors import StoreError
-from ktlog.store import schema
+from ktlog.store import mapdb, mapupgrade, schema
 from ktlog.store.sqlite import read_meta
 
 KEEP = 2
@@ -94,12 +94,34 @@ def look(path: Path) -> Upgrade:
         stored = read_meta(database, path)[2]
         (entries,) = database.execute("SELECT size FROM log_state").fetchone()
     steps = schema.STEPS[stored:]
-    size = sum(_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
+    size = _database_size(path)
     # A step's changes are in the write-ahead log before they are in the file: what it writes, is written twice.
     work = sum(2 * step.written_bytes * entries for step in steps)
     return Upgrade(
         stored, max(stored, schema.SCHEMA_VERSION), entries, size, steps,
         sum(step.seconds_per_million for step in steps) * entries / 1e6, size if steps else 0, work, _free(path),
+    )
+
+
+def look_at_map(path: Path) -> Upgrade:
+    """The same of a log's map. entries: leaves of the map.
+
+    Raises:
+        StoreError: ``MissingStore``, ``Corrupt``.
+    """
+    with closing(sqlitefile.open_database(path, read_only=True)) as database, sqlitefile.database_errors(path):
+        row = database.execute("SELECT schema_version, leaves FROM log_meta, map_state").fetchone()
+    stored, leaves = (mapdb.SCHEMA_VERSION, 0) if row is None else row  # whoever opens it says what is wrong
+    steps = tuple(
+        schema.Step(f"map_{version:04}", (), about=mapupgrade.ABOUT[version])
+        for version in range(max(mapupgrade.OLDEST, stored) + 1, mapdb.SCHEMA_VERSION + 1)
+    )
+    size = _database_size(path)
+    seconds = mapupgrade.SECONDS_PER_MILLION_LEAVES * leaves / 1e6 if steps else 0.0
+    # Values and nodes are written anew, into the write-ahead log and then into the file.
+    return Upgrade(
+        stored, max(stored, mapdb.SCHEMA_VERSION), leaves, size, steps, seconds, size if steps else 0,
+        2 * size if steps else 0, _free(path),
     )
 
 
@@ -147,8 +169,10 @@ def keep_copy(path: Path, stored: int, *, now: Callable[[], float] = time.time) 
     return kept
 
 
-def prepare(path: Path) -> Path | None:
+def prepare(path: Path, look: Callable[[Path], Upgrade] = look) -> Path | None:
     """Keep a copy of a database that a writer is about to bring to this code's schema; None where it has that.
+
+    look: :func:`look` for a log's, :func:`look_at_map` for that of its map.
 
     Raises:
         StoreError: ``NoRoom``: the disk has none for the copy and for what the steps write; ``NewerSchema``.
@@ -179,14 +203,14 @@ def copies(path: Path) -> list[Path]:
     return sorted(named, key=lambda one: (one.stat().st_mtime_ns, one.name))
 
 
-def remove_copies(path: Path) -> list[Path]:
-    """Remove all of them, and what is left of one that was cut short; gives what went."""
-    gone = [*copies(path), *_unfinished(path)]
+def remove_copies(*paths: Path) -> list[Path]:
+    """Remove all of them, of databases in one directory, and what is left of one that was cut short; says what went."""
+    gone = [one for path in paths for one in (*copies(path), *_unfinished(path))]
     for one in gone:
         with file_errors(one):
             one.unlink(missing_ok=True)
     if gone:
-        sync_directory(path.parent)
+        sync_directory(paths[0].parent)
     return gone
 
 
@@ -198,6 +222,10 @@ def _remove_unfinished(path: Path) -> None:
     for one in _unfinished(path):
         with file_errors(one):
             one.unlink(missing_ok=True)
+
+
+def _database_size(path: Path) -> int:
+    return sum(_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
 
 
 def _size(path: Path) -> int:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from click.testing import CliRunner
 
 from ktlog.cli import ktlog
+from ktlog.commands.serve import _ask_for_time, _check
 from ktlog.config import Settings
 from ktlog.errors import StoreError
 from ktlog.operator.create import create_log
@@ -24,6 +27,7 @@ from ktlog.operator.stores import create_map, open_log
 from ktlog.store import pgconnections, pgschema, pgupgrade
 from ktlog.store.pgupgrade import look
 from ktlog.store.postgres import PostgresStore
+from tests.audited_log import audited  # noqa: F401
 from tests.pkd_samples import CAROL
 from tests.postgres_server import PORT, USER, Cluster, database_name
 from tests.store_samples import plan_to_erase
@@ -106,6 +110,15 @@ def test_a_log_of_an_earlier_schema_is_brought_up_to_date_and_is_whole(make: Mak
     assert [name for (name,) in ask("SELECT name FROM ktlog.migrations ORDER BY 1")] == [
         step.name for step in pgschema.STEPS
     ]
+
+
+@pytest.mark.parametrize("version", OLDER)
+def test_an_auditor_finds_no_fault_in_a_log_of_an_earlier_schema(make: Make, audited, version: int) -> None:  # noqa: F811
+    settings = make(version)
+    report = audited(settings)
+    assert (report["findings"], report["ok"], report["entries_audited"]) == ([], True, 5)
+    assert report["map"]["leaves"] == report["map"]["derived"] == 1
+    assert check_log(settings) == []
 
 
 @pytest.mark.parametrize("version", OLDER)
@@ -301,3 +314,20 @@ def test_a_dump_from_before_is_put_back_as_the_manual_says(make: Make, postgres:
     open_log(settings).close()
     with PostgresStore.open(settings.store, read_only=True) as store:
         assert store.state().size == 5
+
+
+def test_systemd_is_asked_to_wait_for_an_upgrade_of_a_database(make: Make) -> None:
+    """Its sequencer is ended in the middle of it otherwise, and each start begins it anew."""
+    settings, told = make(OLDER[0]), []
+    notifier = SimpleNamespace(send=lambda *states: told.extend(states), address="")
+    _ask_for_time(settings, notifier)
+    assert told == [], "nobody is told, and nobody is asked"
+    notifier.address = "/run/systemd/notify"
+    _ask_for_time(replace(settings, store="postgresql://127.0.0.1:1/nothing"), notifier)
+    assert told == []
+    _check(replace(settings, role="web"), False, notifier)  # which waits for a sequencer elsewhere
+    assert told[0].startswith("EXTEND_TIMEOUT_USEC=600025") and told[1].startswith("STATUS=bringing the store from schema 1 to")
+    open_log(settings).close()
+    told.clear()
+    _ask_for_time(settings, notifier)
+    assert told == []

@@ -20,21 +20,31 @@ import pytest
 from click.testing import CliRunner
 
 from ktlog.cli import ktlog
-from ktlog.client import SigningKey, add_key, fireproof
+from ktlog.client import SigningKey, add_key, build_envelope, fireproof, seal
 from ktlog.client.erasures import parse_erasure_head, read_erasures
+from ktlog.config import load_settings
+from ktlog.demo.instance import http_key_id
 from ktlog.operator.create import load_public_keys
+from ktlog.operator.instance import direct_message
 from ktlog.operator.journal import read_journal
 from ktlog.pkd.erasure import map_index
 from ktlog.pkd.keys import encode_public_key
 from ktlog.store.sqlite import SqliteStore
-from tests.running_log import DOMAIN, ORIGIN, RunningLog, actor, running_log
+from tests.running_log import DOMAIN, EVIL, GONE, LOG_ACTOR, ORIGIN, RunningLog, actor, running_log
 
 VICTIM, OTHER = "a01", "a02"
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    with running_log(tmp_path_factory.mktemp("shred"), notice_seconds=1, log_format="json", workers=2) as running:
+FORMS = [("json", "info"), ("logfmt", "debug")]
+in_json = pytest.mark.parametrize("log", FORMS[:1], indirect=True, ids=["json"])
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=["json", "logfmt at debug"])
+def log(request, tmp_path_factory):
+    form, level = request.param
+    with running_log(
+        tmp_path_factory.mktemp("shred"), notice_seconds=1, log_format=form, log_level=level, workers=2
+    ) as running:
         yield running
 
 
@@ -50,6 +60,30 @@ def bytes_under(running: RunningLog) -> dict[str, bytes]:
 
 def places(running: RunningLog, needle: bytes) -> set[str]:
     return {name for name, data in bytes_under(running).items() if needle in data}
+
+
+def all_output(running: RunningLog) -> bytes:
+    """Every line of every process: the log's, its witness's, its proxy's and an instance's."""
+    return b"".join(path.read_bytes() for path in (running.directory / "logs").glob("*.log"))
+
+
+def be_talked_of(running: RunningLog) -> None:
+    """What a log says lines about, with the victim in it: lookups, refusals, and documents that cannot be had."""
+    victim, target = actor(VICTIM), quote(actor(VICTIM), safe="")
+    for path in ("/api/actor/{}", "/api/actor/{}/keys", "/api/actor/{}/nothing", "/actors/{}", "/search?q={}", "/{}"):
+        running.get(path.format(target))
+    built = running.build_enrolment(VICTIM)
+    for wire in (built.wire, "{", {**built.wire, "signature": "AAAA"}, {**built.wire, "recent-merkle-root": "pkd-mr-v1:x"}):
+        assert running.deliver(wire, VICTIM).status in (400, 403)
+    running.evil_documents[f"/users/{VICTIM}"] = {"id": victim, "type": "Person"}
+    for host in (EVIL, GONE):
+        who = actor(VICTIM, host)
+        content = build_envelope(who, seal(built, running.hpke()))
+        body = json.dumps(direct_message(LOG_ACTOR, who, content, os.urandom)).encode()
+        assert running.post(body, VICTIM, key_id=http_key_id(who)).status >= 400
+    assert running.output().count("refused") >= 8
+    at_debug = load_settings(running.settings.directory).log_level == "debug"
+    assert running.output().count("no document of an actor") == (2 if at_debug else 0)
 
 
 def shred(running: RunningLog, *options: str) -> subprocess.CompletedProcess[str]:
@@ -97,6 +131,9 @@ def fill(running: RunningLog) -> dict[str, bytes]:
 
 def test_an_actor_is_erased_and_the_log_stays(log, tmp_path):
     needles = fill(log)
+    be_talked_of(log)
+    for name in ("log", "map"):  # as an upgrade leaves them
+        (log.settings.directory / f"{name}.schema-1.2026-11-22T203104Z.db").write_bytes(actor(VICTIM).encode())
     for name, needle in needles.items():
         assert places(log, needle), f"the search does not find the {name}"
     with SqliteStore.open(log.settings.database, read_only=True) as store:
@@ -118,6 +155,9 @@ def test_an_actor_is_erased_and_the_log_stays(log, tmp_path):
 
     for name, needle in needles.items():
         assert places(log, needle) == set(), f"the {name} is left"
+    needles["id in a path"] = quote(actor(VICTIM), safe="").encode()
+    assert [name for name in needles if needles[name] in all_output(log)] == []
+    assert b"users" not in all_output(log), "nobody is named in any line"
     assert places(log, actor(OTHER).encode())
     (journaled,) = read_journal(log.settings.journal)
     assert journaled.record.index == map_index(ORIGIN, actor(VICTIM))
@@ -155,6 +195,7 @@ def admin(running: RunningLog, *words: str) -> str:
     return done.output
 
 
+@in_json
 def test_what_the_operator_decides_holds_at_once_in_every_worker_and_is_told_in_json(log):
     assert "everybody but the blocked" in admin(log, "status")
     admin(log, "block", DOMAIN, "--reason", "private words")

@@ -5,13 +5,17 @@ keys that are strangers', spoilt or retired. Operators add and retire keys, lift
 process dies at a hook. Between the judgement of a submission and its commit others may come whole. The clock steps.
 
 Whatever happens: no two cosignatures were ever answered whose trees contradict each other.
+
+The witness is asked in both ways: by one who waits, and as the daemon asks, whose answers come from the thread that wrote.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +41,7 @@ from ktlog.tlog.subtree import prove_subtree
 from ktlog.tlog.tree import hash_leaf, leaf_reader, prove_consistency, root_hash
 from tests.witness_log import NOW, join
 from tests.witness_model import FORGED, Model, ModelLog, Submission, Tree, Verdict, contradict, is_subtree
+from tests.witness_site import Served
 from witness.keys import derive_signers
 from witness.limits import Limits
 from witness.store import WitnessStore, hash_origin
@@ -120,6 +125,7 @@ drafts = st.fixed_dictionaries({
 
 class Story(RuleBasedStateMachine):
     answered = Bundle("answered")
+    asked_by_daemon = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,6 +149,7 @@ class Story(RuleBasedStateMachine):
         self.witness = Witness(
             self.store, own_signers(), clock=lambda: self.now, reach=self.reach, limits=Limits(self.tick)
         )
+        self.asked = Served(self.witness) if self.asked_by_daemon else self.witness
 
     def tick(self) -> float:
         self.ticks += 1
@@ -151,8 +158,15 @@ class Story(RuleBasedStateMachine):
     def reach(self, name: str) -> None:
         self.at_hook(name)
 
-    def teardown(self) -> None:
+    def stop(self) -> None:
+        turns = self.store._group._turns
+        if turns is not None:  # else a thread for each of many starts would wait for ever
+            self.store._group._lead = sys.exit
+            turns.release()
         self.store.close()
+
+    def teardown(self) -> None:
+        self.stop()
         self.directory.cleanup()
 
     def on_the_side(self, beside: bool):
@@ -194,11 +208,13 @@ class Story(RuleBasedStateMachine):
                 self.do(waiting.pop(0))
                 self.at_hook = outer
             if name == dies:
+                if threading.current_thread() is not threading.main_thread():
+                    self.asked.give_up(Died())  # else nobody would tell who waits
                 raise Died
 
         outer, self.at_hook = self.at_hook, at_hook
         try:
-            answer = self.witness.add_checkpoint(body(asked))
+            answer = self.asked.add_checkpoint(body(asked))
         except Died:
             answer = None
         finally:
@@ -307,7 +323,7 @@ class Story(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        self.store.close()
+        self.stop()
         self.start()
 
     @rule(origin=st.sampled_from(ORIGINS), key=st.sampled_from(KEYS), again=st.booleans(), beside=st.booleans())
@@ -435,22 +451,33 @@ class Story(RuleBasedStateMachine):
         )
 
 
-def run(examples: int, steps: int) -> None:
+class DaemonsStory(Story):
+    asked_by_daemon = True
+
+
+def run(way: type[Story], examples: int, steps: int) -> None:
     examples *= int(os.environ.get("KTLOG_FUZZ", "1") or 1)
-    run_state_machine_as_test(Story, settings=settings(
+    run_state_machine_as_test(way, settings=settings(
         settings.default, max_examples=examples, stateful_step_count=steps
     ))
 
 
 @pytest.fixture(autouse=True)
-def silence(caplog):
+def silence(caplog, monkeypatch):
     caplog.set_level(logging.CRITICAL)
+    unforeseen = threading.excepthook
+    monkeypatch.setattr(threading, "excepthook", lambda told: told.exc_type in (Died, SystemExit) or unforeseen(told))
 
 
-def test_the_witness_answers_what_the_model_answers():
-    run(16, 30)
+@pytest.fixture(params=[Story, DaemonsStory], ids=["waiting", "as the daemon asks"])
+def way(request):
+    return request.param
+
+
+def test_the_witness_answers_what_the_model_answers(way):
+    run(way, 16, 30)
 
 
 @pytest.mark.slow
-def test_the_witness_answers_what_the_model_answers_for_longer():
-    run(80, 60)
+def test_the_witness_answers_what_the_model_answers_for_longer(way):
+    run(way, 80, 60)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from ktlog.commands import fsck as fsck_command
 from ktlog.commands.fsck import command
 from ktlog.errors import UsageError
 from ktlog.operator.fsck import Scope, check_log, examine
+from ktlog.operator.fsckfiles import AHEAD_SECONDS
+from ktlog.operator.head import load_signed_head, record_signed_head
 from ktlog.operator.tilerepair import make_file, repair_tiles
+from ktlog.store.documents import FileDocument
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
 from tests.pkd_samples import ALICE, CAROL, quick_argon2  # noqa: F401
 from tests.whole_log import copy_of, resume, whole  # noqa: F401
@@ -208,7 +213,8 @@ def test_a_directory_in_use_is_not_disturbed(whole):  # noqa: F811
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_the_command(whole, tmp_path, as_json):  # noqa: F811
+def test_the_command(whole, tmp_path, as_json, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(fsck_command.time, "time", lambda: float(whole.clock()))
     settings = copy_of(whole, tmp_path / "copy")
     arguments = ["--dir", str(settings.directory), *(["--json"] if as_json else [])]
     clean = CliRunner().invoke(command, arguments)
@@ -222,6 +228,28 @@ def test_the_command(whole, tmp_path, as_json):  # noqa: F811
     repaired = CliRunner().invoke(command, [*arguments, "--repair-tiles"])
     assert repaired.exit_code == 0, repaired.output
     assert CliRunner().invoke(command, []).exception.name == "BadArguments"
+    monkeypatch.setattr(fsck_command.time, "time", lambda: whole.clock() - 1000.0)
+    assert "SignedHeadAhead: signed-head.json" in CliRunner().invoke(command, arguments[:2]).output
+
+
+@pytest.mark.parametrize("where", ["signed-head.json", "map-signed-head.json"])
+def test_the_time_in_a_signed_head(whole, tmp_path, where):  # noqa: F811
+    """Not before what was signed, nor in the future; what lies between may be."""
+    settings = copy_of(whole, tmp_path / "copy")
+    document = FileDocument(settings.directory / where)
+    signed = load_signed_head(document)
+
+    def found(time: int, now: int) -> list[tuple[str, str]]:
+        record_signed_head(document, replace(signed, time=time))
+        return [(one.name, one.where) for one in examine(settings, Scope(quick=True), now=now).findings.kept]
+
+    assert found(signed.time, signed.time) == []
+    assert found(signed.time - 1, signed.time) == [("SignedHeadDamaged", where)]
+    assert found(signed.time + 1, signed.time + 1) == []
+    assert found(signed.time + AHEAD_SECONDS, signed.time) == []
+    assert found(signed.time + AHEAD_SECONDS + 1, signed.time) == [("SignedHeadAhead", where)]
+    record_signed_head(document, replace(signed, time=1 << 40))
+    assert check_log(settings) == [], "without a clock nothing is ahead"
 
 
 def test_quick_looks_at_no_message(whole, tmp_path):  # noqa: F811

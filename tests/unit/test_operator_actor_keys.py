@@ -275,6 +275,24 @@ def test_why_a_fetch_failed_is_not_told(keys, instance, caplog, error):
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
+def test_no_line_names_whose_document_it_was(keys, instance, caplog):
+    """Not even at debug: the lines outlast an erasure."""
+    caplog.set_level(logging.DEBUG)
+    actors = [f"https://alpha.example/users/alice{number}" for number in range(5)]
+    spoilt = [
+        {"status": 404}, {"status": 410}, {"content_type": "text/html"},
+        {"error": Unreachable("BadAddress", f"{ALICE} leads to 10.1.2.3")}, {},
+    ]
+    for actor, change in zip(actors, spoilt, strict=True):
+        instance.documents[actor] = document(ALICE, ONE)  # not its own
+        instance.__dict__.update({"status": 200, "content_type": "application/activity+json", "error": None} | change)
+        code_of(keys, f"{actor}#main-key", actor)
+    errors = [record.fields["error"] for record in caplog.records]
+    assert errors == ["BadStatus", "GoneActor", "BadContent", "BadAddress", "BadActor"]
+    assert {record.fields["host"] for record in caplog.records} == {"alpha.example"}
+    assert not [record for record in caplog.records if "alice" in record.getMessage() + str(record.fields)]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_kept_of_who_is_erased(instance, clock, fails):
     keys = ActorKeys(instance, clock, erased=lambda actor: actor == ALICE)

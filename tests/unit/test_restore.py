@@ -5,31 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner
 
+from ktlog.commands import restore as command_module
 from ktlog.config import Settings, load_settings, write_settings
 from ktlog.errors import Invalid, PolicyUnmet, StoreError, Unreachable
-from ktlog.operator.backup import back_up, check_files, generations, prune, read_manifest
+from ktlog.operator.backup import back_up, check_files, format_manifest, generations, hash_file, prune, read_manifest
 from ktlog.operator.create import create_log, ensure_map, load_public_keys
 from ktlog.operator.fsck import check_log
 from ktlog.operator.fsckurl import examine_url
+from ktlog.operator.head import SignedHead, load_signed_head
 from ktlog.operator.keys import load_checkpoint_signers
 from ktlog.operator.mirror import Mirror
 from ktlog.operator.restore import Request, choose, restore
 from ktlog.operator.sources import load_sources
 from ktlog.pkd.actors import Status
 from ktlog.pkd.messages import AddKey
+from ktlog.store import schema
+from ktlog.store.documents import FileDocument
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Note, format_note, parse_vkey
 from ktlog.tlog.policy import LogKey, Policy, format_policy
 from ktlog.web.app import create_app
-from ktlog.wire.fetch import Response
+from ktlog.wire.fetch import Fetcher, Response
 from tests.map_world import MAP
 from tests.mirror_world import everything
 from tests.operator_world import NOW, ORIGIN, respond
@@ -198,6 +205,24 @@ def test_a_backup_of_a_log_that_stood_still_comes_back_and_goes_on(world):
     assert check_log(log.settings) == []
 
 
+def test_whoever_restores_is_warned_of_two_copies_that_run(world, monkeypatch):
+    """The command's own words: nothing but these stands between a drill beside a running log and two histories."""
+    back(world)
+    world.lose()
+    monkeypatch.setattr(Fetcher, "from_environment", classmethod(lambda cls, **_: world))
+    monkeypatch.setattr(command_module.time, "time", lambda: world.log.clock())
+    new = world.directory / "new"
+    words = [str(world.target), "--dir", str(new), "--keys", str(world.keys)]
+    done = CliRunner().invoke(command_module.command, words)
+    assert done.exit_code == 0, done.exception
+    assert f"{new} is the log again: 14 entries, 0 of them recovered" in done.stderr and done.stdout == ""
+    assert "two copies that run sign two histories, and that convicts the log for ever" in done.stderr
+    assert "drill, remove it" in done.stderr and "secret keys are not there" not in done.stderr
+    shutil.rmtree(new)
+    done = CliRunner().invoke(command_module.command, [*words, "--json"])
+    assert json.loads(done.stdout)["size"] == 14 and done.stderr == ""
+
+
 def test_a_copy_that_is_behind_is_refused_and_says_what_is_lost(world):
     back(world)
     more(world)
@@ -208,16 +233,39 @@ def test_a_copy_that_is_behind_is_refused_and_says_what_is_lost(world):
     assert "ktlog.toml" in {path.name.removesuffix(".restoring") for path in (world.directory / "new").iterdir()}
 
 
+def test_a_backup_that_an_older_release_took_comes_back(world):
+    """With the schema of then, which differed in its number alone: the copy is brought up to date, the backup stays."""
+    backup = back(world)
+    with closing(sqlite3.connect(backup / "log.db")) as database:
+        database.execute("UPDATE log_meta SET schema_version = 6, oldest_code = 6")
+        database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (schema.STEPS[6].name,))
+        database.commit()
+    manifest = read_manifest(backup)
+    files = manifest.files | {"log.db": hash_file(backup / "log.db")}
+    (backup / "MANIFEST.json").write_bytes(format_manifest(replace(manifest, files=files)))
+    world.lose()
+    assert world.restore().size == 14
+    assert check_log(world.serve_restored().settings) == []
+    assert list(check_files(backup, read_manifest(backup))) == []
+    assert not list((world.directory / "new").glob("*.schema-*")), "an erasure that is done again would not reach it"
+
+
+def signed_heads(directory: Path) -> list[SignedHead | None]:
+    return [load_signed_head(FileDocument(directory / name)) for name in ("signed-head.json", "map-signed-head.json")]
+
+
 def test_what_is_lost_is_recovered_from_a_mirror_with_its_erasures(world):
     back(world)
     more(world)
     mirror = world.mirror()
     everything_before = everything(world.log.store)
     leaves = world.log.map.output_leaves(0, world.log.map.state().output.size)
+    heads = signed_heads(world.log.settings.directory)
     world.lose()
     refused(world, "BackupBehind")
     done = world.restore(mirror=mirror)
     assert (done.size, done.recovered[0], done.map_size) == (18, 4, len(leaves))
+    assert signed_heads(world.directory / "new") == heads, "with their times: nothing is signed before them"
     log = world.serve_restored()
     assert everything(log.store) == everything_before
     assert log.store.actor(HUGO).status == Status.ERASED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 from contextlib import contextmanager
@@ -12,40 +11,12 @@ import pytest
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Note, open_note, parse_signature_lines
 from tests.witness_log import NOW, Log
-from tests.witness_site import Session
+from tests.witness_site import SECONDS, WAYS, Session
 from witness.mark import MARK_WRITTEN
 from witness.store import BEFORE_COMMIT, WitnessStore
-from witness.together import Together
-from witness.witness import CHECKED, Answer, Witness
+from witness.witness import CHECKED
 
 FORKED = b"\x2a" * 32
-SECONDS = 30
-
-
-class Waiting:
-    """One of those who are answered later."""
-
-    def __init__(self) -> None:
-        self.heard: queue.SimpleQueue = queue.SimpleQueue()
-        self.answer = self.run = self.heard.put
-
-
-class Served:
-    """A witness as the daemon asks it: submissions that come together are worked on together, and answered later."""
-
-    def __init__(self, witness: Witness) -> None:
-        self._together = Together(witness.add_checkpoints)
-
-    def add_checkpoint(self, body: bytes) -> Answer:
-        waiting = Waiting()
-        if self._together.put((body, waiting)):
-            self._together.lead()
-        while callable(heard := waiting.heard.get(timeout=SECONDS)):
-            heard()
-        return heard
-
-
-WAYS = {"asked and waited for": lambda witness: witness, "as the daemon asks": Served}
 
 
 class Stalled:
