@@ -19,6 +19,7 @@ bench:
 	$(KTLOG) bench recover --dir $(BENCH)/log | tee $(BENCH)/recover.txt
 	$(KTLOG) bench submit --dir $(BENCH)/log --overload | tee $(BENCH)/submit.txt
 	$(KTLOG) bench submit --dir $(BENCH)/log --without-argon2 --messages 10000 | tee $(BENCH)/submit-without-argon2.txt
+	$(KTLOG) bench pages | tee $(BENCH)/pages.txt
 	$(KTLOG) bench log | tee $(BENCH)/log.txt
 	$(KTLOG) bench audit | tee $(BENCH)/audit.txt
 

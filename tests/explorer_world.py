@@ -23,18 +23,26 @@ from ktlog.client import (
     revoke_key,
     seal,
 )
+from ktlog.client.build import checkpoint_message
+from ktlog.operator.directories import INFO_CONTEXT
+from ktlog.pkd.keys import ZERO_ROOT, encode_public_key
 from ktlog.wire.actor import ED25519, ML_DSA_44, actor_key
 from tests.running_log import EVIL, ORIGIN, RunningLog, actor, running_log
+from tests.tls_server import answer
 
 RENEWED, FIREPROOF, RESET = (actor(user) for user in ("a01", "a02", "a03"))
 """Has another key than at first, and auxiliary data; is Fireproof; began anew after a token."""
-DIFFERENT = f"https://{EVIL}/users/eve"
+PEER = f"https://{EVIL}"
+"""Also a directory, which commits its root to the log."""
+SETTINGS = {"verifier": True, "directories": PEER}
+"""Of the log that it happens to."""
+DIFFERENT = f"{PEER}/users/eve"
 """Publishes a key and key packages of which the log has not heard."""
 SSH = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4"
 
 
 def live_through(log: RunningLog) -> None:
-    """Twelve messages, published at the end."""
+    """Eleven messages, published at the end."""
     now, second = int(time.time()), SigningKey.generate()
 
     def send(user: str, built: Built, key: Ed25519PrivateKey | None = None, who: str | None = None) -> None:
@@ -42,8 +50,8 @@ def live_through(log: RunningLog) -> None:
         if who is not None:
             message["actor"] = message["object"]["attributedTo"] = who
         options = {} if who is None else {"key": key, "key_id": f"{who}#main-key"}
-        answer = log.post(json.dumps(message).encode(), user, **options)
-        assert answer.status == 202, answer.body
+        got = log.post(json.dumps(message).encode(), user, **options)
+        assert got.status == 202, got.body
 
     def about() -> dict[str, object]:
         return {"recent_root": log.root(), "now": now}
@@ -70,15 +78,21 @@ def live_through(log: RunningLog) -> None:
         "items": [{"id": f"{DIFFERENT}/kp/1", "type": "KeyPackage", "content": "AAEAAg=="}],
     }
     send("a01", enrol(DIFFERENT, eves, **about()), http_key, DIFFERENT)
-    log.wait_published(10)
+    directory = SigningKey.generate()
+    info = {"!pkd-context": INFO_CONTEXT, "public-key": encode_public_key(directory.public_key)}
+    log.evil_documents["/api/info"] = answer(json.dumps(info).encode(), content_type="application/json")
+    told = checkpoint_message(PEER, ZERO_ROOT, f"https://{ORIGIN}", log.root(), directory, **about())
+    send("a01", told, http_key, DIFFERENT)
+    log.wait_published(11)
     log.wait("the map", lambda: log.get("/witnesses?format=json").json()["verdict"]["state"] == "ok")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory, running_log(Path(directory) / "w", verifier=True) as log:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # through the ends of both below, which end the log's processes
+    with tempfile.TemporaryDirectory() as directory, running_log(Path(directory) / "w", **SETTINGS) as log:
         live_through(log)
         print(f"https://{ORIGIN}/ at 127.0.0.1:{log.port}", flush=True)
-        signal.sigwait([signal.SIGTERM, signal.SIGINT])
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ktlog.bench.audited import NEW_ENTRIES, measure_audit
 from ktlog.bench.audited import Options as AuditOptions
 from ktlog.bench.logs import measure_log, raw_settings
 from ktlog.bench.maps import hash_microseconds, measure_map
+from ktlog.bench.pages import measure_pages
 from ktlog.bench.pglog import measure_postgres
 from ktlog.bench.prefilled import prefilled
 from ktlog.bench.rawlog import VKEY
@@ -48,7 +49,7 @@ _directory = click.option("--dir", "directory", type=click.Path(path_type=Path),
 
 @click.group()
 def command() -> None:
-    """Measure: appends, reads, the directory map, recovery.
+    """Measure: appends, reads, pages, the directory map, recovery.
 
     Logs are made for it, called bench.invalid, and run on loopback. Filling one with a million entries takes five
     minutes and 2.5 GB; keep it with --dir and all measurements but `log` can use it.
@@ -119,7 +120,7 @@ def prefill(directory: Path, entries: int, as_json: bool) -> None:
 @_entries
 @_directory
 @click.option("--messages", type=click.IntRange(10), default=1_500, show_default=True, help="That are timed.")
-@click.option("--clients", type=click.IntRange(1, 256), default=12, show_default=True, help="Connections at once.")
+@click.option("--clients", type=click.IntRange(1, 256), default=24, show_default=True, help="Connections at once.")
 @click.option("--without-argon2", is_flag=True, help="Let the log take commitments unseen, a switch of the bench's.")
 @click.option("--overload", is_flag=True, help="Then send ten times as much, whether it is answered or not.")
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, show_default=True, help="Of the overload.")
@@ -214,6 +215,25 @@ def read(
     keys = min(rate for work, rate in rates.items() if work.startswith("keys"))
     _report("read", started, rows, as_json, entries=entries, rate=_round(keys))
     if at_least is not None and keys < at_least:
+        sys.exit(MISSED)
+
+
+@command.command()
+@click.option("--entries", type=click.IntRange(100, 10_000_000), default=100_000, show_default=True,
+              help="How many the log is filled with first, each by an actor of its own.")
+@_directory
+@click.option("--requests", type=click.IntRange(1), default=500, show_default=True, help="Of each page.")
+@click.option("--at-most", type=click.FloatRange(min=0),
+              help="End with exit code 5 if a 99th percentile is above so many milliseconds.")
+@_as_json
+def pages(entries: int, directory: Path | None, requests: int, at_most: float | None, as_json: bool) -> None:
+    """Measure the explorer's pages over HTTP: status, actors, entries, the search; the first ones of a worker too."""
+    started = time.monotonic()
+    with _filled(directory, entries, as_json) as (settings, _):
+        rows = measure_pages(settings, entries, requests)
+    slowest = max(row.measured for row in rows if row.goal is not None)
+    _report("pages", started, rows, as_json, entries=entries, slowest=_round(slowest))
+    if at_most is not None and slowest > at_most:
         sys.exit(MISSED)
 
 

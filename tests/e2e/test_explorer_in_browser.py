@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -12,10 +13,11 @@ from tests.machine import need
 
 need("chromium")
 
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402  they need what was just asked for
+import zxingcpp  # noqa: E402  they need what was just asked for
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 
 from tests.browser import chromium  # noqa: E402
-from tests.explorer_world import DIFFERENT, FIREPROOF, RENEWED, RESET, live_through  # noqa: E402
+from tests.explorer_world import DIFFERENT, FIREPROOF, RENEWED, RESET, SETTINGS, live_through  # noqa: E402
 from tests.running_log import ORIGIN, RunningLog, running_log  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -26,14 +28,30 @@ def page(actor_id: str, rest: str = "") -> str:
 
 
 PAGES = [
-    "/", "/checkpoints?old=3", "/witnesses", "/about", "/e/3", "/e/7", page(RENEWED), page(RESET), page(FIREPROOF),
-    page(DIFFERENT, "/live"), page("https://evil.example/nobody"), "/search?q=nobody", "/search?q=@x@alpha.example",
+    "/", "/checkpoints?old=3", "/witnesses", "/peers", "/monitor", "/about", "/e/3", "/e/7", page(RENEWED), page(RESET),
+    page(FIREPROOF), page(DIFFERENT, "/live"), page("https://evil.example/nobody"), "/search?q=nobody",
+    "/search?q=@x@alpha.example",
 ]
+NAMES = "h1.name, tbody th .break, tbody th a, td .break:not(code), .id"
+BROKEN = """names => [...document.querySelectorAll(names)].flatMap(one => [...one.childNodes]).filter(node => {
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return node.nodeType === Node.TEXT_NODE && range.getClientRects().length > 1;
+}).map(node => node.data)"""
+"""Parts of names that go over two lines; they are text nodes of their own, with <wbr> between."""
+PIXELS = """async picture => {
+    const image = await createImageBitmap(await (await fetch(picture)).blob());
+    const context = new OffscreenCanvas(image.width, image.height).getContext('2d');
+    context.drawImage(image, 0, 0);
+    const {width, height, data} = context.getImageData(0, 0, image.width, image.height);
+    return [width, height, data.filter((_, at) => at % 4 === 0).toString()];
+}"""
+"""Of a picture as a data: URL, how bright each is: its red part, of a picture in black and white."""
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLog]:
-    with running_log(tmp_path_factory.mktemp("explorer") / "w", verifier=True) as found:
+    with running_log(tmp_path_factory.mktemp("explorer") / "w", **SETTINGS) as found:
         live_through(found)
         yield found
 
@@ -104,5 +122,42 @@ def test_a_saved_checkpoint_is_pasted(tab: Any, log: RunningLog) -> None:
     go(tab, "/checkpoints")
     tab.fill("#checkpoint", log.get("/checkpoint").body.decode())
     tab.click("text=Compare with this log")
-    assert "begins with the 10 entries that you saw" in tab.inner_text(".verdict")
+    assert "begins with the 11 entries that you saw" in tab.inner_text(".verdict")
     assert Axe().run(tab).violations_count == 0
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_boxes_and_names_are_shown_whole(tab: Any, width: int) -> None:
+    tab.set_viewport_size({"width": width, "height": 900})
+    boxes = 0
+    for target in PAGES:
+        go(tab, target)
+        beyond = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.ariaLabel)"
+        assert tab.locator("pre").evaluate_all(beyond) == [], target
+        assert tab.evaluate(BROKEN, NAMES) == [], target
+        boxes += tab.locator("pre").count()
+    assert boxes > 10
+    go(tab, "/e/3")
+    assert tab.evaluate("document.querySelector('pre.whole').scrollHeight <= document.querySelector('pre.whole').clientHeight")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("actor_id", [RENEWED, RESET])
+def test_a_phone_reads_the_fingerprint_off_the_screen(tab: Any, actor_id: str, scheme: str) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_viewport_size({"width": 390, "height": 900})
+    go(tab, page(actor_id))
+    shot = base64.b64encode(tab.locator(".key .qr").first.screenshot()).decode()
+    width, height, bright = tab.context.new_page().evaluate(PIXELS, f"data:image/png;base64,{shot}")
+    pixels = memoryview(bytes(map(int, bright.split(",")))).cast("B", (height, width))
+    (found,) = zxingcpp.read_barcodes(pixels)
+    assert found.text.lower() == "".join(tab.locator(".key .print").first.inner_text().split())
+    assert len(found.text) == 64
+
+
+def test_what_is_printed_is_what_is_read(tab: Any) -> None:
+    go(tab, page(RENEWED))
+    tab.emulate_media(media="print")
+    assert [tab.is_visible(part) for part in ("nav", "footer", ".search", ".button")] == [False] * 4
+    assert [tab.is_visible(part) for part in ("h1", ".key .qr", ".key .print", ".timeline")] == [True] * 4
+    tab.emulate_media(media="screen")

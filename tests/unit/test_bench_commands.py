@@ -9,14 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from ktlog.bench import pages
 from ktlog.bench.mapped import build
+from ktlog.bench.names import ORIGIN
+from ktlog.bench.pages import FULL
 from ktlog.bench.rawlog import VKEY
 from ktlog.bench.row import Row
 from ktlog.cli import ktlog
+from ktlog.config import load_settings
+from ktlog.errors import KtlogError
+from ktlog.store.sqlite import SqliteStore
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.note import open_note, parse_vkey
 from ktlog.tlog.tiles import parse_bundle, parse_tile_path
@@ -148,6 +155,34 @@ def test_read(filled):
     assert {"checkpoint by a web worker", "tiles by a web worker"} <= rows.keys()
     need("nginx")
     assert all(rows[f"{work} by nginx"]["ratio"] > 0 for work in ("checkpoint", "tiles"))
+
+
+@pytest.mark.slow
+def test_pages(tmp_path):
+    words = ["pages", "--dir", str(tmp_path / "log"), "--entries", "300", "--requests", "8", "--at-most"]
+    found = run(*words, "0", code=5)
+    works = {work.rpartition(":")[0] for work, row in found["by-work"].items() if row["goal"] == 50}
+    assert {"status page", "actor page, drawn from all", "entry page", "status page, first of a worker"} < works
+    assert found["slowest"] == pytest.approx(max(row["measured"] for row in found["rows"] if row["goal"]), 0.01)
+    assert found["by-work"]["actor page, 64 keys and 256 auxiliary data: p99"]["cpu-ms"] > 0
+    size = 300 + 64 + 256
+    with SqliteStore.open(tmp_path / "log" / "log.db", origin=ORIGIN, read_only=True) as store:
+        assert (store.state().size, len(store.actor(FULL).keys), len(store.actor(FULL).aux)) == (size, 64, 256)
+    assert pages.add_full_actor(load_settings(tmp_path / "log")) == 300, "it finds what it added"
+
+
+def test_a_page_that_is_not_what_was_asked_for_is_not_measured():
+    page = pages._Page("a page", ["/"], "its words")
+    for status, body, name in ((200, b"its words", None), (404, b"its words", "BadStatus"), (200, b"words", "BadPage")):
+        connection = SimpleNamespace(
+            request=lambda *_, **__: None, getresponse=lambda: SimpleNamespace(status=status, read=lambda: body)
+        )
+        if name is None:
+            assert pages._ask(connection, page, "/") >= 0
+            continue
+        with pytest.raises(KtlogError) as refused:
+            pages._ask(connection, page, "/")
+        assert refused.value.name == name
 
 
 @pytest.mark.slow

