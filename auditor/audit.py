@@ -300,9 +300,8 @@ class _Audit:
                 opened_to = (position.size, position.root)
             else:
                 opened_to = (position.opened_to, position.opened_root)
-            report.skip(
-                f"Nothing less was checked, but the first {position.size} entries were read again: {why}."
-            )
+            first = "first entry was" if position.size == 1 else f"first {position.size} entries were"
+            report.skip(f"The {first} read again, because {why}.")
             position = None
         if position is None and tools.ledger is not None:
             tools.ledger.clear()

@@ -160,6 +160,13 @@ def open_watch_database(directory: Path | str, *, read_only: bool = False) -> Da
             path.parent.mkdir(parents=True, exist_ok=True)
         with suppress_exists():
             open_database(path, create=True, journal_mode="DELETE", page_size=4096).close()
+    never = StoreError(
+        "MissingStore", f"{path}: nothing was ever watched here",
+        hint="Run `ktlog-auditor watch` first, with the same --dir.",
+    )
+    with file_errors(path):
+        if read_only and not path.is_file():
+            raise never
     connection = open_database(path, read_only=read_only, journal_mode="DELETE")
     try:
         with database_errors(path):
@@ -170,10 +177,7 @@ def open_watch_database(directory: Path | str, *, read_only: bool = False) -> Da
                     migrations(name="0001_findings")(_run_all)
                     migrations.apply(database)
             elif "watch_meta" not in database.table_names():
-                raise StoreError(
-                    "MissingStore", f"{path}: nothing was ever watched here",
-                    hint="ktlog-auditor watch, with the same --dir, makes it.",
-                )
+                raise never
             oldest = connection.execute("SELECT oldest_code FROM watch_meta").fetchone()[0]
             if oldest > SCHEMA_VERSION:
                 raise StoreError(

@@ -171,8 +171,10 @@ def _facts(summary: Summary) -> Html:
 
 
 def _numbers(facts: list[tuple[str, str]]) -> Html:
+    """Side by side, or in rows of which none is left with one of them alone; the style has 3, 4 and 6."""
     return element(
-        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts), class_="facts"
+        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts),
+        class_=f"facts of{len(facts)}",
     )
 
 

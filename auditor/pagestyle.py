@@ -30,8 +30,9 @@ pre{background:var(--track);padding:.9rem 1rem;border-radius:.5rem;white-space:p
 .mark.good{background:var(--goodbg);color:var(--good)}.mark.some{background:var(--somebg);color:var(--some)}
 .mark.warn{background:var(--warnbg);color:var(--warn)}.mark.bad{background:var(--badbg);color:var(--bad)}
 .mark.past{background:var(--track);color:var(--soft)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.6rem,1fr));background:var(--card);
+.facts{display:grid;grid-template-columns:repeat(3,1fr);background:var(--card);
 border:1px solid var(--line);border-radius:.75rem;overflow:hidden;margin-top:1.25rem}
+.of4{grid-template-columns:repeat(4,1fr)}
 .facts div{box-shadow:0 0 0 1px var(--line);padding:.75rem 1rem}
 .facts dt{color:var(--soft);font-size:.8rem}
 .facts dd{font-size:1.15rem;font-weight:600;white-space:nowrap;font-variant-numeric:tabular-nums}
@@ -74,7 +75,9 @@ border-top:1px solid var(--line)}
 .span .axis{stroke:var(--track);stroke-width:2}.span .range{stroke:var(--accent);stroke-width:4;opacity:.45}
 .span .end{fill:var(--accent);opacity:.7}.span .dot{fill:var(--accent)}
 footer{margin-top:3rem;padding-top:1.25rem;border-top:1px solid var(--line);color:var(--soft);font-size:.9rem}
+@media (min-width:56rem){.of6{grid-template-columns:repeat(6,1fr)}}
 @media (max-width:40rem){main{padding:1.5rem 1rem 3rem}
+.of4,.of6{grid-template-columns:repeat(2,1fr)}
 .row{grid-template-columns:1fr auto auto;row-gap:.25rem;column-gap:.75rem}.row .name{grid-column:1}
 .row svg,.row>.small:nth-child(2){grid-column:1/-1;grid-row:2}
 .events,.events tbody,.events tr,.events td,.events th{display:block;border:0;padding:0;width:auto;text-align:left}

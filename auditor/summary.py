@@ -85,6 +85,8 @@ def _checked(report: dict[str, Any]) -> list[Summary]:
         ]
     covered = report.get("covered") or {}
     semantic = report.get("tier", "semantic") == "semantic"
+    maps = report.get("map") or {"leaves": 0}  # of an audit before there was one
+    what, member = ("derived from the entries", "derived") if semantic else ("followed from the one before", "followed")
     return [
         _row("entries in the signed tree", report.get("read_to", report["entries_audited"]), size),
         _row("signatures of the log on its entries", covered.get("leaf_signatures", report["leaf_signatures"]), size),
@@ -93,6 +95,7 @@ def _checked(report: dict[str, Any]) -> list[Summary]:
              None if semantic else size),
         _row("plaintext commitments", covered.get("commitments_checked", report["commitments"]["checked"]),
              covered.get("commitments", report["commitments"]["total"]) if semantic else None),
+        _row(f"new maps, {what}", maps.get(member, 0), maps["leaves"] or None),  # without any, not "all of them"
         _row("answers of the API about actors", report["answers"]["checked"], report["answers"]["total"]),
         _row("cosigners behind the head", len(report["cosigners"]), None),
     ]
@@ -103,11 +106,19 @@ def _row(what: str, checked: int, total: int | None) -> Summary:
 
 
 def _growth(history: dict[str, Any], audits: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """(time, entries), ascending in both: by the messages' own times, and by what each audit saw."""
-    points = {int(time): size for time, size in history["growth"]["points"].items()}
-    for one in audits:
-        if one["report"]["tree_size"] is not None:
-            points[one["time"]] = max(points.get(one["time"], 0), one["report"]["tree_size"])
+    """(time, entries), ascending in both: by the messages' own times, and by what each audit saw.
+
+    A step of the history has its many entries by its end, or by the last audit's time; before the first step, none.
+    """
+    step, now = history["growth"]["step"], audits[-1]["time"]
+    counted = {int(time): size for time, size in history["growth"]["points"].items()}
+    points: dict[int, int] = {}
+    if counted and not history["not_counted"]:
+        points[min(counted)] = 0
+    seen = [(max(time + 1, min(time + step, now)), size) for time, size in counted.items()]
+    seen += [(one["time"], one["report"]["tree_size"]) for one in audits if one["report"]["tree_size"] is not None]
+    for time, size in seen:
+        points[time] = max(points.get(time, 0), size)
     rising: list[list[int]] = []
     most = 0
     for time, size in sorted(points.items()):

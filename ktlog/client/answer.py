@@ -58,6 +58,11 @@ TAKEN_NOT_PROVEN = (
 """And what an answer does not claim that rests on erased text."""
 
 
+def serving(origin: str) -> str:
+    """In words, that whoever asks named the log: no answer can say it."""
+    return f"which log serves the domain: {origin}, by your own configuration"
+
+
 @dataclass(frozen=True)
 class PendingMessage:
     """A message that the log accepted but has not published: shown, and believed only to warn.

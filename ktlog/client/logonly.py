@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ktlog.client.answer import CAUSE, NOT_PROVEN, STATUS, TAKEN_NOT_PROVEN, Present
+from ktlog.client.answer import CAUSE, NOT_PROVEN, STATUS, TAKEN_NOT_PROVEN, Present, serving
 from ktlog.client.carried import fetch_erasures, fetch_rows
 from ktlog.client.erasures import ErasureLog
 from ktlog.client.heads import Heads, Trusted
@@ -223,7 +223,7 @@ def _answer(
         linked = f"the tree contains the one of {count_entries(trusted.remembered.size)} that was trusted last time"
     moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(cosigned.as_of))
     checks = (
-        f"which log serves the domain: {head.origin}, by your own configuration",
+        serving(head.origin),
         f"the head of {count_entries(head.size)} is signed by the log",
         f"the witnesses' quorum cosigned it: {', '.join(cosigned.names)}, as of {moment}",
         linked,

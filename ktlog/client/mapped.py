@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from urllib.parse import quote
 
-from ktlog.client.answer import Answer
+from ktlog.client.answer import Answer, serving
 from ktlog.client.heads import Heads, Trusted
 from ktlog.client.logonly import MAX_LEAF_KEYS_BYTES
 from ktlog.client.page import parse_leaf_keys
@@ -237,9 +237,10 @@ class MapLookups:
         else:
             linked = f"its log contains the one of {count_entries(trusted.remembered.size)} that was trusted last time"
         with ThreadPoolExecutor(2, "ktlog-verify") as pool:
-            return complete(
+            answer = complete(
                 found, self._heads.policy, handle, before, leaf_keys, full=full, linked=linked, map_rows=pool.map
             )
+        return replace(answer, checks=(serving(answer.origin), *answer.checks))
 
     # Against what is remembered
 

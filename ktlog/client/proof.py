@@ -31,6 +31,7 @@ from ktlog.client.answer import (
     Present,
     ProvenAux,
     ProvenKey,
+    serving,
 )
 from ktlog.client.full import FullCheck, check_full
 from ktlog.client.page import HistoryRow
@@ -47,6 +48,7 @@ from ktlog.tlog.proof import TlogProof, format_proof
 from ktlog.wire.actor_id import canonical_actor_id
 
 UNLINKED = "that this head extends one that was trusted before: nothing is remembered here"
+_NOT_NAMED = "that {} serves the domain: nobody named the log, and the policy has the map of no other"
 _NO_CONFIG = "that the map follows the configuration that the log began with: it was not at hand"
 _NO_LEAF_KEYS = "that the log's own leaf keys signed these messages: the keys were not at hand"
 
@@ -134,6 +136,10 @@ def verify_bundle(
     found = find_in_map(log, head, cosigned, parsed, actor_id, config or plain_origin, now, max_age_seconds)
     answer = complete(found, policy, None, None, leaf_keys, full=parsed.history is not None, linked=None)
     more = [UNLINKED, *([] if config else [_NO_CONFIG])]
+    if origin is None:
+        more.append(_NOT_NAMED.format(plain_origin))
+    else:
+        answer = replace(answer, checks=(serving(plain_origin), *answer.checks))
     return replace(answer, not_proven=(*answer.not_proven, *more))
 
 
@@ -274,8 +280,7 @@ def _checks(
     signed = {role: _named(policy, role, found.cosigned.names) for role in (WITNESSES, VERIFIERS)}
     said = "; ".join(f"{role} {', '.join(names) or 'none'}" for role, names in signed.items())
     texts = [
-        f"which log serves the domain: {head.origin.removesuffix(MAP_SUFFIX)}, by your own configuration",
-        f"the head of its map's log ({count_entries(head.size)}) is signed by the log",
+        f"the head of the map's log ({count_entries(head.size)}) is signed by the log",
         f"the quorum cosigned it: {said}; as of {_moment(found.cosigned.as_of)}",
     ]
     texts += [linked] if linked else []

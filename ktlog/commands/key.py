@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from ktlog.client.keyfile import SigningKey, load_key, save_key, save_token
 from ktlog.pkd.keys import key_hash
 
 _FILE = click.Path(path_type=Path)
+_SHORT = 48
+"""Characters of a key that are shown: enough to tell it from others, as `ktlog keys list` has it."""
 
 
 @click.group()
@@ -22,10 +25,21 @@ def command() -> None:
 @click.option("--out", "path", type=_FILE, required=True, help="Where the secret goes; must not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def new(path: Path, as_json: bool) -> None:
-    """Make a key. The file holds the secret (32 bytes in hex, mode 0600): back it up."""
+    """Make a key. The file holds the secret (32 bytes in hex, mode 0600): back it up.
+
+    Prints the SHA-256 of its public half, to compare by voice; --json has all of that half, as `ktlog key show` does.
+    """
     key = SigningKey.generate()
     save_key(path, key)
-    _print(key, as_json, {"file": str(path)})
+    if as_json:
+        _print(key, as_json, {"file": str(path)})
+        return
+    click.echo(f"sha256 {key_hash(key.public_key).hex()}\n{key.public_text[:_SHORT]}…")
+    token = shlex.join(["ktlog", "key", "revocation-token", str(path), "--out", str(path.with_suffix(".token"))])
+    click.echo(
+        f"Saved the secret to {path}: back it up. For the day it is lost or stolen, make a token now that revokes it,"
+        f" and keep that elsewhere: {token}", err=True,
+    )
 
 
 @command.command()

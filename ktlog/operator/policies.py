@@ -73,16 +73,30 @@ def make_policy(witnesses: Sequence[Sequence[Vkey]], verifiers: Sequence[Sequenc
 def for_clients(policy: Policy, origin: str, public: PublicKeys) -> Policy:
     """What a client of the log needs: where there are verifiers, the log's map, else the log itself."""
     if VERIFIERS not in policy.groups:
-        return for_auditors(policy, origin, public)
-    return _with_log(policy, public.map_vkeys, f"https://{map_origin(origin)}")
+        return _with_logs(policy, _entries(origin, public))
+    return _with_logs(policy, _map(origin, public))
 
 
 def for_auditors(policy: Policy, origin: str, public: PublicKeys) -> Policy:
-    """What auditors and mirrors of the log need: its entries, which witnesses alone cosign."""
-    return _with_log(input_policy(policy), public.vkeys, f"https://{origin}")
+    """What auditors and mirrors of the log need: its entries and its map, and the witnesses, who cosign both.
+
+    They derive the map themselves, so no verifier's word is asked for.
+    """
+    return _with_logs(input_policy(policy), _entries(origin, public), _map(origin, public))
 
 
-def _with_log(policy: Policy, vkeys: Iterable[str], url: str) -> Policy:
-    """ML-DSA-44 is the log key that policies name: the other one does not outlast quantum computers."""
-    log = next(vkey for vkey in map(parse_vkey, vkeys) if vkey.algorithm == COSIGNATURE_MLDSA44)
-    return Policy((LogKey(log, url),), policy.witnesses, policy.groups, policy.quorum)
+def _entries(origin: str, public: PublicKeys) -> LogKey:
+    return LogKey(_log_key(public.vkeys), f"https://{origin}")
+
+
+def _map(origin: str, public: PublicKeys) -> LogKey:
+    return LogKey(_log_key(public.map_vkeys), f"https://{map_origin(origin)}")
+
+
+def _log_key(vkeys: Iterable[str]) -> Vkey:
+    """The log key that policies name is ML-DSA-44: the other one does not outlast quantum computers."""
+    return next(vkey for vkey in map(parse_vkey, vkeys) if vkey.algorithm == COSIGNATURE_MLDSA44)
+
+
+def _with_logs(policy: Policy, *logs: LogKey) -> Policy:
+    return Policy(logs, policy.witnesses, policy.groups, policy.quorum)

@@ -1,11 +1,14 @@
-"""verify.html in a real browser, opened from a disk: it gives the specification's verdicts, and asks nobody."""
+"""verify.html in a real browser, opened from a disk: it gives the specification's verdicts, and asks nobody.
+
+In each of its states axe-core finds nothing, and a phone shows all of it, light and dark.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,16 @@ from tests.machine import need
 
 need("chromium")
 
-from tests.browser import chromium  # noqa: E402  it needs what was just asked for
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402  they need what was just asked for
+
+from tests.browser import chromium  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "vectors" / "map-v1.json").read_text(encoding="utf-8"))
 LOOKUPS = {lookup["name"]: lookup for lookup in VECTORS["lookups"]}
 ORIGIN = "keys.example.com"
+ANYBODY = {"Access-Control-Allow-Origin": "*"}
 
 
 def signer(name: str, algorithm: int) -> Signer:
@@ -69,6 +75,12 @@ class Page:
         self.page.click(button)
         self.page.wait_for_selector(",".join(f'#verdict[data-state="{state}"]' for state in ("ok", "warn", "bad", "none")))
         return self.page.get_attribute("#verdict", "data-state"), self.page.inner_text("#verdict")
+
+    def ask(self, log: str, actor: str) -> tuple[str, str]:
+        self.page.fill("#policy", POLICY)
+        self.page.fill("#log", log)
+        self.page.fill("#actor", actor)
+        return self._press("#ask")
 
     def pin(self) -> None:
         self.page.fill("#policy", POLICY)
@@ -229,7 +241,19 @@ def test_what_is_no_actor_id_is_not_absent(page: Page, actor: str) -> None:
     page.page.evaluate(f"Date.now = () => {VECTORS['now']}000 + 30000")
     bundle = base64.b64decode(LOOKUPS["never enrolled"]["bundle"])
     state, said = page.check(bundle, policy=VECTORS["policy"], paste=VECTORS["checkpoint"].encode(), actor=actor)
-    assert state == "bad" and "BadActorId" in said
+    assert state == "none" and said.startswith("Not checked") and "Name an actor, such as https://" in said
+
+
+@pytest.mark.parametrize("actor", ["", "  ", "@alice@example.social", "example.social/users/alice"])
+def test_who_is_no_actor_is_not_asked_about(page: Page, actor: str) -> None:
+    asked = []
+    page.page.on("request", lambda request: asked.append(request.url))
+    state, said = page.ask("http://127.0.0.1:9", actor)
+    assert state == "none" and said.startswith("Not checked") and "such as https://example.social/users/alice" in said
+    assert asked == []
+    page.page.route("http://127.0.0.1:9/**", lambda route: route.fulfill(body=b"no bundle", headers=ANYBODY))
+    assert page.ask("http://127.0.0.1:9", LOOKUPS["present"]["actor-id"])[0] == "bad"
+    assert len(asked) == 1, "a request is seen"
 
 
 def test_whoever_sends_a_bundle_does_not_choose_the_log(page: Page) -> None:
@@ -276,11 +300,12 @@ def test_a_late_answer_does_not_replace_a_newer_verdict(page: Page) -> None:
     page.page.route("http://127.0.0.1:9/**", lambda route: waiting.append(route))
     page.page.fill("#policy", POLICY)
     page.page.fill("#log", "http://127.0.0.1:9")
+    page.page.fill("#actor", LOOKUPS["present"]["actor-id"])
     page.page.click("#ask")
     page.page.wait_for_selector('#verdict[data-state="checking"]')
     state, _ = page.check(paste=checkpoint(5, root=bytes(32)).replace(b"w1.example", b"w3.example"))
     assert state == "warn"
-    waiting[0].fulfill(status=200, body=checkpoint(5), headers={"Access-Control-Allow-Origin": "*"})
+    waiting[0].fulfill(status=200, body=base64.b64decode(LOOKUPS["present"]["bundle"]), headers=ANYBODY)
     page.page.wait_for_timeout(300)
     assert page.page.get_attribute("#verdict", "data-state") == "warn"
     page.page.fill("#actor", "x")
@@ -305,3 +330,74 @@ def test_a_proof_of_logging(page: Page) -> None:
     state, said = page.check(proof, ENTRIES[3])
     assert state == "bad" and "BadInclusionProof" in said
     assert page.check(proof)[0] == "none"
+
+
+def _lookup(page: Page, name: str, actor: str | None = None, **more: Any) -> tuple[str, str]:
+    page.page.evaluate(f"Date.now = () => {VECTORS['now']}000 + 30000")
+    about = {"policy": VECTORS["policy"], "paste": VECTORS["checkpoint"].encode()} | more
+    return page.check(base64.b64decode(LOOKUPS[name]["bundle"]), actor=actor or LOOKUPS[name]["actor-id"], **about)
+
+
+def _two_roots(page: Page) -> tuple[str, str]:
+    page.pin()
+    page.check(paste=checkpoint(5))
+    return page.check(paste=checkpoint(5, root=bytes(32)))
+
+
+STATES: dict[str, tuple[str, Callable[[Page], Any]]] = {
+    "Not checked": ("none", lambda page: None),
+    "Verified: present": ("ok", lambda page: _lookup(page, "two keys")),
+    "Verified: never enrolled": ("ok", lambda page: _lookup(page, "never enrolled")),
+    "FAILED\n": ("bad", lambda page: _lookup(page, "two keys", LOOKUPS["present"]["actor-id"])),
+    "FAILED: the log lied": ("bad", _two_roots),
+    "Stale": ("warn", lambda page: page.check(paste=checkpoint(5, at=int(time.time()) - 4000))),
+    "Not enough cosigners": ("warn", lambda page: page.check(paste=checkpoint(5, witnesses=1))),
+}
+"""How each verdict begins, its state, and what the reader did."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("word", STATES)
+def test_axe_finds_nothing_and_a_phone_shows_all_of_it(page: Page, word: str, scheme: str) -> None:
+    state, done = STATES[word]
+    page.page.emulate_media(color_scheme=scheme)
+    done(page)
+    assert (page.page.get_attribute("#verdict", "data-state"), page.page.inner_text("#verdict").startswith(word)) == (state, True)
+    for width in (390, 1200):
+        page.page.set_viewport_size({"width": width, "height": 900})
+        page.page.locator("#verdict details").evaluate_all("all => all.forEach(one => { one.open = true; })")
+        found = Axe().run(page.page)
+        assert found.violations_count == 0, found.generate_report()
+        assert len(found.response["passes"]) > 10, "axe looked at something"
+        assert page.page.evaluate(BEYOND) == []
+
+
+BEYOND = """[document.documentElement, ...document.querySelectorAll('main *:not(textarea, svg, svg *)')]
+    .filter(one => one.scrollWidth > one.clientWidth && getComputedStyle(one).display !== 'inline').map(one => one.outerHTML.slice(0, 80))"""
+"""What is wider than its place; a box to write in scrolls."""
+
+
+@pytest.mark.parametrize(("harm", "rule"), [
+    ("document.querySelector('#origin').style.color = '#bbb'", "color-contrast"),
+    ("document.querySelector('label[for=actor]').remove(); document.querySelector('#actor').placeholder = ''", "label"),
+])
+def test_axe_would_find_it(page: Page, harm: str, rule: str) -> None:
+    page.page.emulate_media(color_scheme="light")
+    page.page.evaluate(harm)
+    assert rule in [found["id"] for found in Axe().run(page.page).response["violations"]]
+
+
+def test_a_phone_would_not_show_it(page: Page) -> None:
+    page.page.set_viewport_size({"width": 390, "height": 900})
+    page.page.evaluate("document.querySelector('#remembered').textContent = 'x'.repeat(200)")
+    assert page.page.evaluate(BEYOND) == []
+    page.page.evaluate("document.querySelector('#remembered').style.overflowWrap = 'normal'")
+    assert page.page.evaluate(BEYOND) != []
+
+
+def test_dark_is_dark(page: Page) -> None:
+    seen = {}
+    for scheme in ("light", "dark"):
+        page.page.emulate_media(color_scheme=scheme)
+        seen[scheme] = page.page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert min(seen["light"]) > 200 and max(seen["dark"]) < 60

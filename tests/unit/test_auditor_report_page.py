@@ -18,7 +18,7 @@ from auditor.convict import conviction
 from auditor.events import ERASURE, Event, erased_name
 from auditor.evidence.judge import Known
 from auditor.findings_store import FindingStore
-from auditor.history import AUDITS, BUCKETS, NOTABLE, AuditHistory, load_history
+from auditor.history import AUDITS, BUCKETS, FIRST_STEP_SECONDS, NOTABLE, AuditHistory, load_history
 from auditor.page import render
 from auditor.report import Coverage, Finding, Report
 from auditor.summary import summarise
@@ -208,6 +208,41 @@ def test_the_file_stays_small(tmp_path: Path) -> None:
     assert (len(saved["notable"]), saved["notable_omitted"]) == (NOTABLE, 500)
     sizes = [size for _, size in summarise({**saved, "audits": saved["audits"][-1:]})["growth"]]
     assert sizes == sorted(sizes) and sizes[-1] == NOTABLE + 500
+
+
+def test_growth_begins_with_nothing_before_the_first_entry(tmp_path: Path) -> None:
+    """The history knows a message's time to a step; nothing was in the log before the step of the first."""
+    step, start = FIRST_STEP_SECONDS, NOW - NOW % FIRST_STEP_SECONDS
+    kept = AuditHistory(tmp_path, ORIGIN)
+    kept.take([event(0, time=start + 1), event(1, time=start + 2)])
+    kept.add(report(size=2), start + 60)
+    assert summarise(load_history(tmp_path, ORIGIN))["growth"] == [[start, 0], [start + 60, 2]]
+    kept.take([event(2, time=start + 2 * step + 5)])
+    kept.add(report(size=3, first=2), start + 5 * step)
+    saved = load_history(tmp_path, ORIGIN)
+    assert summarise(saved)["growth"] == [
+        [start, 0], [start + 60, 2], [start + step, 2], [start + 3 * step, 3], [start + 5 * step, 3],
+    ]
+    # Who did not see the beginning does not know when it was.
+    saved["not_counted"] = 2
+    assert summarise(saved)["growth"][0] == [start + 60, 2]
+
+
+@pytest.mark.parametrize(("tier", "maps", "row"), [
+    ("semantic", (3, 3, 3), ("new maps, derived from the entries", 3, 3)),
+    ("semantic", (3, 3, 1), ("new maps, derived from the entries", 1, 3)),
+    ("structural", (3, 2, 0), ("new maps, followed from the one before", 2, 3)),
+    ("semantic", (0, 0, 0), ("new maps, derived from the entries", 0, None)),
+])
+def test_the_map_is_among_what_was_checked(tmp_path: Path, tier: str, maps: tuple[int, int, int], row: tuple) -> None:
+    leaves, followed, derived = maps
+    saved = history(tmp_path, tier=tier, map_leaves=leaves, map_followed=followed, map_derived=derived)
+    (found,) = [one for one in summarise(saved)["checked"] if "maps" in one["what"]]
+    assert (found["what"], found["checked"], found["total"]) == row
+    assert row[0] in page(tmp_path, saved).words
+    del saved["audits"][-1]["report"]["map"]  # as of an earlier release
+    (found,) = [one for one in summarise(saved)["checked"] if "maps" in one["what"]]
+    assert (found["checked"], found["total"]) == (0, None)
 
 
 def test_latency_is_counted_from_the_logs_own_signature(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from ktlog import cli
-from ktlog.client import save_key
+from ktlog.client import load_key, load_token, save_key
 from ktlog.client.build import (
     Built,
     add_aux_data,
@@ -244,6 +245,20 @@ def test_key_new_and_show(desk, capsys):
     with open(desk.path("my.key")) as file:
         assert file.read().strip() not in out
     assert desk.run(capsys, "key", "show", desk.path("none.key"))[0] == 8
+
+
+def test_what_a_new_key_says(desk, capsys):
+    code, out, err = desk.run(capsys, "key", "new", "--out", desk.path("my own.key"))
+    assert code == 0
+    made = load_key(desk.path("my own.key"))
+    fingerprint, short = out.splitlines()
+    assert fingerprint == f"sha256 {key_hash(made.public_key).hex()}"
+    assert made.public_text.startswith(short.removesuffix("…")) and 40 < len(short) < 60
+    assert f"Saved the secret to {desk.path('my own.key')}" in err
+    words = shlex.split(err.strip().rpartition(": ")[2])
+    assert words[:3] == ["ktlog", "key", "revocation-token"] and desk.run(capsys, *words[1:])[0] == 0
+    assert parse_token(load_token(desk.path("my own.token"))).public_key == made.public_key
+    assert "my own.key" in desk.run(capsys, "key", "new", "--out", desk.path("my own.key"))[2]
 
 
 def test_key_revocation_token(desk, capsys):

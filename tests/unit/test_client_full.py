@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -306,12 +308,17 @@ def test_save_and_verify(today, monkeypatch, capsys):
     saved = str(today.state.with_name("alice.bundle"))
     code, out, err = run(today, monkeypatch, capsys, "lookup", ALICE, "--full", "--save", saved, *lookup_options(today))
     assert f"Saved the proof to {saved}" in err
+    (again,) = re.findall(r"check it again: (.*)", err)
+    assert shlex.split(again)[-4:] == ["--origin", "keys.alpha.example", "--actor", ALICE]
     assert code == 0 and "2 active keys, and no other:" in out and "verifiers v1.verifier.example" in out
     proof = today.state.with_name("alice.tlog-proof")
     code, out, _ = run(today, monkeypatch, capsys, "verify", saved, "--export-proof", str(proof), "--json")
     assert code == 0 and json.loads(out)["map"]["linked"] is False
     assert proof.read_bytes().startswith(b"c2sp.org/tlog-proof@v1\n")
     assert proof.with_name(proof.name + ".leaf").read_bytes() == today.log.output[-1]
+    code, out, _ = run(today, monkeypatch, capsys, "verify", saved)
+    checked, _, unproven = out.partition("\nNot proven:\n")
+    assert "serves the domain" not in checked and "that keys.alpha.example serves the domain: nobody named" in unproven
     code, _, err = run(today, monkeypatch, capsys, "verify", saved, "--actor", BOB)
     assert code == 5 and "CommitmentMismatch" in err
     later = ["--at", str(today.log.now + 7200)]

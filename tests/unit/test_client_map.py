@@ -10,7 +10,7 @@ from client_log import DOMAIN, NOW, ORIGIN, TinyLog, actor, key, make_policy
 from client_world import remembering_argon2id
 from map_log import ALICE, BOB, CAROL, DAVE, MAP, ROOT, MapLog, MapWorld, map_policy, say, story
 
-from ktlog.client import Erased, NeverEnrolled, Present, export_proof, verify_bundle
+from ktlog.client import Erased, NeverEnrolled, Present, export_proof, proof, verify_bundle
 from ktlog.client.build import add_key, burn_down, enrol, revoke_by_token, revoke_key
 from ktlog.client.trust import TrustStore
 from ktlog.errors import Conflict, Forked, Invalid, KtlogError, NotLogged, PolicyUnmet, Stale, StoreError, Unreachable
@@ -537,7 +537,12 @@ def test_a_bundle_verifies_offline(world):
         assert type(again) is kind and again.actor_id == name and again.keys == answer.keys
         assert not again.map.linked and any("extends" in text for text in again.not_proven)
         known = verify_bundle(answer.bundle, None, world.policy, name, NOW, origin=ORIGIN, config=world.log.config)
-        assert len(known.not_proven) == len(again.not_proven) - 1
+        served = f"which log serves the domain: {ORIGIN}, by your own configuration"
+        assert answer.checks[0] == known.checks[0] == served and answer.checks.count(served) == 1
+        # Nobody named the log, so nothing was checked of it.
+        assert not any("serves the domain" in text for text in again.checks)
+        (unnamed,) = set(again.not_proven) - set(known.not_proven) - {proof._NO_CONFIG}
+        assert unnamed.startswith(f"that {ORIGIN} serves the domain: nobody named the log")
 
 
 def test_offline_the_checkpoint_of_another_size_is_none(world):

@@ -10,10 +10,12 @@ from pathlib import Path
 from click.testing import CliRunner
 from flask import Flask
 
+from ktlog import __version__
 from ktlog.cli import ktlog
 from ktlog.web.verifypage import page_hash, verify_page, verifypage
 
 PAGE = verify_page().decode()
+NOTES = Path(__file__).parents[2] / "docs" / "releases.md"
 
 
 def test_its_policy_allows_what_is_in_it_and_no_more() -> None:
@@ -49,3 +51,10 @@ def test_the_command_writes_the_same(tmp_path: Path) -> None:
     assert out.read_bytes() == verify_page()
     assert CliRunner().invoke(ktlog, ["verify-page", "--hash"]).output.strip() == page_hash()
     assert CliRunner().invoke(ktlog, ["verify-page"]).stdout_bytes == verify_page()
+
+
+def test_the_release_note_has_its_hash() -> None:
+    """The newest note is of this version, and what it has people compare is what this version serves."""
+    notes = re.split(r"^## ", NOTES.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert notes[0].startswith(f"{__version__}\n")
+    assert re.findall(r"^([0-9a-f]{64})  verify\.html$", notes[0], re.MULTILINE) == [page_hash()]

@@ -113,6 +113,7 @@ def test_a_directory_where_nothing_was_watched_and_a_newer_file_are_refused(tmp_
     with pytest.raises(StoreError) as newer:
         FindingStore(tmp_path)
     assert (missing.value.name, newer.value.name) == ("MissingStore", "NewerSchema")
+    assert "nothing was ever watched here" in missing.value.message and "`ktlog-auditor watch` first" in missing.value.hint
 
 
 # Rules

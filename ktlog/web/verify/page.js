@@ -119,6 +119,8 @@
     ];
   }
 
+  // A handle, or a slip in an address, proves nothing wrong: it is no failure.
+  const WHOM = "Name an actor, such as https://example.social/users/alice, in exactly its server's form.";
   async function check(given, { policy: source, pinned, actor, log }, say) {
     const checks = [];
     if (source.trim() === "") return say("none", "Not checked", "Name whom you trust first: without a policy there is no verdict.");
@@ -126,7 +128,7 @@
     if (given.proof && (given.bundle || given.checkpoint)) return say("none", "Not checked", "A .tlog-proof stands alone: give either that with its entry, or the others.");
     if (given.entry && !given.proof) return say("none", "Not checked", "One of the files is none of what is checked here.");
     if (actor !== "" && !given.bundle) return say("none", "Not checked", "About an actor only a lookup bundle says something. Empty the actor's field to check the rest.");
-    if (actor !== "" && !K.isActorId(actor)) throw new K.Refusal("Invalid", "BadActorId", "the actor is named by an address such as https://example.social/users/alice, in exactly its server's form");
+    if (actor !== "" && !K.isActorId(actor)) return say("none", "Not checked", WHOM);
     const policy = await K.parsePolicy(source);
     const bundle = given.bundle === null ? null : K.parseBundle(given.bundle);
     if (given.proof !== null) {
@@ -217,7 +219,8 @@
   async function ask(given, say) {
     const { log: url, actor } = given;
     if (!/^https?:\/\/[^/?#]+$/.test(url)) return say("none", "Not checked", "Give the log's address, like https://keys.example.com.");
-    const target = actor === "" ? `${url}/checkpoint` : `${url}/map/bundle/${encodeURIComponent(actor)}?checkpoint=true&aux=true`;
+    if (!K.isActorId(actor)) return say("none", "Not checked", WHOM);
+    const target = `${url}/map/bundle/${encodeURIComponent(actor)}?checkpoint=true&aux=true`;
     let answer;
     try {
       answer = await fetch(target, { credentials: "omit", cache: "no-store", redirect: "error", referrerPolicy: "no-referrer" });
@@ -225,8 +228,8 @@
       throw new K.Refusal("Unreachable", "Refused", `${url} did not answer this page`);
     }
     if (!answer.ok) throw new K.Refusal("Unreachable", "BadStatus", `${url} answered ${answer.status}`);
-    const bytes = new Uint8Array(await answer.arrayBuffer());
-    return check({ bundle: actor === "" ? null : bytes, checkpoint: actor === "" ? bytes : null, proof: null, entry: null }, given, say);
+    const bundle = new Uint8Array(await answer.arrayBuffer());
+    return check({ bundle, checkpoint: null, proof: null, entry: null }, given, say);
   }
 
   // -- the page
