@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from tests.machine import need, program
+from tests.machine import need, not_fetched, program
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASE = "bookworm"
@@ -77,7 +75,7 @@ def empty_debian() -> Iterator[Debian]:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS, check=False,
         )
         if done.returncode != 0 and re.search(r"(Failed getting|Couldn't download|unable to resolve|Invalid Release)", done.stdout):
-            pytest.skip("Debian's packages cannot be fetched from here")
+            not_fetched("an empty Debian", done.stdout)
         assert done.returncode == 0, done.stdout[-2000:]
         yield Debian(home / "root")
     finally:

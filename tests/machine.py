@@ -3,6 +3,9 @@
 ``need("postgres")`` as the first statement of a test, a fixture or a module. Where the environment's
 ``KTLOG_TESTS_NEED`` lists the word ("postgres strace loop"), a missing thing is a failure instead: so a run
 that is meant to cover it cannot pass without.
+
+One word no look at the machine can find: ``downloads``, that packages can be fetched over the network. A test that could
+not fetch its own is skipped, unless the word is there: ``KTLOG_TESTS_NEED=downloads .ci/run`` keeps it beside what it finds.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 NEEDED = "KTLOG_TESTS_NEED"
+DOWNLOADS = "downloads"
 GO_MODULES = tuple(sorted((Path(__file__).parent / "interop" / "go" / name) for name in ("tessera", "torchwood")))
 """Programs of ours that call other implementations' libraries."""
 GO_OFFLINE = {"GOPROXY": "off", "GOFLAGS": "-mod=readonly", "GOWORK": "off", "GOTOOLCHAIN": "local"}
@@ -34,9 +39,23 @@ def need(*words: str) -> None:
         if missing is None:
             continue
         line = f"needs {word}: {missing}"
-        if word in os.environ.get(NEEDED, "").split():
+        if _is_demanded(word):
             pytest.fail(f"{line} ({NEEDED} names it)", pytrace=False)
         pytest.skip(line, allow_module_level=True)
+
+
+def not_fetched(what: str, said: str) -> NoReturn:
+    """End a test that could not fetch *what*: skip it, or fail where ``downloads`` is demanded. said: by who tried."""
+    import pytest
+
+    line = f"needs {DOWNLOADS}: {what} cannot be fetched from here"
+    if _is_demanded(DOWNLOADS):
+        pytest.fail(f"{line} ({NEEDED} names it):\n{said[-2000:]}", pytrace=False)
+    pytest.skip(line)
+
+
+def _is_demanded(word: str) -> bool:
+    return word in os.environ.get(NEEDED, "").split()
 
 
 def program(name: str) -> str | None:
@@ -205,7 +224,7 @@ def main(words: Sequence[str]) -> int:
             there.append(word)
         else:
             print(f"{word} is not tested here: {missing}", file=sys.stderr)
-    print(" ".join(there))
+    print(" ".join([*there, DOWNLOADS] if _is_demanded(DOWNLOADS) else there))
     return 0
 
 

@@ -1,7 +1,8 @@
-"""A real nginx on loopback, with deploy/nginx.conf as it stands but for names, ports and paths."""
+"""A real nginx on loopback, with deploy/nginx.conf, or what `ktlog proxy-config` prints, as it stands but for addresses."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.machine import need, program
@@ -37,42 +39,78 @@ http {{
 """
 
 
-def fill_in(changes: Mapping[str, str]) -> str:
-    """deploy/nginx.conf with *changes* made, each of which has a place in it."""
-    text = CONFIGURATION.read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class Ports:
+    """Where it listens in place of 443 and 80, at 127.0.0.1 and, where this machine has it, at ::1."""
+
+    tls: int
+    plain: int
+    v6: bool
+
+
+def fill_in(text: str, changes: Mapping[str, str]) -> str:
+    """A configuration with *changes* made, each of which has a place in it."""
     for old, new in changes.items():
-        assert old in text, f"deploy/nginx.conf has no {old!r} any more"
+        assert old in text, f"the configuration has no {old!r} any more"
         text = text.replace(old, new)
     return text
 
 
 @contextmanager
 def nginx(name: str, tiles: Path, upstream: int, certificate: Path, key: Path) -> Iterator[int]:
-    """Run it for the log called *name* that listens on port *upstream*; gives the port of nginx."""
-    need("nginx")
-    port, plain = _free_ports(2)
-    base = Path(tempfile.mkdtemp(prefix="nginx-"))
-    servers = fill_in({
-        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl", "listen 80;": f"listen 127.0.0.1:{plain};",
+    """deploy/nginx.conf for the log called *name* that listens on port *upstream*; gives the port of nginx."""
+    servers = fill_in(CONFIGURATION.read_text(encoding="utf-8"), {
         "keys.example.com;": f"{name};", "/etc/ssl/keys.example.com/fullchain.pem": str(certificate),
         "/etc/ssl/keys.example.com/privkey.pem": str(key), "root /srv/ktlog;": f"root {tiles};",
         "127.0.0.1:8080": f"127.0.0.1:{upstream}",
     })
+    with run_nginx(servers) as ports:
+        yield ports.tls
+
+
+@contextmanager
+def run_nginx(servers: str) -> Iterator[Ports]:
+    """*servers*, which say where to listen as deploy/nginx.conf does, on loopback."""
+    need("nginx")
+    ports = _find_ports()
+    base = Path(tempfile.mkdtemp(prefix="nginx-"))
     user = "user root;" if os.geteuid() == 0 else ""
-    (base / "nginx.conf").write_text(AROUND.format(base=base, user=user, servers=servers))
+    (base / "nginx.conf").write_text(AROUND.format(base=base, user=user, servers=_on_loopback(servers, ports)))
     process = subprocess.Popen(
         [program("nginx"), "-e", str(base / "error.log"), "-p", str(base), "-c", str(base / "nginx.conf")],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )
     try:
-        _wait(process, port)
-        yield port
+        _wait(process, ports.tls)
+        yield ports
         said = (base / "error.log").read_text()
         assert not re.search(r"\[(crit|alert|emerg)\]", said), said
     finally:
         process.terminate()
         process.communicate(timeout=SECONDS)
         shutil.rmtree(base)
+
+
+def ask_nginx(servers: str, base: Path) -> tuple[bool, str]:
+    """What ``nginx -t`` says of *servers*, on loopback. base: for its files."""
+    need("nginx")
+    path = base / "nginx.conf"
+    path.write_text(AROUND.format(base=base, user="", servers=_on_loopback(servers, _find_ports())))
+    done = subprocess.run(
+        [program("nginx"), "-t", "-e", str(base / "error.log"), "-p", str(base), "-c", str(path)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )
+    return done.returncode == 0, done.stderr
+
+
+def _on_loopback(servers: str, ports: Ports) -> str:
+    """Each ``listen`` as it stands, but at a loopback address; those for IPv6 only where there is one."""
+    if not ports.v6:
+        servers = re.sub(r"^ *listen \[::\]:.*\n", "", servers, flags=re.MULTILINE)
+    for number, port in (("443", ports.tls), ("80", ports.plain)):
+        servers = servers.replace(f"listen {number}", f"listen 127.0.0.1:{port}")
+        servers = servers.replace(f"listen [::]:{number}", f"listen [::1]:{port}")
+    return servers
 
 
 def _wait(process: subprocess.Popen, port: int) -> None:
@@ -88,9 +126,15 @@ def _wait(process: subprocess.Popen, port: int) -> None:
             time.sleep(0.02)
 
 
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
+def _find_ports() -> Ports:
+    """Two that are free at every address."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as tls, closing(socket.create_server(("127.0.0.1", 0))) as plain:
+        numbers = [listener.getsockname()[1] for listener in (tls, plain)]
+    try:
+        for number in numbers:
+            socket.create_server(("::1", number), family=socket.AF_INET6).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return _find_ports()
+        return Ports(*numbers, v6=False)
+    return Ports(*numbers, v6=True)

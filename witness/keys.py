@@ -11,17 +11,15 @@ or, for Ed25519, in an ssh-agent. Wherever it is, its vkey is in the record, and
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ktlog import durable
+from ktlog.credential import read_credential
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.tlog import note
 from witness.agent import Agent, AgentKey, AgentSigner
@@ -37,7 +35,6 @@ KINDS: tuple[tuple[int, str], ...] = (
 #: Not a cosigning key: by it bastions know us.
 BASTION = "bastion"
 CREDENTIAL_KINDS = (*(kind for _, kind in KINDS), BASTION)
-CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
 _CREDENTIAL = re.compile(r"(?!\.)[A-Za-z0-9_.@:-]{1,255}")
 
 
@@ -75,44 +72,6 @@ def parse_credentials(texts: Iterable[str], kinds: Sequence[str]) -> dict[str, s
     return found
 
 
-def read_credential(name: str) -> bytes:
-    """The 32 bytes in the credential *name* that the service manager handed to this process.
-
-    Raises:
-        StoreError: ``NoCredentials`` (none were handed over), ``MissingSecret``, ``UnsafeSecret``, ``BadSecret``.
-
-    Spec: systemd.exec(5), "Credentials". Its files belong to root or to us; what the group seems to be allowed is the
-    mask of an access list that names us.
-    """
-    directory = os.environ.get(CREDENTIALS_VARIABLE)
-    if not directory:
-        raise StoreError(
-            "NoCredentials", f"{CREDENTIALS_VARIABLE} is not set, so there is no credential {name}",
-            hint="Run this as a systemd service with LoadCredential= or LoadCredentialEncrypted=.",
-        )
-    path = Path(directory) / name
-    with durable.file_errors(path):
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise StoreError(
-                "MissingSecret", f"{path}: no such credential",
-                hint=f"The service needs LoadCredential={name}:FILE, or LoadCredentialEncrypted={name}.",
-            ) from None
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise StoreError("UnsafeSecret", f"{path}: not a regular file")
-            if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o007:
-                raise StoreError("UnsafeSecret", f"{path}: others than this service may read it")
-            secret = file.read(SEED_BYTES + 1)
-    if len(secret) != SEED_BYTES:
-        raise StoreError(
-            "BadSecret", f"{path}: must hold exactly {SEED_BYTES} bytes", hint="It is the key's file, and not in hex."
-        )
-    return secret
-
-
 def read_seed(directory: WitnessDir, kind: str, sources: KeySources = FILES) -> bytes:
     """The 32-byte seed of the *kind* key, from its credential if it has one, else from its file.
 
@@ -120,7 +79,7 @@ def read_seed(directory: WitnessDir, kind: str, sources: KeySources = FILES) -> 
         StoreError: missing, of the wrong size, or readable by others.
     """
     if kind in sources.credentials:
-        return read_credential(sources.credentials[kind])
+        return read_credential(sources.credentials[kind], SEED_BYTES)
     try:
         return durable.read_secret(directory.key_file(kind), SEED_BYTES)
     except StoreError as error:
@@ -168,7 +127,7 @@ def derive_signers(
             found.append(_agent_signer(name, sources.agent, _choose(sources.agent.list_keys(), sources.agent_key)))
             continue
         kept = kind in sources.credentials
-        seed = read_credential(sources.credentials[kind]) if kept else derive_seed(root_seed, name, kind)
+        seed = read_credential(sources.credentials[kind], SEED_BYTES) if kept else derive_seed(root_seed, name, kind)
         found.append(note.signer_from_seed(name, algorithm, seed))
     return tuple(found)
 

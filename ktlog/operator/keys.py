@@ -2,7 +2,8 @@
 
 Each file is one 32-byte seed, mode 0600, so that the web workers can hold the HPKE key and
 the sequencer the signing keys without either having the other's (design decision 15). The root
-seed is never stored: whoever has one file cannot derive another.
+seed is never stored: whoever has one file cannot derive another. In place of a file there may be a
+systemd credential of the same name. A predecessor of a key is always a file: its time ends, and then it is removed.
 
 One key is no seed and derived from none: an RSA key for GETs of other servers' actor documents, as PEM. Nothing
 of the log's rests on it, so it may be replaced at any time, or be missing.
@@ -28,7 +29,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from ktlog.durable import file_errors, read_secret, read_secret_file, sync_directory, write_secret
+from ktlog.credential import check_credential, has_credential, read_credential
+from ktlog.durable import (
+    check_secret,
+    file_errors,
+    read_secret,
+    read_secret_file,
+    sync_directory,
+    write_secret,
+)
 from ktlog.errors import EncodingError, StoreError
 from ktlog.keymap.output import map_origin
 from ktlog.pkd.keys import private_key_from_seed
@@ -47,6 +56,7 @@ PURPOSES = (
     "map-ed25519",
     "map-mldsa44",
 )
+SEED_BYTES = 32
 FETCH_KEY = "fetch-rsa.pem"
 FETCH_KEY_BITS = 2048
 MAXIMUM_FETCH_KEY_BYTES = 8192
@@ -59,7 +69,17 @@ def derive_seed(root_seed: bytes, origin: str, purpose: str) -> bytes:
 
 
 def create_keys(directory: Path, origin: str, root_seed: bytes) -> None:
-    """Write one 0600 file per purpose under *directory*, which must not exist yet."""
+    """Write one 0600 file per purpose under *directory*, which must not exist yet.
+
+    Raises:
+        StoreError: "KeysExist"; "TwoSources": this process was handed keys, and would read those.
+    """
+    handed = [purpose for purpose in PURPOSES if has_credential(purpose)]
+    if handed:
+        raise StoreError(
+            "TwoSources", f"a new log makes its own keys, and there are credentials called {', '.join(handed)}",
+            hint="Make the log outside of the unit. Its keys become credentials afterwards (docs/operating.md).",
+        )
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError:
@@ -113,7 +133,39 @@ def fetch_key_pem(key: RSAPrivateKey) -> str:
 
 
 def load_seed(directory: Path, purpose: str) -> bytes:
-    return read_secret(directory / purpose, 32)
+    """The seed of one key: what its file holds, or the systemd credential of its name.
+
+    Raises:
+        StoreError: as ``ktlog.durable.read_secret`` and ``ktlog.credential.read_credential``; "TwoSources".
+    """
+    if is_credential(directory, purpose):
+        return read_credential(purpose, SEED_BYTES)
+    return read_secret(directory / purpose, SEED_BYTES)
+
+
+def check_seed(directory: Path, purpose: str) -> None:
+    """What :func:`load_seed` would refuse by, without a look at the seed. Raises as it does."""
+    if is_credential(directory, purpose):
+        check_credential(purpose, SEED_BYTES)
+    else:
+        check_secret(directory / purpose, SEED_BYTES)
+
+
+def is_credential(directory: Path, purpose: str) -> bool:
+    """Whether the service manager hands a key over (``$CREDENTIALS_DIRECTORY``), in place of its file.
+
+    Raises:
+        StoreError: "TwoSources": there are both, and one of them may be a key that was replaced.
+    """
+    if purpose not in PURPOSES or not has_credential(purpose):
+        return False
+    if os.path.lexists(directory / purpose):
+        raise StoreError(
+            "TwoSources", f"the key {purpose} is there twice: as {directory / purpose}, and as a credential",
+            hint="If the file is the newer one, after a rotation perhaps, encrypt it as the credential anew. Then"
+            " remove the file; or take the credential out of the unit.",
+        )
+    return True
 
 
 def check_key_directory(directory: Path) -> None:
@@ -157,7 +209,7 @@ def old_paths(directory: Path, purpose: str) -> tuple[tuple[Path, int], ...]:
 
 def load_old_seeds(directory: Path, purpose: str) -> tuple[tuple[bytes, int], ...]:
     """The predecessors of a key: seed, and until when it is of use; the newest first."""
-    return tuple((read_secret(path, 32), until) for path, until in old_paths(directory, purpose))
+    return tuple((read_secret(path, SEED_BYTES), until) for path, until in old_paths(directory, purpose))
 
 
 def destroy_old(directory: Path, now: int) -> tuple[Path, ...]:

@@ -41,6 +41,8 @@ from ktlog.operator.keys import (
     PublicKeys,
     destroy_old,
     fetch_key_pem,
+    is_credential,
+    load_seed,
     new_fetch_key,
     old_path,
     parse_fetch_key,
@@ -75,6 +77,10 @@ OVERLAP_SECONDS: Mapping[str, int] = {
 """How long an old key stays in use, unless somebody says otherwise: messages encrypted to the HPKE key may be as old as
 ``time_window_seconds``, a day, and its copies are cached; witnesses and clients have to be told of a checkpoint key."""
 
+_PUT_BACK = (
+    "put it and the log's checkpoint keys back into DIR/keys, as files of the log's user (systemd-creds decrypt),"
+    " rotate outside of the unit, encrypt the new ones and remove their files (docs/keys.md)."
+)
 LOCKS = ("serve.lock", "sequencer.lock", "signer.lock")
 HPKE_PREFIX = "xwing:"
 
@@ -148,8 +154,8 @@ def check_web_keys(settings: Settings) -> None:
         return
     purposes = [purpose for kind in ("hpke", "http", "fetch") for purpose in KINDS[kind]]
     check_announced(settings, {
-        purpose: _read(settings, _path(settings, purpose), purpose)[1]
-        for purpose in purposes if _path(settings, purpose).exists()
+        purpose: read_public_half(settings, purpose)
+        for purpose in purposes if _path(settings, purpose).exists() or is_credential(settings.keys, purpose)
     })
 
 
@@ -202,7 +208,9 @@ def _read(settings: Settings, path: Path, purpose: str) -> tuple[bytes, str]:
 
 
 def read_public_half(settings: Settings, purpose: str) -> str:
-    """The public half of the key that is in use. Raises StoreError: what is wrong with its file."""
+    """The public half of the key that is in use. Raises StoreError: what is wrong with its file or credential."""
+    if is_credential(settings.keys, purpose):
+        return public_text(settings, purpose, load_seed(settings.keys, purpose))
     return _read(settings, _path(settings, purpose), purpose)[1]
 
 
@@ -281,17 +289,24 @@ def _present(settings: Settings, kind: str) -> dict[str, str]:
 
     Raises:
         UsageError: ``NoFetchKey``.
-        StoreError: "MissingSecret", "UnsafeSecret", "BadSecret".
+        StoreError: "KeyInCredential", "TwoSources"; "MissingSecret", "UnsafeSecret", "BadSecret".
     """
     if kind == "fetch" and not _path(settings, "fetch-rsa").exists():
         raise UsageError("NoFetchKey", f"{settings.keys} has none yet, so there is none to replace")
     purposes = dict.fromkeys((*KINDS[kind], "checkpoint-mldsa44"))
+    for purpose in purposes:
+        if is_credential(settings.keys, purpose):
+            raise StoreError(
+                "KeyInCredential", f"{purpose} is a systemd credential, and nothing can be written there",
+                hint=f"To rotate, {_PUT_BACK}",
+            )
     try:
         return {purpose: _read(settings, _path(settings, purpose), purpose)[1] for purpose in purposes}
     except StoreError as error:
         if error.name != "MissingSecret":
             raise
         hint = "A key's successor is signed by it, and by the log's checkpoint key: restore it from the offline copy."
+        hint += f" Or, if it is a systemd credential: {_PUT_BACK}"
         if settings.signer:
             hint += f" If the signer at {settings.signer} has it: stop both, and put the keys back (docs/keys.md)."
         raise StoreError(error.name, error.message, hint=hint) from None

@@ -9,11 +9,10 @@ from ktlog.config import ALL, SEQUENCER, WEB, Settings
 from ktlog.durable import check_secret
 from ktlog.errors import StoreError
 from ktlog.operator.create import load_public_keys
-from ktlog.operator.keys import check_key_directory, load_fetch_key, old_paths
+from ktlog.operator.keys import SEED_BYTES, check_key_directory, check_seed, load_fetch_key, old_paths
 from ktlog.operator.rotate import check_signing_keys, check_web_keys
 from ktlog.pkd.keychanges import KINDS
 
-SEED_BYTES = 32
 SIGNING = (*KINDS["leaf"], *KINDS["checkpoint"], *KINDS["map"])
 ANSWERING = (*KINDS["hpke"], *KINDS["http"])
 
@@ -22,8 +21,8 @@ def check_keys(settings: Settings) -> None:
     """Refuse to start with a key that is missing or cannot be used, or that is not the one that was announced.
 
     Raises:
-        StoreError: "MissingSecret", "UnsafeSecret", "BadSecret", "UnsafeKeys", "MissingStore"; "BadPublicKeys",
-            "BadKeyChanges", "KeyChangesLost", "RotationUnfinished".
+        StoreError: "MissingSecret", "UnsafeSecret", "BadSecret", "UnsafeKeys", "MissingStore", "TwoSources";
+            "BadPublicKeys", "BadKeyChanges", "KeyChangesLost", "RotationUnfinished".
     """
     signs_here = settings.role in (ALL, SEQUENCER) and not settings.signer
     if signs_here:
@@ -40,7 +39,8 @@ def _check(settings: Settings, purposes: tuple[str, ...], otherwise: str) -> Non
     try:
         check_key_directory(settings.keys)
         for purpose in purposes:
-            for path in (settings.keys / purpose, *(path for path, _ in old_paths(settings.keys, purpose))):
+            check_seed(settings.keys, purpose)
+            for path, _ in old_paths(settings.keys, purpose):
                 check_secret(path, SEED_BYTES)
     except StoreError as error:
         if error.name not in ("MissingSecret", "BadSecret", "MissingStore"):
@@ -48,5 +48,5 @@ def _check(settings: Settings, purposes: tuple[str, ...], otherwise: str) -> Non
         raise StoreError(
             error.name, error.message,
             hint=f"Restore {settings.keys} from where the keys are kept (docs/keys.md): nothing makes a key again."
-            + otherwise,
+            " If the key is a systemd credential, this service was handed none of its name." + otherwise,
         ) from None

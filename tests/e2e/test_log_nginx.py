@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ktlog.config import Settings
 from ktlog.demo.pki import pki_in
 from ktlog.operator.keys import load_seed
 from ktlog.pkd.keys import private_key_from_seed
@@ -50,17 +51,17 @@ def enrolled(log: RunningLog) -> Answer:
 
 def check_signed(log: RunningLog, answer: Answer, method: str, target: str, digest: str | None = None) -> None:
     """The answer holds, with both signatures, for this request."""
-    trusted = trusted_keys(log)
+    trusted = trusted_keys(log.settings, LOG_ACTOR)
     exchange = Exchange(method, f"https://{ORIGIN}{target}", answer.status, answer.headers, answer.body, digest)
     assert set(verify_response(exchange, trusted.__getitem__, int(time.time())).algorithms) == {ED25519, ML_DSA_44}
     assert "content-encoding" not in answer.headers
 
 
-def trusted_keys(log: RunningLog) -> dict[str, Multikey]:
-    ed25519 = Ed25519PrivateKey.from_private_bytes(load_seed(log.settings.keys, "http-ed25519"))
-    mldsa44 = private_key_from_seed(load_seed(log.settings.keys, "http-mldsa44"))
+def trusted_keys(settings: Settings, log_actor: str) -> dict[str, Multikey]:
+    ed25519 = Ed25519PrivateKey.from_private_bytes(load_seed(settings.keys, "http-ed25519"))
+    mldsa44 = private_key_from_seed(load_seed(settings.keys, "http-mldsa44"))
     return {
-        f"{LOG_ACTOR}#{name}": Multikey(f"{LOG_ACTOR}#{name}", LOG_ACTOR, algorithm, key.public_key().public_bytes_raw())
+        f"{log_actor}#{name}": Multikey(f"{log_actor}#{name}", log_actor, algorithm, key.public_key().public_bytes_raw())
         for name, algorithm, key in (("main-key", ED25519, ed25519), ("pq-key", ML_DSA_44, mldsa44))
     }
 

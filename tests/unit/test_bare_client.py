@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine import not_fetched
+
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = ["flask", "sqlite3", "_sqlite3", "sqlite_utils", "click", "rich", "gunicorn", "http_message_signatures"]
 
@@ -91,7 +93,7 @@ def test_a_bare_environment_is_enough(tmp_path):
     if install.returncode != 0 and any(
         words in install.stderr for words in ("Could not find a version", "No matching distribution", "connection")
     ):
-        pytest.skip("pip finds no package index from here, so nothing can be installed")
+        not_fetched("Python's packages", install.stderr)
     assert install.returncode == 0, install.stderr
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, env=environment, check=True

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from ktlog.operator.keys import PURPOSES
 from tests.machine import need, program
 from tests.unit.test_docs import TOOLS
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 EXPOSURE_LIMIT = 2.0
+OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+CREDENTIALS = re.search(r"^```ini\n(\[Service\]\nLoadCredentialEncrypted=.*?)^```", OPERATING, re.DOTALL | re.MULTILINE)[1]
 
 
 def settings(name: str) -> list[tuple[str, str]]:
@@ -74,6 +77,29 @@ def test_what_it_starts_exists(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SERVICES if "Type=notify" in (UNITS / name).read_text()])
 def test_a_worker_may_say_that_it_is_ready(name: str) -> None:
     assert ("NotifyAccess", "all") in settings(name)
+
+
+def test_every_key_can_be_handed_over(installed: Path, tmp_path: Path) -> None:
+    """What the page says to add to the log's unit: each key by its name, and systemd takes it."""
+    assert re.findall(r"^LoadCredentialEncrypted=(\S+):/etc/ktlog/keys/\1$", CREDENTIALS, re.MULTILINE) == list(PURPOSES)
+    for line in re.findall(r"^#(LoadCredential\S*)$", (UNITS / "ktlog.service").read_text(), re.MULTILINE):
+        assert line in CREDENTIALS or line.startswith("LoadCredential=store:")
+    unit = tmp_path / "ktlog.service"
+    unit.write_text((installed / "ktlog.service").read_text() + CREDENTIALS)
+    done = analyze("verify", "--man=no", str(unit))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_log_is_started_after_all_that_it_needs() -> None:
+    """Without a policy `serve` ends with 2, which the unit does not try again."""
+    text = OPERATING.partition("\n## systemd\n")[2].partition("\n### ")[0]
+    steps = (
+        "ktlog init ", "next --dir /var/lib/ktlog --letter", "policy make ", "proxy-config nginx ", "config check ",
+        "systemctl enable --now ktlog.service",
+    )
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
+    assert "2" in dict(settings("ktlog.service"))["RestartPreventExitStatus"].split()
 
 
 def test_every_user_is_made() -> None:

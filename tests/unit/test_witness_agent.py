@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from ktlog.credential import read_credential
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.tlog.note import Note, open_note, parse_signature_lines, parse_vkey
 from tests.machine import need, program
@@ -24,7 +25,7 @@ from witness import agent as agents
 from witness.about import Said, describe, format_text
 from witness.agent import Agent, AgentKey, parse_identities, parse_signature
 from witness.config import WitnessDir
-from witness.keys import KeySources, derive_signers, parse_credentials, read_credential
+from witness.keys import KeySources, derive_signers, parse_credentials
 from witness.web import open_witness
 
 NAME = "example.com/w1"
@@ -310,11 +311,11 @@ def test_what_is_no_credential_is_refused(credentials, monkeypatch):
                 "short": "BadSecret", "hex": "BadSecret"}
     for name, error in expected.items():
         with pytest.raises(StoreError) as caught:
-            read_credential(name)
+            read_credential(name, 32)
         assert caught.value.name == error, name
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
     with pytest.raises(StoreError, match="NoCredentials"):
-        read_credential("none")
+        read_credential("none", 32)
 
 
 def test_init_says_in_json_what_was_refused(monkeypatch, tmp_path):
