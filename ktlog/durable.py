@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import re
 import secrets
 import signal
@@ -395,12 +396,24 @@ def _check_safe(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise StoreError("UnsafeSecret", f"{path}: not a regular file")
     if found.st_uid != os.geteuid():
-        raise StoreError("UnsafeSecret", f"{path}: belongs to another user")
+        owner = name_user(found.st_uid)
+        raise StoreError(
+            "UnsafeSecret", f"{path}: belongs to another user, {owner}",
+            hint=f"Run this as that user: runuser -u {owner} -- COMMAND",
+        )
     if found.st_mode & 0o077:
         raise StoreError(
             "UnsafeSecret", f"{path}: open to others (mode {found.st_mode & 0o777:04o})",
             hint=f"If nobody else has read it: chmod 600 {path}",
         )
+
+
+def name_user(number: int) -> str:
+    """What the user with this id is called; the number in digits for one who has no name here."""
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 _SEED_HEX = re.compile(rb"[0-9a-fA-F]{64}\r?\n?")

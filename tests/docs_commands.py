@@ -78,6 +78,8 @@ ELSEWHERE: Mapping[str, Mapping[str, str]] = {
     },
     "operating.md": {
         "block python3 -m venv /opt/ktlog": "tests/e2e/test_docs_machine.py::test_what_is_done_to_a_machine",
+        "block runuser -u ktlog": "tests/e2e/test_docs_machine.py::test_what_is_done_to_a_machine",
+        "block install -d -m 700 /etc/ktlog/keys": "tests/e2e/test_docs_machine.py::test_what_is_done_to_a_machine",
     },
     "auditing.md": {
         "ktlog-auditor audit ": "tests/unit/test_docs_pages.py::test_the_audits_of_the_page_run",
@@ -100,6 +102,7 @@ ELSEWHERE: Mapping[str, Mapping[str, str]] = {
         "ktlog bench prefill": "tests/unit/test_bench_commands.py::test_prefill",
         "ktlog bench submit": "tests/unit/test_bench_commands.py::test_submit_without_argon2id",
         "ktlog bench read": "tests/unit/test_bench_commands.py::test_read",
+        "ktlog bench pages": "tests/unit/test_bench_commands.py::test_pages",
         "ktlog bench recover": "tests/unit/test_bench_commands.py::test_recover",
         "ktlog bench log --entries": "tests/unit/test_bench_commands.py::test_log",
         "ktlog bench log --store": "tests/unit/test_bench_commands.py::test_log_on_postgresql",

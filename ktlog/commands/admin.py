@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ktlog.commands.keys import rotate_keys
+from ktlog.commands.keys import rotate_keys, short_key
 from ktlog.commands.shred import command as shred_command
 from ktlog.config import load_settings
-from ktlog.durable import file_errors
+from ktlog.durable import file_errors, name_user
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.operator.actorlist import Found, describe, find
 from ktlog.operator.administration import AT_ONCE, parse_rows
-from ktlog.operator.link import Link
+from ktlog.operator.firsthour import own_command
 from ktlog.operator.roles import open_link
 from ktlog.operator.rules import (
     LIST_BYTES,
@@ -58,8 +58,7 @@ def command() -> None:
 @AS_JSON
 def status(directory: Path, as_json: bool) -> None:
     """Say how the log does: how far everything has come, what waits, who cosigned when, what holds."""
-    with _link(directory) as link:
-        found = link.status()
+    found = open_link(load_settings(directory)).status()
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -103,7 +102,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
 def actors(text: str, directory: Path, limit: int, after: str, as_json: bool) -> None:
     """List the actors whose id contains TEXT, with what each has and how much of what it may have.
 
-    Of an id written in full the keys are shown too. It reads the log's store, which need not run for it.
+    Of an id written in full the keys are shown too, long ones shortened; --json has all of each. It reads the log's
+    store, which need not run for it.
     """
     settings = load_settings(directory)
     now = int(time.time())
@@ -125,14 +125,15 @@ def actors(text: str, directory: Path, limit: int, after: str, as_json: bool) ->
 
 def _actor_lines(one: Found, *, whole: bool) -> Iterator[str]:
     fireproof = ", fireproof" if one.fireproof else ""
+    entries = "1 entry" if one.entries == 1 else f"{one.entries} entries"
     yield (
         f"{one.actor_id}  {len(one.keys)} of {one.keys_limit} keys, {one.aux} of {one.aux_limit} auxiliary data,"
-        f" {one.today} of {one.today_limit} messages in a day, {one.entries} entries{fireproof}"
+        f" {one.today} of {one.today_limit} messages in a day, {entries}{fireproof}"
     )
     if whole:
         for key in one.keys:
             yield f"  key {key.key_id}  entry {key.leaf_index}, {_time(key.created)}"
-            yield f"      {key.public_key}"
+            yield f"      {short_key(key.public_key)}"
 
 
 @command.command()
@@ -146,8 +147,7 @@ def refusals(directory: Path, instance: str, code: str, as_json: bool) -> None:
     A name with a question mark is what the request claimed; nothing proves that it came from there. The list is kept in
     memory, and bounded. No actor is in it.
     """
-    with _link(directory) as link:
-        answer = link.administer({"act": "refusals"})
+    answer = open_link(load_settings(directory)).administer({"act": "refusals"})
     try:
         rows = parse_rows(answer)
     except EncodingError as error:
@@ -307,30 +307,24 @@ def rotate(
     except StoreError as error:
         if error.name != "Locked":
             raise
-        where = shlex.quote(str(directory))
+        where = shlex.quote(str(directory.absolute()))
         more = f" --reason {shlex.quote(reason)}" if reason else ""
         more += "" if overlap_days is None else f" --overlap-days {overlap_days}"
         raise StoreError(error.name, error.message, hint=(
-            "Say, as root where systemd runs the log: systemctl stop ktlog"
-            f" && ktlog keys rotate {kind} --dir {where}{more}; systemctl start ktlog"
+            f"Say, as root where systemd runs the log: systemctl stop ktlog && {_as_owner(directory)} keys rotate"
+            f" {kind} --dir {where}{more}; systemctl start ktlog"
         )) from None
 
 
+def _as_owner(directory: Path) -> str:
+    """How a command begins that reads secrets of the log's user, who need not have this one's PATH."""
+    owner = directory.stat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return "ktlog"
+    return f"runuser -u {name_user(owner)} -- {own_command()}"
+
+
 # What all of them need
-
-
-@contextmanager
-def _link(directory: Path) -> Iterator[Link]:
-    """The way to the running log of *directory*."""
-    try:
-        yield open_link(load_settings(directory))
-    except StoreError as error:
-        if error.name != "SequencerUnreachable" and error.name != "CannotOpen":
-            raise
-        raise StoreError(
-            error.name, error.message,
-            hint=f"The log must be running: ktlog serve --dir {shlex.quote(str(directory))}",
-        ) from None
 
 
 def _change(directory: Path, as_json: bool, act: str, instances: tuple[str, ...], reason: str | None = None) -> None:
@@ -350,8 +344,7 @@ def _change(directory: Path, as_json: bool, act: str, instances: tuple[str, ...]
 
 
 def _ask(directory: Path, as_json: bool, request: Mapping[str, Any], *, silent: bool = False) -> None:
-    with _link(directory) as link:
-        holds = link.administer(request)
+    holds = open_link(load_settings(directory)).administer(request)
     if silent:
         return
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 import click
 
 from ktlog.config import Settings, load_settings
-from ktlog.operator.doctor import BAD, LOOK, Ailment, examine_inside, examine_outside
-from ktlog.wire.fetch import Fetcher
+from ktlog.operator.doctor import BAD, LOOK, Ailment, Misnamer, Outside, examine_inside, examine_outside
+from ktlog.wire.dial import DIAL_VARIABLE
+from ktlog.wire.fetch import Fetcher, load_dial
 
 FETCH_SECONDS = 10.0
 LOOK_AGAIN_SECONDS = 1.0
@@ -31,7 +33,8 @@ def command(directory: Path, inside: bool, wait: int, as_json: bool) -> None:
     """Look at a log from the inside and the outside, and say what to do about what is wrong.
 
     Inside: file modes, SQLite, disk, policy, whether it runs, publishes and is cosigned. Outside, as a peer sees it:
-    the name, TLS, the clock, whether signed answers and paths come through the proxy unchanged, and each witness.
+    the name, TLS, whether signed answers, paths and the host's name come through the proxy unchanged, each witness,
+    whether enough of them answer, and what time it is there.
 
     Exit code 0: nothing is bad. 5: something is.
     """
@@ -55,9 +58,13 @@ def command(directory: Path, inside: bool, wait: int, as_json: bool) -> None:
 
 def _examine(settings: Settings, inside: bool) -> Iterator[Ailment]:
     yield from examine_inside(settings)
-    if not inside:
-        with Fetcher.from_environment(timeout=FETCH_SECONDS) as fetcher:
-            yield from examine_outside(settings, fetcher, int(time.time()))
+    if inside:
+        return
+    path = os.environ.get(DIAL_VARIABLE)
+    dial = load_dial(path) if path else None
+    with Fetcher(dial, timeout=FETCH_SECONDS) as fetcher, Misnamer(dial, timeout=FETCH_SECONDS) as misnamer:
+        outside = Outside(fetcher, misnamer, lambda: int(time.time()), dial.hosts if dial else ())
+        yield from examine_outside(settings, outside)
 
 
 def _closing(bad: int, look: int) -> str:

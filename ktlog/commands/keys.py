@@ -110,14 +110,17 @@ def _short(key: ListedKey) -> str:
     """Enough of it to tell it from others: of a vkey its name and key ID, as witnesses list them."""
     if key.public is None:
         return "its file is not in this directory"
-    if len(key.public) <= SHORT:
-        return key.public
-    if key.kind in ("checkpoint", "map"):
+    if len(key.public) > SHORT and key.kind in ("checkpoint", "map"):
         name, key_id, _ = key.public.split("+", 2)
         return f"{name}+{key_id}+…"
-    if key.kind == "fetch":
+    if len(key.public) > SHORT and key.kind == "fetch":
         return f"RSA, SHA-256 of its PEM {hashlib.sha256(key.public.encode()).hexdigest()[:32]}…"
-    return f"{key.public[:48]}…"
+    return short_key(key.public)
+
+
+def short_key(text: str) -> str:
+    """Enough of a long key to tell it from others."""
+    return text if len(text) <= SHORT else f"{text[:48]}…"
 
 
 def _summary(change: KeyChange) -> dict[str, object]:

@@ -40,9 +40,9 @@ def command(directory: Path, letter_only: bool, as_json: bool) -> None:
             click.echo(line)
 
 
-def describe_next(settings: Settings) -> Iterator[str]:
-    """The words of it, a line each."""
-    steps = missing(settings)
+def describe_next(settings: Settings, steps: list[Step] | None = None) -> Iterator[str]:
+    """The words of it, a line each. steps: what is missing, where that is known."""
+    steps = missing(settings) if steps is None else steps
     if steps:
         yield "Missing, before anybody gets a verified answer:"
         for number, step in enumerate(steps, 1):

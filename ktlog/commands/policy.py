@@ -10,6 +10,7 @@ from ktlog.config import load_settings
 from ktlog.durable import write_atomic
 from ktlog.errors import StoreError
 from ktlog.operator.create import load_public_keys
+from ktlog.operator.firsthour import too_few
 from ktlog.operator.policies import for_auditors, for_clients, make_policy, parse_vkeys
 from ktlog.operator.service import check_publish_policy, load_publish_policy
 from ktlog.tlog.policy import format_policy
@@ -48,12 +49,14 @@ def make(directory: Path, witnesses: tuple[str, ...], verifiers: tuple[str, ...]
     words = f"{needed} of {len(witnesses)} witnesses"
     words += f" and 1 of {len(verifiers)} verifiers" if verifiers else "; without verifiers no answer is complete"
     click.echo(f"{path}: {words}. A log that runs reads it when it is started again.")
+    if few := too_few(policy):
+        click.echo(few, err=True)
 
 
 @command.command()
 @_directory
 @click.option("--for", "whom", type=click.Choice(["clients", "auditors"]), default="clients", show_default=True,
-              help="Auditors and mirrors read the entries; clients believe the map.")
+              help="Auditors and mirrors read the entries and follow the map; clients believe it.")
 def show(directory: Path, whom: str) -> None:
     """Print the policy that others need to believe this log, with its publish policy's cosigners.
 

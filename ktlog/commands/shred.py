@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
+import sys
+import time
 from pathlib import Path
 
 import click
 
 from ktlog.config import load_settings
-from ktlog.errors import EncodingError, MessageRejected, StoreError, UsageError
+from ktlog.errors import EncodingError, MessageRejected, UsageError
 from ktlog.operator.link import SHRED_SECONDS, ShredReport
 from ktlog.operator.roles import open_link
 from ktlog.pkd.identity import check_actor_id
@@ -23,6 +24,7 @@ CANNOT = (
     "The logs of your TLS proxy, your shell's history, and blocks that a disk or file system keeps of"
     " overwritten files are beyond this program.",
 )
+NOT_YET = 5
 TOKENS = "A revocation token holds its key in clear and cannot be withheld: {} of this actor's, entry {}."
 CARRIED = "What moved to an actor who is not erased stays readable there: entry {}. Erase that actor too if you must."
 
@@ -38,7 +40,8 @@ def command(actor: str, directory: Path, yes: bool, preview: bool, as_json: bool
     """Erase ACTOR, an actor id such as https://example.com/users/alice, from a running log. There is no way back.
 
     Everything readable about the actor goes: its id, keys and auxiliary data, with what could decrypt them. The
-    log stays verifiable. Nothing can be erased before it was public for `notice_seconds`.
+    log stays verifiable. Nothing can be erased before it was public for `notice_seconds`: until then --preview says
+    from when on it may be, and exit code 5 says that it may not be now.
     """
     if as_json and not (yes or preview):
         raise UsageError("NotConfirmed", "--json asks nothing: say --yes, or --preview")
@@ -51,28 +54,24 @@ def command(actor: str, directory: Path, yes: bool, preview: bool, as_json: bool
             hint="`ktlog admin actors alice`, with this --dir, finds it.",
         ) from None
     link = open_link(settings, SHRED_SECONDS + 10)
-    try:
-        report = link.shred(actor_id, preview=True)
-        if not preview:
-            if not yes:
-                _show(report)
-                click.confirm("Erase it, for good?", abort=True, err=True)
-            report = link.shred(actor_id)
-    except StoreError as error:
-        if error.name == "SequencerUnreachable":
-            raise StoreError(
-                error.name, error.message,
-                hint=f"The log must be running: ktlog serve --dir {shlex.quote(str(directory))}",
-            ) from None
-        raise
+    report = link.shred(actor_id, preview=True)
+    if not preview:
+        if not yes:
+            if not _is_due(report):  # asked now, and erased a moment later: nobody would have agreed to it
+                raise MessageRejected("notice_period", _when(report.due))
+            _show(report)
+            click.confirm("Erase it, for good?", abort=True, err=True)
+        report = link.shred(actor_id)
     if as_json:
         click.echo(json.dumps(_members(report)))
-        return
-    if preview or yes:
+    elif preview or yes:
         _show(report)
-    if not preview:
-        click.echo(f"Erased: number {report.number} of this log, known as {report.map_index} from now on.", err=True)
-    if report.done and not report.scrubbed:
+    if preview and not _is_due(report):
+        sys.exit(NOT_YET)
+    if preview or as_json:
+        return
+    click.echo(f"Erased: number {report.number} of this log, known as {report.map_index} from now on.", err=True)
+    if not report.scrubbed:
         click.echo(
             "Some erased bytes are still in the store's files, because a reader holds an older state."
             " The log overwrites them as soon as it can.", err=True,
@@ -91,15 +90,28 @@ def limits(report: ShredReport) -> list[str]:
 
 def _show(report: ShredReport) -> None:
     verb = "go" if not report.done else "are gone"
-    click.echo(f"{report.withheld} attributes in {report.entries} entries {verb}.\nWhat this cannot erase:", err=True)
+    entries = "1 entry" if report.entries == 1 else f"{report.entries} entries"
+    click.echo(f"{report.withheld} attributes in {entries} {verb}.\nWhat this cannot erase:", err=True)
     for line in limits(report):
         click.echo(f"  - {line}", err=True)
+    if not _is_due(report):
+        click.echo(f"Not yet: {_when(report.due)}", err=True)
+
+
+def _is_due(report: ShredReport) -> bool:
+    return report.done or (report.due is not None and report.due <= time.time())
+
+
+def _when(due: int | None) -> str:
+    if due is None:
+        return "an entry of that actor is not published, or not noted as published. Look again in a few minutes."
+    return f"it may be done from {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(due))} UTC on."
 
 
 def _members(report: ShredReport) -> dict[str, object]:
     return {
         "done": report.done, "number": report.number, "map-index": report.map_index,
         "input-size": report.input_size, "withheld": report.withheld, "entries": report.entries,
-        "carried": list(report.carried), "tokens": list(report.tokens), "scrubbed": report.scrubbed,
+        "carried": list(report.carried), "tokens": list(report.tokens), "scrubbed": report.scrubbed, "due": report.due,
         "cannot-erase": limits(report),
     }

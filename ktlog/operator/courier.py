@@ -197,6 +197,6 @@ class QueueLink(Link):
             raise StoreError(
                 "SequencerUnreachable",
                 f"no sequencer answered within {self._timeout_seconds:g} s; whether it accepted is not known",
-                hint="Another one takes over by itself; send the message again in a moment.",
+                hint="Another one takes over by itself, where one runs (ktlog serve); ask again in a moment.",
             )
         return parse_json(parcel.answer)

@@ -7,6 +7,7 @@ lies in a 0700 directory), yet both sides bound every length.
 
 from __future__ import annotations
 
+import shlex
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ class ShredReport:
     many entries. carried: leaf indexes of entries that stay readable for an actor who is not erased.
     tokens: leaf indexes of revocation tokens that hold a key of the actor in clear, for ever.
     done: False in a preview. scrubbed: nothing is left in the store's files; if not, the log
-    goes on trying by itself.
+    goes on trying by itself. due: from when on it may be done, in Unix seconds; None while something was not published.
     """
 
     number: int
@@ -93,6 +94,7 @@ class ShredReport:
     tokens: tuple[int, ...]
     done: bool
     scrubbed: bool
+    due: int | None = None
 
 
 def encode_submission(submission: Submission) -> bytes:
@@ -211,6 +213,7 @@ def encode_shred_report(report: ShredReport) -> bytes:
             "withheld": str(report.withheld), "entries": str(report.entries),
             "carried": [str(leaf) for leaf in report.carried], "tokens": [str(leaf) for leaf in report.tokens],
             "done": _yes(report.done), "scrubbed": _yes(report.scrubbed),
+            "due": "" if report.due is None else str(report.due),
         }
     })
 
@@ -224,7 +227,7 @@ def decode_shred_report(answer: Any) -> ShredReport:
             parse_decimal(found["withheld"]), parse_decimal(found["entries"]),
             tuple(parse_decimal(leaf) for leaf in found["carried"]),
             tuple(parse_decimal(leaf) for leaf in found["tokens"]), _is_yes(found["done"]),
-            _is_yes(found["scrubbed"]),
+            _is_yes(found["scrubbed"]), None if found["due"] == "" else parse_decimal(found["due"]),
         )
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadAnswer", "the sequencer's answer is no report of an erasure") from None
@@ -417,46 +420,78 @@ class SequencerLink(Link):
 
     def _ask(self, payload: bytes) -> Any:
         reused = getattr(self._local, "connection", None) is not None
-        try:
-            return self._exchange(payload)
-        except (OSError, EncodingError) as first:
-            self._drop()
-            error: Exception = first
         if reused:
             try:
                 return self._exchange(payload)
-            except (OSError, EncodingError) as second:
+            except (OSError, EncodingError):
                 self._drop()
-                error = second
-        raise StoreError(
-            "SequencerUnreachable", f"the sequencer did not answer ({error}); whether it accepted is not known",
-            hint="The service restarts it by itself; send the message again in a moment.",
+        try:
+            self._connect()
+        except OSError as error:
+            # What went over a connection that died may have been accepted.
+            raise _unanswered(error) if reused else self._absent(error) from None
+        try:
+            return self._exchange(payload)
+        except (OSError, EncodingError) as error:
+            self._drop()
+            raise _unanswered(error) from None
+
+    def _absent(self, error: OSError) -> StoreError:
+        """Nobody listens, so nothing was asked."""
+        directory = self._record.parent.absolute()
+        if isinstance(error, PermissionError):
+            return StoreError(
+                "SequencerUnreachable", f"the log in {directory} may not be asked: {error.strerror}",
+                hint="Run this as the log's own user: runuser -u USER -- ktlog …",
+            )
+        if _runs(directory / "sequencer.lock"):
+            return StoreError(
+                "SequencerUnreachable", f"the log in {directory} runs, but takes no requests now",
+                hint="While it starts, it brings its store up to date and has witnesses confirm that this is no older"
+                " copy of the log; its output says which. Nothing was done: try again in a moment.",
+            )
+        return StoreError(
+            "SequencerUnreachable", f"the log in {directory} is not running",
+            hint=f"Start it: ktlog serve --dir {shlex.quote(str(directory))} (or: systemctl start ktlog).",
         )
 
     def _exchange(self, payload: bytes) -> Any:
-        connection = self._connection()
+        connection: socket.socket = self._local.connection
         send_frame(connection, payload)
         answer = receive_frame(connection)
         if answer is None:
             raise EncodingError("BrokenFrame", "the sequencer closed the connection")
         return parse_json(answer)
 
-    def _connection(self) -> socket.socket:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            address = self._record.read_text(encoding="utf-8").strip()
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(self._timeout_seconds)
-            try:
-                connection.connect(address)
-            except OSError:
-                connection.close()
-                raise
-            self._local.connection = connection
-        return connection
+    def _connect(self) -> None:
+        address = self._record.read_text(encoding="utf-8").strip()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(self._timeout_seconds)
+        try:
+            connection.connect(address)
+        except OSError:
+            connection.close()
+            raise
+        self._local.connection = connection
 
     def _drop(self) -> None:
         connection = getattr(self._local, "connection", None)
         self._local.connection = None
         if connection is not None:
             connection.close()
+
+
+def _unanswered(error: Exception) -> StoreError:
+    return StoreError(
+        "SequencerUnreachable", f"the sequencer did not answer ({error}); whether it accepted is not known",
+        hint="The service restarts it by itself; send the message again in a moment.",
+    )
+
+
+def _runs(lock: Path) -> bool:
+    """Whether the process that a lock file names is a log's. To try the lock could keep one from starting."""
+    try:
+        process = parse_decimal(lock.read_text(encoding="ascii").strip())
+        return b"ktlog" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except (OSError, UnicodeDecodeError, EncodingError):
+        return False

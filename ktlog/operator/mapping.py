@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ktlog.config import Settings
 from ktlog.durable import reach
-from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
+from ktlog.errors import EncodingError, Invalid, KtlogError, StoreError
 from ktlog.keymap.output import (
     OutputLeaf,
     format_leaf,
@@ -53,7 +53,7 @@ from ktlog.operator.stores import (
     open_map,
     open_map_tiles,
 )
-from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
+from ktlog.operator.witnessing import KnownHeads, check_confirmed, collect_cosignatures, confirm_heads, peers_of
 from ktlog.store.contracts import LogStore
 from ktlog.store.mapcontract import MapState, MapStore
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
@@ -327,14 +327,8 @@ class MapCycle:
             self._origin, self._vkeys, self._own_note,
             self._state.output.size if self._own_note else 0, 0 if head is None else head.size,
         )
-        vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
-        if not self._policy.satisfied(vkeys):
-            have, need = self._policy.shortfall(vkeys)
-            why = "; ".join(f"{url}: {failure}" for url, failure in failures.items())
-            raise PolicyUnmet(
-                "NotCompared", f"{have} cosigners confirm that this is no older copy of the map, {need} are needed."
-                f" {why}", have=have, need=need,
-            )
+        confirmed = confirm_heads(self._fetcher, self._peers, heads, self._pool)
+        check_confirmed(self._policy, confirmed, "cosigners", "the map")
         self._compared = True
 
     def _publish(self, draft: Draft | None) -> None:

@@ -22,7 +22,7 @@ from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.nodes import LogNodes, write_tree
 from ktlog.operator.stores import log_sweep, signed_head
-from ktlog.operator.witnessing import KnownHeads, collect_cosignatures, confirm_heads, peers_of
+from ktlog.operator.witnessing import KnownHeads, check_confirmed, collect_cosignatures, confirm_heads, peers_of
 from ktlog.store.contracts import LogStore, TileStore
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Note, Signer, Verified, Vkey, format_note, open_note
@@ -117,15 +117,8 @@ class Publisher:
             self._settings.origin, self._vkeys, self._published_note,
             self.published_size, 0 if head is None else head.size,
         )
-        vkeys, failures = confirm_heads(self._fetcher, self._peers, heads, self._pool)
-        if not self._policy.satisfied(vkeys):
-            have, need = self._policy.shortfall(vkeys)
-            why = "; ".join(f"{url}: {failure}" for url, failure in failures.items())
-            raise PolicyUnmet(
-                "NotCompared",
-                f"{have} witnesses confirm that this is no older copy of the log, {need} are needed. {why}",
-                have=have, need=need,
-            )
+        confirmed = confirm_heads(self._fetcher, self._peers, heads, self._pool)
+        check_confirmed(self._policy, confirmed, "witnesses", "the log")
         self._unseen = True
         self.compared.set()
 

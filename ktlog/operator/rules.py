@@ -228,7 +228,9 @@ def forgotten(rules: Rules, names: list[str]) -> Rules:
     """
     for name in names:
         if name not in rules.blocked and name not in rules.allowed:
-            raise MessageRejected("not_listed", f"{name} is on neither list")
+            raise MessageRejected(
+                "not_listed", f"{name} is on neither list, so nothing was changed; `ktlog admin list` shows both"
+            )
     return replace(rules, blocked=_without(rules.blocked, names), allowed=_without(rules.allowed, names))
 
 

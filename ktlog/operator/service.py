@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -88,8 +89,8 @@ def load_publish_policy(settings: Settings) -> Policy:
     except FileNotFoundError:
         raise UsageError(
             "NoPublishPolicy", f"{settings.publish_policy} does not exist; without witnesses nothing is published",
-            hint="`ktlog policy make` writes it, a tlog-policy, from what witnesses send you; `ktlog next --dir DIR`"
-            " says how.",
+            hint="`ktlog policy make` writes it, a tlog-policy, from what witnesses send you; `ktlog next --dir"
+            f" {shlex.quote(str(settings.directory))}` says how.",
         ) from None
     except (PolicyUnmet, UsageError) as error:
         raise type(error)(error.name, f"{settings.publish_policy}: {error.message}") from None
@@ -165,10 +166,11 @@ class Service:
         shredder = Shredder(self._store, settings.journal, settings.replies, settings.notice_seconds, self._now)
         self._rules = RulesKeeper(rules_document(settings, epoch=epoch))
         book = RefusalBook()
+        databases = () if settings.uses_postgres else (settings.database, settings.map_database)
         self._tasks = Tasks(
             self._store, self._sequencer, self._publisher, self._mapping, shredder, self._stop,
             Administration(self._rules, book, self._now),
-            (lambda: None) if settings.uses_postgres else partial(remove_copies, settings.database),
+            partial(remove_copies, *databases),
         )
         self._room = Room(settings.directory, settings.free_space_floor_mib * MIB)
         self.desk = Desk(

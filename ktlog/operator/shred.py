@@ -64,14 +64,16 @@ class Shredder:
         """Erase the actor from a log at *expected*, or with *preview* only say what that would do.
 
         Raises:
-            MessageRejected: ``nothing_to_erase``; ``notice_period``, with the time when it may be;
-                ``erasure_too_large``; ``journal_unusable``. Nothing was changed.
+            MessageRejected: ``nothing_to_erase``; ``erasure_too_large``; and unless it is a preview
+                ``notice_period``, with the time when it may be; ``journal_unusable``. Nothing was changed.
             StoreError: the process must end; whether it was erased, the store tells.
         """
         number = self.store.erasure_count()
         actor = self._actor(actor_id)
         plan = self._plan(actor)
-        self._check_notice(plan)
+        due = self._due(plan)
+        if not preview:
+            self._check_notice(due)
         tokens = self._tokens(actor_id)
         scrubbed = False
         if not preview:
@@ -89,7 +91,7 @@ class Shredder:
             number=number, map_index=encode_base64(record.index), input_size=record.input_size,
             withheld=record.newly_withheld, entries=len(plan.withhold),
             carried=tuple(sorted({leaf for move in record.carried for leaf in move.leaves})),
-            tokens=tokens, done=not preview, scrubbed=scrubbed,
+            tokens=tokens, done=not preview, scrubbed=scrubbed, due=due,
         )
 
     def _actor(self, actor_id: str) -> Actor:
@@ -107,20 +109,23 @@ class Shredder:
             code = "erasure_too_large" if error.name == "ErasureTooLarge" else "nothing_to_erase"
             raise MessageRejected(code, error.message) from None
 
-    def _check_notice(self, plan: ErasurePlan) -> None:
+    def _due(self, plan: ErasurePlan) -> int | None:
+        """When all of it will have been public for long enough; None while some of it is not known to be public."""
         public = [self.store.public_since(leaf_index) for leaf_index in plan.withhold]
         known = [time for time in public if time is not None]
-        if len(known) < len(public):
+        return None if len(known) < len(public) else max(known) + self.notice_seconds
+
+    def _check_notice(self, due: int | None) -> None:
+        if due is None:
             raise MessageRejected(
                 "notice_period", "an entry of that actor is not published yet, or not known to be for long"
                 f" enough; try again {self.notice_seconds} seconds after the next checkpoint",
             )
-        allowed = max(known) + self.notice_seconds
-        if self.now() < allowed:
-            when = datetime.fromtimestamp(allowed, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        if self.now() < due:
+            when = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             raise MessageRejected(
                 "notice_period", f"an entry of that actor was not public for {self.notice_seconds} seconds yet;"
-                f" it may be erased from {when} on ({allowed})",
+                f" it may be erased from {when} on",
             )
 
     def _tokens(self, actor_id: str) -> tuple[int, ...]:

@@ -7,12 +7,12 @@ the policy's decision, not ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from ktlog.errors import EncodingError, Invalid, KtlogError
+from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64, parse_decimal
 from ktlog.tlog.note import (
@@ -26,6 +26,8 @@ from ktlog.tlog.note import (
 from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, VERIFIERS, WITNESSES, Policy
 from ktlog.wire.fetch import Fetcher, Response
 
+WORDS_BYTES = 120
+"""Of what a witness says instead of a cosignature."""
 CONFLICT_TYPE = "text/x.tlog.size"
 ProveConsistency = Callable[[int, int], Sequence[bytes]]
 
@@ -61,6 +63,11 @@ def peers_of(policy: Policy) -> tuple[WitnessPeer, ...]:
         if witness.url is not None:
             by_url.setdefault(witness.url, []).append(witness.vkey)
     return tuple(WitnessPeer(url, tuple(vkeys)) for url, vkeys in by_url.items())
+
+
+def host_of(url: str) -> str:
+    """How people call the witness at *url*."""
+    return url.removeprefix("https://").partition("/")[0]
 
 
 def input_policy(policy: Policy) -> Policy:
@@ -125,8 +132,7 @@ def _ask(
         response = _post(fetcher, peer, checkpoint, size, prove)
     peer.later = response.status == 503
     if response.status != 200:
-        words = response.body[:200].decode("utf-8", "replace").strip()
-        raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")
+        raise _refused(peer, response)
     return _verify(peer, text, parse_signature_lines(response.body))
 
 
@@ -238,5 +244,33 @@ def seen_size(fetcher: Fetcher, peer: WitnessPeer, heads: KnownHeads) -> int:
         return heads.published_size
     if response.status == 409:
         return _conflict_size(response)
-    words = response.body[:200].decode("utf-8", "replace").strip()
-    raise Invalid("WitnessRefused", f"{peer.url} answered {response.status}: {words}")
+    raise _refused(peer, response)
+
+
+def _refused(peer: WitnessPeer, response: Response) -> Invalid:
+    """With a witness's own words, if they are one; a page that its proxy makes up says no more than its status."""
+    first = response.body[:WORDS_BYTES].decode("utf-8", "replace").strip().partition("\n")[0]
+    words = "" if response.content_type == "text/html" or first.startswith("<") else first
+    return Invalid("WitnessRefused", f"{host_of(peer.url)} answered {response.status}{words and ': '}{words}")
+
+
+def check_confirmed(
+    policy: Policy, confirmed: tuple[tuple[Vkey, ...], Mapping[str, str]], cosigners: str, what: str
+) -> None:
+    """That *confirmed*, as :func:`confirm_heads` gives it, is enough for the policy.
+
+    Raises:
+        PolicyUnmet: ``NotCompared``. It begins with who did not confirm and why, and says how many *cosigners* did.
+    """
+    vkeys, failures = confirmed
+    if policy.satisfied(vkeys):
+        return
+    have, need = policy.shortfall(vkeys)
+    hosts = {url: host_of(url) for url in failures}
+    why = "; ".join(
+        failure if hosts[url] in failure else f"{hosts[url]}: {failure}" for url, failure in failures.items()
+    )
+    raise PolicyUnmet(
+        "NotCompared", f"{why or 'nobody else can be asked'}: {have} of the {need} {cosigners} needed confirmed that"
+        f" this is no older copy of {what}", have=have, need=need,
+    )

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pwd
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -175,7 +179,9 @@ def test_actors_are_found_with_what_they_have_and_may_have(running):
     first = said(running.settings, "actors", "--limit", "1")
     assert first["more"] or len(found["actors"]) == 1
     whole = admin(running.settings, "actors", ALICE).output
-    assert alice["keys"][0]["public-key"] in whole and "1 of 64 keys" in whole
+    assert "1 of 64 keys" in whole and ", 1 entry\n" in whole
+    key = alice["keys"][0]["public-key"]
+    assert len(key) > 1700 and f" {key[:48]}…\n" in whole and max(map(len, whole.splitlines())) < 150
     assert "No such actor" in admin(running.settings, "actors", "nobody").output
 
 
@@ -218,7 +224,8 @@ def test_a_long_list_is_sent_in_turns_or_not_at_all(running, tmp_path, monkeypat
     assert admin(running.settings, "block", "--from-file", str(file)).output.count("blocked") == 1
     assert set(said(running.settings, "list")["blocked"]) == {f"i{number}.example" for number in range(1001)}
     names = [f"i{number}.example" for number in range(1001)]
-    assert admin(running.settings, "unblock", *names, "other.example").exception.code == "not_listed"
+    error = admin(running.settings, "unblock", *names, "other.example").exception
+    assert error.code == "not_listed" and "other.example is on neither list, so nothing was changed" in error.message
     assert len(said(running.settings, "list")["blocked"]) == 1001
     assert said(running.settings, "unblock", *names)["blocked"] == "0"
 
@@ -286,9 +293,45 @@ def test_rules_that_cannot_be_stored_are_refused_and_do_not_hold(running, monkey
 
 def test_without_a_log_that_runs_it_is_said_how_to_run_it(settings):
     done = admin(settings, "status")
-    assert done.exception.name == "SequencerUnreachable" and "ktlog serve --dir" in done.exception.hint
+    assert done.exception.name == "SequencerUnreachable" and done.exception.exit_code == 8
+    assert done.exception.message == f"the log in {settings.directory} is not running"
+    assert f"ktlog serve --dir {settings.directory} (or: systemctl start ktlog)" in done.exception.hint
     assert said(settings, "list")["mode"] == "open", "the lists can be read all the same"
     assert admin(settings, "block", "no host").exception.name == "BadInstance"
+
+
+def test_a_log_that_waits_for_its_witnesses_is_not_said_to_be_stopped(settings):
+    """Its sequencer has its lock, and no door yet."""
+    lock = settings.directory / "sequencer.lock"
+    with FileLock(lock):
+        lock.write_text("1\n")  # a process that is no log's, after a restart of the machine
+        assert "is not running" in admin(settings, "status").exception.message
+        process = subprocess.Popen([sys.executable, "-c", "input()", "ktlog.operator.service"], stdin=subprocess.PIPE)
+        try:
+            lock.write_text(f"{process.pid}\n")
+            error = admin(settings, "status").exception
+        finally:
+            process.communicate(b"\n")
+    assert "runs, but takes no requests now" in error.message and "witnesses" in error.hint
+    assert "is not running" in admin(settings, "status").exception.message
+
+
+def test_a_preview_shows_what_would_go_before_it_may_and_from_when_on_it_may(running):
+    running.append(ALICE, HOME)
+    done = admin(running.settings, "shred", ALICE, "--dry-run")
+    assert done.exit_code == 5 and "2 attributes in 1 entry go." in done.output and "not published" in done.output
+    since = int(time.time())
+    running.service._store.note_published(1, since)
+    due = since + running.settings.notice_seconds
+    done = admin(running.settings, "shred", ALICE, "--dry-run")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(due))
+    assert done.exit_code == 5 and f"may be done from {when} UTC on" in done.output
+    done = admin(running.settings, "shred", ALICE, "--dry-run", "--json")
+    assert (done.exit_code, json.loads(done.output)["due"]) == (5, due)
+    # Nobody is asked for what cannot be done, and nothing is.
+    done = CliRunner().invoke(ktlog, ["shred", ALICE, "--dir", str(running.settings.directory)], input="y\n")
+    assert (done.exception.code, done.exception.exit_code) == ("notice_period", 5) and "for good?" not in done.output
+    assert running.service._store.erasure_count() == 0
 
 
 def test_rotating_says_the_steps_while_it_runs_and_does_them_when_it_does_not(settings):
@@ -297,6 +340,18 @@ def test_rotating_says_the_steps_while_it_runs_and_does_them_when_it_does_not(se
     assert done.exception.exit_code == 8
     assert f"ktlog keys rotate hpke --dir {settings.directory} --reason yearly" in done.exception.hint
     assert said(settings, "rotate", "hpke")["kind"] == "hpke"
+
+
+def test_root_is_told_to_rotate_as_the_logs_user(settings, monkeypatch):
+    """As itself it may not: a key that belongs to another user is refused."""
+    if os.geteuid() == 0:
+        os.chown(settings.directory, 65534, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    owner = pwd.getpwuid(settings.directory.stat().st_uid).pw_name
+    with FileLock(settings.directory / "serve.lock"):
+        hint = admin(settings, "rotate", "hpke").exception.hint
+    command = Path(sys.executable).with_name("ktlog")
+    assert f"&& runuser -u {owner} -- {command} keys rotate hpke --dir {settings.directory};" in hint
 
 
 # --- the web workers

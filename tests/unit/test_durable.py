@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import stat
 import subprocess
@@ -307,6 +308,18 @@ def test_a_secret_is_written_once_and_read_by_its_owner(tmp_path: Path) -> None:
             durable.write_secret(path, data)
     assert durable.read_secret(path, 32) == bytes(range(32))
     assert os.listdir(tmp_path) == ["seed"]
+
+
+def test_a_secret_of_another_user_is_refused_with_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "seed"
+    durable.write_secret(path, bytes(32))
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    for read in (durable.read_secret, durable.check_secret):
+        with pytest.raises(StoreError) as caught:
+            read(path, 32)
+        assert caught.value.name == "UnsafeSecret" and f"runuser -u {owner} -- " in caught.value.hint
+    assert durable.name_user(2**31 - 7) == str(2**31 - 7)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o644, 0o660])

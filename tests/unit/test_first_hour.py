@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import re
 import shlex
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +21,7 @@ from ktlog.commands.doctor import _closing
 from ktlog.config import Settings, load_settings
 from ktlog.errors import KtlogError, UsageError
 from ktlog.operator.create import load_public_keys
-from ktlog.operator.firsthour import describe_start
+from ktlog.operator.firsthour import backup_line, describe_start, missing_at_start
 from ktlog.operator.proxy import KINDS, Proxied, example, format_proxy
 from ktlog.operator.service import load_publish_policy
 from ktlog.operator.stores import open_map_tiles, open_tiles
@@ -131,21 +136,88 @@ def test_next_names_what_is_missing_until_nothing_is(settings: Settings) -> None
     assert "Nothing is missing" in run("next", "--dir", str(settings.directory)).stdout
 
 
-def test_what_serve_says_at_its_start(settings: Settings) -> None:
+def test_what_serve_says_where_nobody_reads_along(settings: Settings) -> None:
+    def said() -> list[str]:
+        return list(describe_start(settings, missing_at_start(settings)))
+
+    assert missing_at_start(replace(settings, role="web", store="postgresql:///x")) == []  # whose policy is elsewhere
+    assert any("Two witnesses" in line for line in said()) and f"ktlog next --dir {settings.directory}" in said()[-1]
     make_policy(settings)
-    said = list(describe_start(settings))
-    assert len(said) <= 6 and any("no client gets proof" in line for line in said)
-    assert any("ktlog backup --dir" in line for line in said) and any(settings.url in line for line in said)
+    assert any("no client gets proof" in line for line in said()) and len(said()) <= 7
     make_policy(settings, "--replace", "--verifier", vkeys("v1.example.net"))
-    assert not any(line.startswith("missing:") for line in describe_start(settings))
+    open_tiles(settings).publish_checkpoint(signed(ORIGIN))
+    open_map_tiles(settings).publish_checkpoint(signed(f"{ORIGIN}/map"))
+    assert len(said()) == 3 and settings.url in said()[-1] and max(map(len, said())) < 120
+
+
+def serve(settings: Settings, *, terminal: bool, **variables: str) -> tuple[int, str]:
+    """What `ktlog serve` writes to standard error, and its exit code. It must end by itself."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ktlog", "serve", "--dir", str(settings.directory)], stdin=subprocess.DEVNULL, stderr=theirs,
+        env={**os.environ, **variables},
+    )
+    os.close(theirs)
+    parts = []
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(ours, 65536):
+            parts.append(part)
+    os.close(ours)
+    return process.wait(60), b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def test_on_a_terminal_serve_says_all_that_is_missing_and_what_stops_it_last(settings: Settings) -> None:
+    """URLs, vkeys, the letter, the proxy, the backup, and what is missing. In a journal it would be in nobody's way."""
+    code, text = serve(settings, terminal=True)
+    letter = run("next", "--dir", str(settings.directory), "--letter").stdout
+    snippet = run("proxy-config", "nginx", "--dir", str(settings.directory)).stdout
+    assert code == 2 and text.index(letter) < text.index("server_name") < text.index("Missing, before anybody")
+    written = {line.strip() for line in text.splitlines()}
+    assert {line.strip() for line in snippet.splitlines() if not line.strip().startswith("#")} <= written
+    for words in ("1. Two witnesses", f"{settings.url}/checkpoint", settings.actor_id, f"backup --dir {settings.directory}"):
+        assert words in text
+    assert text.rstrip().splitlines()[-2].startswith("ktlog: NoPublishPolicy: ")
+    for more in ({"terminal": False}, {"terminal": True, "KTLOG_LOG_FORMAT": "json"}):
+        code, text = serve(settings, **more)
+        assert code == 2 and "NoPublishPolicy" in text and "server_name" not in text and len(text) < 600
+
+
+def test_one_witness_alone_and_two_of_two_are_warned_of(settings: Settings) -> None:
+    def told(*names: str) -> tuple[str, str]:
+        made = make_policy(settings, "--replace", "--verifier", vkeys("v1.example.net"), names=names)
+        return made.stderr, run("next", "--dir", str(settings.directory)).stdout
+
+    for text in told("w.example"):
+        assert "One witness alone: if it is down nothing is published. Take three." in text
+    for text in told("w.example", "ww.example"):
+        assert "Of the 2 witnesses none may be down" in text
+    for text in told("w.example", "ww.example", "www.example"):
+        assert "down" not in text
+
+
+def test_each_thing_that_is_missing_from_a_policy_has_its_command(settings: Settings) -> None:
+    for words in (None, "quorum none\n", "made"):
+        if words == "made":
+            make_policy(settings, "--replace")
+        elif words:
+            settings.publish_policy.write_text(words)
+        (step, *_) = json.loads(run("next", "--dir", str(settings.directory), "--json").stdout)["missing"]
+        command = shlex.split(step["commands"][-1])
+        assert command[:3] == ["ktlog", "policy", "make"] and ("--replace" in command) is (words is not None)
+
+
+def test_the_backup_line_needs_no_path(settings: Settings) -> None:
+    (line,) = [line for line in run("next", "--dir", str(settings.directory)).stdout.splitlines() if "17 * * * *" in line]
+    words = shlex.split(line)[5:]
+    done = subprocess.run([*words[:words.index("--dir")], "--help"], env={}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert done.returncode == 0 and b"--drop-erased" in done.stdout
 
 
 def test_the_backup_line_is_the_units(settings: Settings) -> None:
     """The cron line does what deploy/systemd does each hour."""
     unit = (ROOT / "deploy" / "systemd" / "ktlog-backup.service").read_text()
     command = re.search(r"^ExecStart=\S+/(ktlog .*)$", unit, re.MULTILINE)[1]
-    line = next(line for line in describe_start(settings) if "ktlog backup" in line)
-    assert line.endswith(command.replace("/var/lib/ktlog", str(settings.directory)))
+    assert backup_line(settings.directory).endswith(command.replace("/var/lib/ktlog", str(settings.directory)))
 
 
 # -- policies
@@ -159,11 +231,20 @@ def test_a_policy_from_vkeys(settings: Settings) -> None:
         "https://w1.example.net", "https://wit2.example.net", "https://v1.example.net",
     }
     policy.check_safe(require_verifiers=True)
-    for whom, name in (("clients", f"{ORIGIN}/map"), ("auditors", ORIGIN)):
+    for whom, names in (("clients", [f"{ORIGIN}/map"]), ("auditors", [ORIGIN, f"{ORIGIN}/map"])):
         shown = parse_policy(run("policy", "show", "--dir", str(settings.directory), "--for", whom).stdout_bytes)
-        assert [log.vkey.name for log in shown.logs] == [name] and shown.logs[0].vkey.algorithm == COSIGNATURE_MLDSA44
+        assert [(log.vkey.name, log.url) for log in shown.logs] == [(name, f"https://{name}") for name in names]
+        assert {log.vkey.algorithm for log in shown.logs} == {COSIGNATURE_MLDSA44}
         shown.check_safe(require_verifiers=whom == "clients")
         assert ("verifiers" in shown.groups) is (whom == "clients")
+
+
+def test_without_verifiers_clients_are_given_no_map(settings: Settings) -> None:
+    """A policy with a map and no verifiers is one that a client refuses."""
+    make_policy(settings)
+    for whom, names in (("clients", [ORIGIN]), ("auditors", [ORIGIN, f"{ORIGIN}/map"])):
+        shown = parse_policy(run("policy", "show", "--dir", str(settings.directory), "--for", whom).stdout_bytes)
+        assert [log.vkey.name for log in shown.logs] == names
 
 
 def test_more_than_half_of_the_witnesses(settings: Settings) -> None:

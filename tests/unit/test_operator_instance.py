@@ -11,6 +11,7 @@ from tls_server import HOST, answer
 from ktlog.errors import EncodingError, KtlogError, MessageRejected, Unreachable
 from ktlog.operator.activity import parse_activity
 from ktlog.operator.instance import deliver, direct_message
+from ktlog.pkd.rejections import NEXT_STEPS, REJECTIONS, reject
 from ktlog.wire.actor import actor_key
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.httpsig import target_uri, verify_request
@@ -112,6 +113,16 @@ def test_a_refusal_is_passed_on(server, status):
     with pytest.raises(MessageRejected) as caught:
         send(server)
     assert (caught.value.code, caught.value.message) == ("key_exists", "no")
+
+
+def test_a_refusal_that_can_be_mended_says_how(server):
+    """The words are the specification's, so that the next step stands beside them, here and at the log."""
+    says(server, {**ERROR, "code": "self_signed_not_allowed"}, 400)
+    with pytest.raises(MessageRejected) as caught:
+        send(server)
+    assert "--sign-with FILE" in caught.value.hint == reject("self_signed_not_allowed").hint
+    assert (reject("key_exists").hint, reject("key_exists", "entry 5").hint) == ("", "entry 5")
+    assert NEXT_STEPS.keys() <= REJECTIONS.keys()
 
 
 @pytest.mark.parametrize(("changes", "code"), [

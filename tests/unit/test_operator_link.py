@@ -288,7 +288,7 @@ def test_a_dead_connection_costs_one_more_try_and_no_error(sequencer, link):
 def test_a_first_answer_that_is_none(sequencer, link, answer):
     """Whether the message was accepted is not known, and nobody pretends otherwise."""
     sequencer.script = [[answer], [OK]]
-    with pytest.raises(StoreError, match="SequencerUnreachable"):
+    with pytest.raises(StoreError, match="SequencerUnreachable.*whether it accepted is not known|does not parse"):
         link.append(SUBMISSION)
     assert len(sequencer.received) == 1
     # Whatever came, the next message starts on a fresh connection.
@@ -313,11 +313,30 @@ def test_a_sequencer_that_does_not_answer_in_time(sequencer):
 
 
 def test_nobody_listens(tmp_path):
+    """Nothing was asked, so that nothing can have been accepted."""
     link = SequencerLink(tmp_path / "sequencer.addr")
-    with pytest.raises(StoreError, match="SequencerUnreachable"):
-        link.ping()
-    (tmp_path / "sequencer.addr").write_text(str(tmp_path / "nothing"))
-    with pytest.raises(StoreError, match="SequencerUnreachable"):
+    for ask in (link.ping, lambda: (tmp_path / "sequencer.addr").write_text(str(tmp_path / "nothing")) and link.append(SUBMISSION)):
+        with pytest.raises(StoreError, match="SequencerUnreachable") as caught:
+            ask()
+        assert caught.value.message == f"the log in {tmp_path} is not running"
+        assert caught.value.hint == f"Start it: ktlog serve --dir {tmp_path} (or: systemctl start ktlog)."
+
+
+def test_one_who_may_not_ask_is_not_told_that_it_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(StoreError, match="SequencerUnreachable.*Permission denied") as caught:
+        SequencerLink(tmp_path / "sequencer.addr").ping()
+    assert "runuser -u" in caught.value.hint
+
+
+def test_what_went_over_a_connection_that_died_may_have_been_accepted(sequencer, link):
+    """Also when nobody listens any more by the time of the second try."""
+    sequencer.script = [[OK, CUT]]
+    assert link.append(SUBMISSION) == RECEIPT
+    sequencer.record.unlink()
+    with pytest.raises(StoreError, match="SequencerUnreachable.*whether it accepted is not known"):
+        link.append(SUBMISSION)
+    with pytest.raises(StoreError, match="SequencerUnreachable.*is not running"):
         link.append(SUBMISSION)
 
 

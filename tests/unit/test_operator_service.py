@@ -16,7 +16,7 @@ import pytest
 
 from ktlog.config import write_settings
 from ktlog.durable import FileLock
-from ktlog.errors import KtlogError, MessageRejected, PolicyUnmet, StoreError
+from ktlog.errors import KtlogError, MessageRejected, PolicyUnmet, StoreError, UsageError
 from ktlog.operator import desk as desk_module
 from ktlog.operator import service as service_module
 from ktlog.operator.create import create_log, load_public_keys
@@ -276,7 +276,10 @@ def test_publish_policies(settings):
     path.write_bytes(alone(Witness("w", one.signers[1].vkey, one.url), (LogKey(own),)))
     assert load_publish_policy(settings).quorum == "g"
     path.unlink()
-    assert failure(lambda: load_publish_policy(settings)) == "NoPublishPolicy"
+    with pytest.raises(UsageError) as caught:
+        load_publish_policy(settings)
+    assert caught.value.name == "NoPublishPolicy" and "`ktlog policy make` writes it" in caught.value.hint
+    assert f"`ktlog next --dir {settings.directory}` says how" in caught.value.hint
     path.mkdir()
     assert failure(lambda: load_publish_policy(settings)) == "BadPublishPolicy"
 

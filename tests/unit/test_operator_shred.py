@@ -94,14 +94,16 @@ def test_nothing_goes_before_its_notice_period(site: Site) -> None:
     site.time -= 1
     refusal = site.refusal()
     assert refusal.code == "notice_period"
-    assert "2027-01-16 08:00:00 UTC" in refusal.message and str(PUBLIC + NOTICE) in refusal.message
+    assert "2027-01-16 08:00:00 UTC" in refusal.message
+    early = site.shred(preview=True)
+    assert (early.due, early.done, site.store.erasure_count()) == (PUBLIC + NOTICE, False, 0)
     site.time += 1
     assert site.shred().done
 
 
 def test_the_newest_entry_counts_and_one_that_nobody_saw_yet_is_never_erased(site: Site) -> None:
     append(site.store, touch(make_actor(ALICE, [make_key("a")], version=2), "three"))
-    assert site.refusal().code == "notice_period"
+    assert site.refusal().code == "notice_period" and site.shred(preview=True).due is None
     site.store.note_published(3, PUBLIC + 50)
     assert site.refusal().code == "notice_period"
     site.time += 50

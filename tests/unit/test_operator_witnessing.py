@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ktlog.errors import StoreError, Unreachable
-from ktlog.operator.witnessing import WitnessPeer, collect_cosignatures, format_request, peers_of
+from ktlog.errors import PolicyUnmet, StoreError, Unreachable
+from ktlog.operator.witnessing import WitnessPeer, check_confirmed, collect_cosignatures, format_request, peers_of
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
 from ktlog.tlog.note import COSIGNATURE_ED25519, SignatureLine, format_signature_line, sign_checkpoint
 from ktlog.tlog.policy import parse_policy
@@ -137,6 +137,40 @@ def test_any_other_status_is_a_failure_with_its_words(asked, status):
     assert f"answered {status}: NotYou: go away" in asked.peer.failure
     assert len(asked.peer.failure) < 400
     assert asked.peer.size == 0
+
+
+@pytest.mark.parametrize(("body", "content_type"), [
+    (b"<html>\n<head><title>502 Bad Gateway</title></head>", "text/html"),
+    (b"\n <!DOCTYPE html><title>502", "text/plain"), (b"Bad Gateway", "text/html; charset=utf-8"), (b"", "text/plain"),
+])
+def test_a_page_that_a_proxy_made_up_is_its_status(asked, body, content_type):
+    asked.answer(respond(502, body, content_type))
+    asked.failure()
+    assert asked.peer.failure == f"WitnessRefused: {WITNESS_NAMES[0]} answered 502"
+
+
+def test_of_a_witness_s_words_one_short_line_is_kept(asked):
+    asked.answer(respond(403, b"LogFrozen: two histories\nand more\n"), respond(403, b"x" * 500))
+    assert asked.failure() and asked.peer.failure.endswith(" answered 403: LogFrozen: two histories")
+    assert asked.failure() and len(asked.peer.failure) < 200
+
+
+@pytest.mark.parametrize(("number", "failures", "words"), [
+    (1, {"https://w2.witness.example": "WitnessRefused: w2.witness.example answered 502", "https://w3.witness.example/": "Timeout: too late"},
+     "WitnessRefused: w2.witness.example answered 502; w3.witness.example: Timeout: too late: 1 of the 2 witnesses needed"
+     " confirmed that this is no older copy of the log"),
+    (0, {}, "nobody else can be asked: 0 of the 2 witnesses needed confirmed that this is no older copy of the log"),
+    (2, {"https://w3.witness.example": "Timeout: too late"}, None),
+])
+def test_too_few_that_confirm_are_named_first_and_then_counted(number, failures, words):
+    witnesses = [FakeWitness(name, 10 * seed, Clock()) for seed, name in enumerate(WITNESS_NAMES, 1)]
+    confirmed = tuple(signer.vkey for witness in witnesses[:number] for signer in witness.signers), failures
+    if words is None:
+        check_confirmed(witness_policy(witnesses, 2), confirmed, "witnesses", "the log")
+        return
+    with pytest.raises(PolicyUnmet, match="NotCompared") as raised:
+        check_confirmed(witness_policy(witnesses, 2), confirmed, "witnesses", "the log")
+    assert (raised.value.message, raised.value.have, raised.value.need) == (words, number, 2)
 
 
 def test_words_that_are_no_text(asked):
