@@ -104,6 +104,10 @@ def _strace() -> str | None:
     return None
 
 
+def _promtool() -> str | None:
+    return None if program("promtool") else "Prometheus's promtool is not installed (Debian: prometheus)"
+
+
 def _root() -> str | None:
     return None if os.geteuid() == 0 else "this is not root"
 
@@ -204,7 +208,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     "postgres": _postgres, "strace": _strace, "root": _root, "loop": _loop, "ceph": _ceph, "nginx": _nginx,
     "ssh-agent": _ssh_agent, "systemd": _systemd, "chromium": _chromium, "caddy": _caddy,
     "apache2": _apache2, "go": _go, "debootstrap": _debootstrap, "mkdocs": _mkdocs,
-    "shells": _shells,
+    "shells": _shells, "promtool": _promtool,
 }
 """By word: None, or what is missing of the machine."""
 

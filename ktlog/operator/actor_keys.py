@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ktlog.operator.guard import address_name
 from ktlog.operator.request import Source
 from ktlog.wire.actor import GONE, ActorDocument, Multikey, fetch_actor
 from ktlog.wire.actor_id import actor_domain, site_of
+from ktlog.wire.dial import BLOCKED
 from ktlog.wire.fetch import Fetcher
 from ktlog.wire.logs import fields
 
@@ -56,11 +58,13 @@ class _Host:
 
 @dataclass
 class _Flight:
-    """One fetch, and all who wait for it."""
+    """One fetch, and all who wait for it. blocked: no connection was made, for the address is none that may be."""
 
     done: threading.Event = field(default_factory=threading.Event)
     document: ActorDocument | None = None
     refusal: MessageRejected | None = None
+    seconds: float = 0.0
+    blocked: bool = False
 
 
 class ActorKeys:
@@ -72,6 +76,7 @@ class ActorKeys:
             names (``site_of``), and one for any one address that asks (an IPv6 one by its network).
         generation: when what it gives changes, all that is remembered is forgotten: an actor was erased.
         erased: whether an actor is erased now, of whom nothing is remembered.
+        observe: told after each fetch how many seconds it took, and whether it got no connection for its address.
         compat: what is read of documents beyond the standards; see ktlog.wire.compat.
     """
 
@@ -79,7 +84,9 @@ class ActorKeys:
         self, fetcher: Fetcher, now: Callable[[], int], fetch_slots: int = FETCH_SLOTS,
         generation: Callable[[], int] = lambda: 0, compat: Collection[str] = (),
         erased: Callable[[str], bool] = lambda actor_id: False,
+        observe: Callable[[float, bool], None] = lambda seconds, blocked: None,
     ) -> None:
+        self._observe = observe
         self._fetcher = fetcher
         self._compat = frozenset(compat)
         self._now = now
@@ -185,6 +192,8 @@ class ActorKeys:
                 self._leave(actor_id, host, source, first)
         finally:
             self._slots.release()
+        if first:
+            self._observe(flight.seconds, flight.blocked)
         return flight
 
     def _join(self, actor_id: str, host: str, source: Source | None) -> tuple[_Flight, bool]:
@@ -233,9 +242,11 @@ class ActorKeys:
     def _fetch(self, actor_id: str, flight: _Flight) -> None:
         generation = self._seen_generation
         forget = self._erased(actor_id)
+        began = time.monotonic()
         try:
             document = fetch_actor(self._fetcher, actor_id, self._compat)
         except KtlogError as error:
+            flight.blocked = error.name == BLOCKED
             # The answer says which of these it was and no more: what a fetch found out is for the operator alone. And
             # whose document it was, for nobody: a line outlasts the actor's erasure.
             log.debug("no document of an actor", extra=fields(host=actor_domain(actor_id), error=error.name))
@@ -250,6 +261,7 @@ class ActorKeys:
                 if not forget and generation == self._seen_generation:
                     self._cache[actor_id] = _Cached(document, self._now())
             flight.document = document
+        flight.seconds = time.monotonic() - began
 
     def _remembered_refusal(self, actor_id: str) -> tuple[MessageRejected | None, int, int]:
         """A refusal, when it was made, and for how many seconds it counts."""

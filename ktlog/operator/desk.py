@@ -19,6 +19,7 @@ from ktlog.operator.link import (
     SHRED_SECONDS,
     Receipt,
     Submission,
+    decode_fetched,
     decode_refused,
     decode_refused_rows,
     decode_submission,
@@ -31,6 +32,7 @@ from ktlog.operator.sequencer import BATCH_LIMIT, Sequencer
 from ktlog.operator.tasks import Task
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.actor_id import parse_host
+from ktlog.wire.prometheus import Histogram
 
 # Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
 ANSWER_TIMEOUT_SECONDS = 20.0
@@ -103,6 +105,8 @@ class Desk:
         self._seconds_each = 0.0
         self.queue: queue.Queue[Ticket] = queue.Queue(queue_limit)
         self.refusals = Refusals()
+        self._fetched_lock = threading.Lock()
+        self._fetches, self._blocked = Histogram(), 0
         self.batches = self.accepted = 0
         self.batch_seconds = 0.0
 
@@ -130,7 +134,7 @@ class Desk:
             if ticket.work.leaf_key not in (None, self._leaf_key):
                 self.refusals.add("sequencer", KEYS_DIFFER)
                 return _done(MessageRejected(KEYS_DIFFER, "this server does not know the log's newest leaf key yet"))
-            if why := self._why_not_now():
+            if why := self.why_not_now():
                 return self._overloaded(why)
         ticket.since = self._clock()
         try:
@@ -141,7 +145,7 @@ class Desk:
 
     def _count_refused(self, request: Mapping[str, Any]) -> None:
         """What a web worker refused. Raises EncodingError: rows of no instance's name, or of a code without a count."""
-        counts, rows = decode_refused(request), decode_refused_rows(request)
+        counts, rows, fetched = decode_refused(request), decode_refused_rows(request), decode_fetched(request)
         for code, instance, _, _ in rows:
             if code not in counts:
                 raise EncodingError("BadRequest", "a refusal that is not counted")
@@ -151,6 +155,15 @@ class Desk:
             self.refusals.add("web", code, count)
         for code, instance, verified, count in rows:
             self.book.add(RefusalKey("web", code, instance, verified), self._now(), count)
+        if fetched is not None:
+            with self._fetched_lock:
+                self._fetches.merge(fetched.counts, fetched.microseconds / 1e6)
+                self._blocked += fetched.blocked
+
+    def fetches(self) -> tuple[Histogram, int]:
+        """How long the web workers' fetches took since the start, and how many of them got no connection at all."""
+        with self._fetched_lock:
+            return self._fetches.copy(), self._blocked
 
     def oldest_seconds(self) -> float:
         """How long the first in the queue has waited; 0 if nobody waits."""
@@ -158,7 +171,8 @@ class Desk:
             first = self.queue.queue[0] if self.queue.queue else None
         return 0.0 if first is None else max(0.0, self._clock() - first.since)
 
-    def _why_not_now(self) -> str | None:
+    def why_not_now(self) -> str | None:
+        """Why no message would be taken, in words; None when one would. Safe in any thread."""
         waiting = self._unpublished()
         if waiting >= self.unpublished_limit:
             return f"{waiting} entries wait for the witnesses; try again later"

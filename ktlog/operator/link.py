@@ -19,6 +19,7 @@ from ktlog.errors import EncodingError, MessageRejected, StoreError
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.store.contracts import Cosignature, TotpUse
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
+from ktlog.wire.prometheus import LATENCY_BOUNDS
 
 FRAME_LIMIT_BYTES = 1 << 20
 KEYS_DIFFER = "keys_differ"
@@ -30,6 +31,18 @@ _Result = TypeVar("_Result")
 
 RefusedRow = tuple[str, str, bool, int]
 """A code, the instance, whether that is verified, and how often."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Fetches of actors' documents.
+
+    counts: by how long they took, between ``LATENCY_BOUNDS``. blocked: got no connection, for their address.
+    """
+
+    counts: tuple[int, ...]
+    microseconds: int
+    blocked: int
 
 
 @dataclass(frozen=True)
@@ -233,11 +246,32 @@ def decode_shred_report(answer: Any) -> ShredReport:
         raise EncodingError("BadAnswer", "the sequencer's answer is no report of an erasure") from None
 
 
-def encode_refused(counts: Mapping[str, int], rows: Sequence[RefusedRow] = ()) -> bytes:
-    return canonical({
+def encode_refused(
+    counts: Mapping[str, int], rows: Sequence[RefusedRow] = (), fetched: Fetched | None = None
+) -> bytes:
+    members: dict[str, Any] = {
         "op": "refused", "codes": {code: str(count) for code, count in counts.items()},
         "rows": [[code, instance, _yes(verified), str(count)] for code, instance, verified, count in rows],
-    })
+    }
+    if fetched is not None:
+        members["fetched"] = {
+            "counts": [str(count) for count in fetched.counts], "blocked": str(fetched.blocked),
+            "microseconds": str(fetched.microseconds),
+        }
+    return canonical(members)
+
+
+def decode_fetched(request: Mapping[str, Any]) -> Fetched | None:
+    if "fetched" not in request:
+        return None
+    try:
+        found = request["fetched"]
+        counts = tuple(parse_decimal(_text(count)) for count in found["counts"])
+        if len(counts) != len(LATENCY_BOUNDS) + 1:
+            raise EncodingError("BadRequest", "not as many counts as there are bounds")
+        return Fetched(counts, parse_decimal(_text(found["microseconds"])), parse_decimal(_text(found["blocked"])))
+    except (KeyError, TypeError):
+        raise EncodingError("BadRequest", "no counts of fetches") from None
 
 
 def decode_refused(request: Mapping[str, Any]) -> dict[str, int]:
@@ -367,9 +401,15 @@ class Link:
         """
         return self._call(encode_shred(actor_id, preview), decode_shred_report)
 
-    def report_refused(self, counts: Mapping[str, int], rows: Sequence[RefusedRow] = ()) -> None:
-        """Have these refusals, by code, counted for the whole log; *rows* say whose they were. Raises StoreError."""
-        self._call(encode_refused(counts, rows), decode_ok)
+    def report_refused(
+        self, counts: Mapping[str, int], rows: Sequence[RefusedRow] = (), fetched: Fetched | None = None
+    ) -> None:
+        """Have these refusals, by code, counted for the whole log; *rows* say whose they were. And what was fetched.
+
+        Raises:
+            StoreError
+        """
+        self._call(encode_refused(counts, rows, fetched), decode_ok)
 
     def administer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Have something done that only the operator may ask for; see ``ktlog.operator.administration``.

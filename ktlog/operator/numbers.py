@@ -10,17 +10,21 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ktlog import __version__
 from ktlog.errors import EncodingError
 from ktlog.operator.freshness import Fresh
-from ktlog.wire.prometheus import Page
+from ktlog.wire.prometheus import Histogram, Page
 
 CODES_LIMIT = 256
 
 FRESH_SECONDS = 3_600
 """A client's policy takes no older cosignature, unless it says otherwise."""
+SCOPES = {
+    "rate_limited": "sender", "too_many_at_once": "sender_at_once", "too_many_messages": "actor", "overloaded": "log",
+}
+"""Whose limit a refusal is for: an address or an instance after refusals, the same at one time, an actor, everybody."""
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
@@ -33,8 +37,11 @@ class Numbers:
     all that belongs to them, signing too. refused: messages by (who refused, code); "web" counts what the
     sequencer refused a web worker as well. free_bytes: on the disk of the log's directory. now: Unix seconds. log, map:
     when each of the two logs was published. oldest_seconds: what the request that waits longest has waited.
-    database_bytes: of the files in which the log and the map are, by their names; none with PostgreSQL. paused: no
-    messages are taken, because the operator said so.
+    database_bytes: of the files in which the log and the map are, by their names; none with PostgreSQL. tiles_bytes: of
+    what is published, as counted some minutes ago at most; None where it is not in files. messages: since the start, by
+    action and result, as ``Sequencer.messages``. fetches: of actors' documents, in all web workers; blocked: of which
+    no connection was made, since the address is not one of the public Internet. paused: no messages are taken, because
+    the operator said so.
     """
 
     sequenced: int
@@ -53,6 +60,10 @@ class Numbers:
     map: Fresh
     oldest_seconds: float
     database_bytes: Mapping[str, int]
+    tiles_bytes: int | None = None
+    messages: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    fetches: Histogram = field(default_factory=Histogram)
+    blocked: int = 0
     paused: bool = False
 
 
@@ -125,6 +136,8 @@ def format_metrics(numbers: Numbers) -> bytes:
         "database_bytes", "gauge", "Size of the files in which the log and the map are.",
         [({"database": name}, size) for name, size in sorted(numbers.database_bytes.items())],
     )
+    if numbers.tiles_bytes is not None:
+        page.add("tiles_bytes", "gauge", "Size of what is published, counted now and then.", numbers.tiles_bytes)
     page.add("free_bytes", "gauge", "Left on the disk of the log's directory.", numbers.free_bytes)
     page.add("paused", "gauge", "1 while no messages are taken, because the operator said so.", numbers.paused)
     page.add("accepted_total", "counter", "Entries accepted since the start.", numbers.accepted)
@@ -135,5 +148,20 @@ def format_metrics(numbers: Numbers) -> bytes:
         "refused_total", "counter", "Messages refused, by whom and under which code.",
         [({"by": by, "code": code}, count) for (by, code), count in sorted(numbers.refused.items())],
     )
+    page.add(
+        "rate_limited_total", "counter", "Of these, those that came too often or when too much was under way.",
+        [({"scope": scope}, sum(count for (_, named), count in numbers.refused.items() if named == code))
+         for code, scope in SCOPES.items()],
+    )
+    page.add(
+        "messages_total", "counter", "Messages that reached the sequencer, by action and what became of them.",
+        [({"action": action, "result": result}, count) for (action, result), count in sorted(numbers.messages.items())],
+    )
+    page.add_histograms("fetch_seconds", "How long actors' documents took, or to fail.", [({}, numbers.fetches)])
+    page.add(
+        "ssrf_blocked_total", "counter", "Fetches without a connection: the address was not a public one.",
+        numbers.blocked,
+    )
+    page.add("time_seconds", "gauge", "What the log's clock says, in Unix seconds.", numbers.now)
     page.add("build_info", "gauge", "Which ktlog this is.", [({"version": __version__}, 1)])
     return page.encode()

@@ -12,6 +12,7 @@ store is read afresh by the next one (requirement R3).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,8 @@ BATCH_LIMIT = 256
 KEYS_LIMIT = 64
 AUX_LIMIT = 256
 KNOWN_ROOTS = 1_024
+UNREADABLE = "unreadable"
+"""In place of an action, of a submission that is no message."""
 
 # In commit order. A test kills the process at each and checks that nothing is lost or forked.
 HOOKS = (
@@ -174,6 +177,8 @@ class Sequencer:
         self._random = random
         self.commit_seconds = 0.0
         """Spent in commits since the start."""
+        self.messages: Counter[tuple[str, str]] = Counter()
+        """Since the start, by action and what became of them: accepted, known (in the log already) or refused."""
         store.claim_epoch()
         self.state: LogState = store.state()
 
@@ -200,6 +205,8 @@ class Sequencer:
             )
             self.commit_seconds += time.monotonic() - started
             self.state = state
+            for one in accepted:
+                self.messages[one.wire.action, "accepted"] += 1
             reach("sequencer.after_commit")
             self._before_answers(state.size, state.root)
         by_index = {record.leaf_index: record for record in records}
@@ -213,20 +220,29 @@ class Sequencer:
         self, overlay: Overlay, submission: Submission
     ) -> _Accepted | _Twin | Receipt | MessageRejected:
         reach("sequencer.received")
+        action = UNREADABLE
         try:
-            return self._judge(overlay, submission)
+            wire, message = message_from_plain(
+                self._dialect, submission.preimage, submission.plain, commitments=False
+            )
+            if message is None:
+                raise MessageRejected("bad_request", "an attribute's text is missing")
+            action = wire.action
+            found = self._judge(overlay, submission, wire, message)
         except MessageRejected as refusal:
+            self.messages[action, "refused"] += 1
             return refusal
         except (EncodingError, Invalid) as error:
+            self.messages[action, "refused"] += 1
             return MessageRejected("bad_request", str(error))
+        if not isinstance(found, _Accepted):
+            self.messages[action, "known"] += 1
+        return found
 
-    def _judge(self, overlay: Overlay, submission: Submission) -> _Accepted | _Twin | Receipt:
+    def _judge(
+        self, overlay: Overlay, submission: Submission, wire: WireMessage, message: Message
+    ) -> _Accepted | _Twin | Receipt:
         """Check one message against the state so far, and take it into *overlay*; or find its receipt."""
-        wire, message = message_from_plain(
-            self._dialect, submission.preimage, submission.plain, commitments=False
-        )
-        if message is None:
-            raise MessageRejected("bad_request", "an attribute's text is missing")
         known = self._known(overlay, wire.unique_hash)
         if known is not None:
             return known

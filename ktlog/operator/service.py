@@ -35,7 +35,7 @@ from ktlog.operator.numbers import Numbers, as_members, format_metrics
 from ktlog.operator.publisher import Publisher
 from ktlog.operator.refusalbook import RefusalBook
 from ktlog.operator.roles import FAILED, Turn, make_door, wait_for_turn
-from ktlog.operator.room import MIB, Room
+from ktlog.operator.room import MIB, Room, Weight
 from ktlog.operator.rotate import check_signing_keys
 from ktlog.operator.rules import RulesKeeper
 from ktlog.operator.sequencer import Sequencer
@@ -54,6 +54,8 @@ from ktlog.wire.fetch import Fetcher
 from ktlog.wire.prometheus import MetricsServer, Page, parse_metrics_listen
 
 NOTE_SECONDS = 60.0
+STANDING_SECONDS = 60.0
+"""Entries wait so long for a checkpoint, as far as who asks can see, before that is told."""
 """How often, at most, it is written down how much of the log is public: a notice period may begin this late."""
 
 PASSING = frozenset({
@@ -173,6 +175,8 @@ class Service:
             partial(remove_copies, *databases),
         )
         self._room = Room(settings.directory, settings.free_space_floor_mib * MIB)
+        self._weight = Weight(settings.tiles)
+        self._stands = (-1, 0.0)  # the published size, and since when entries wait behind it
         self.desk = Desk(
             self._sequencer, self._tasks.plan, status=self._status, unpublished=self._unpublished,
             unpublished_limit=settings.unpublished_limit, queue_limit=settings.queue_limit,
@@ -233,14 +237,20 @@ class Service:
     def numbers(self) -> Numbers:
         """How the log does. Safe in any thread."""
         desk, publisher = self.desk, self._publisher
+        fetches, blocked = desk.fetches()
         return Numbers(
             sequenced=self._sequencer.state.size, integrated=publisher.integrated_size,
             published=publisher.published_size, mapped=self._mapping.input_size, waiting=desk.queue.qsize(),
             accepted=desk.accepted, batches=desk.batches, commit_seconds=self._sequencer.commit_seconds,
             batch_seconds=desk.batch_seconds, refused=desk.refusals.counts(), free_bytes=self._room.free(),
             now=self._now(), log=publisher.fresh, map=self._mapping.fresh, oldest_seconds=desk.oldest_seconds(),
-            database_bytes=self._database_bytes(), paused=self._rules.rules.paused is not None,
+            database_bytes=self._database_bytes(), tiles_bytes=self._tiles_bytes(),
+            messages=dict(self._sequencer.messages), fetches=fetches, blocked=blocked,
+            paused=self._rules.rules.paused is not None,
         )
+
+    def _tiles_bytes(self) -> int | None:
+        return self._weight.bytes() if self._settings.tiles.is_dir() else None  # else in a bucket
 
     def _database_bytes(self) -> dict[str, int]:
         if self._settings.uses_postgres:
@@ -252,10 +262,18 @@ class Service:
         return found
 
     def _unready(self) -> str | None:
-        """Why a message would not be taken now, for whoever looks at the metrics' listener."""
+        """Why a message would not be taken, or not be published, now: for whoever looks at the metrics' listener."""
         if not self._publisher.compared.is_set():
             return "NotCompared"
-        return None if self._rules.rules.paused is None else "Paused"
+        if self._rules.rules.paused is not None:
+            return "Paused"
+        if why := self.desk.why_not_now():
+            return f"Overloaded: {why}"
+        published, now = self._publisher.published_size, time.monotonic()
+        if published != self._stands[0] or published >= self._sequencer.state.size:
+            self._stands = published, now
+        stood = now - self._stands[1]
+        return f"NotPublished: entries wait for a checkpoint for {stood:.0f} s" if stood > STANDING_SECONDS else None
 
     def stop(self) -> None:
         self._stop.set()

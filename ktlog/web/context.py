@@ -84,16 +84,17 @@ class Context:
             parse_networks(settings.rate_limit_exempt), self.now_ms,
         )
         self.trusted_proxies = parse_networks(settings.trusted_proxies)
+        self.refusals = RefusalReport(self.link.report_refused)
         self.actor_keys = ActorKeys(
             Fetcher.from_environment(
                 timeout=ACTOR_FETCH_SECONDS,
                 sign_get=get_signer(settings.fetch_key_id, self.fetch_key, self.now),
             ),
             self.now, max(1, settings.threads // 2), self.store.erasure_count, compat, self.is_erased,
+            self.refusals.fetched,
         )
         self.authenticator = Authenticator(settings.origin, self.actor_keys, self.guard, self.now, compat)
         self.rules = rules_reader(settings)
-        self.refusals = RefusalReport(self.link.report_refused)
         self.gate = Gate.for_threads(settings.threads, os.cpu_count() or 1)
         self.admission = Admission(
             store=self.store, dialect=self.dialect, inbox_actor=settings.actor_id, hpke_key=self.hpke_key,

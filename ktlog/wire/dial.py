@@ -26,6 +26,9 @@ from ktlog.wire.actor_id import parse_host
 #: Environment variable: path of a dial table.
 DIAL_VARIABLE = "KTLOG_DIAL"
 
+BLOCKED = "BadAddress"
+"""The name of the Unreachable for an address that no connection is made to."""
+
 _TARGET = re.compile(r"(?:([0-9.]+)|\[([0-9a-f:]+)\]):([0-9]+)")
 _IPv6Network = ipaddress.IPv6Network
 _NAT64 = _IPv6Network("64:ff9b::/96")
@@ -136,9 +139,9 @@ def check_global(address: str) -> None:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        raise Unreachable("BadAddress", f"{address!r} is not an address") from None
+        raise Unreachable(BLOCKED, f"{address!r} is not an address") from None
     if not (_is_global_v4(parsed) if parsed.version == 4 else _is_global_v6(parsed)):
-        raise Unreachable("BadAddress", f"{address} is not a public address")
+        raise Unreachable(BLOCKED, f"{address} is not a public address")
 
 
 def _is_global_v4(address: ipaddress.IPv4Address) -> bool:
@@ -179,7 +182,7 @@ def addresses_of(host: str, dial: Dial | None, remaining: Callable[[], float]) -
     found = []
     for family, _, _, _, sockaddr in _look_up(host, remaining()):
         if family not in (socket.AF_INET, socket.AF_INET6):
-            raise Unreachable("BadAddress", f"{host} has an address of an unknown family")
+            raise Unreachable(BLOCKED, f"{host} has an address of an unknown family")
         check_global(str(sockaddr[0]))
         found.append(Address(family, sockaddr))
     if not found:

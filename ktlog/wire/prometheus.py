@@ -50,6 +50,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
+    def merge(self, counts: Sequence[int], total: float) -> None:
+        """What another one with the same bounds observed."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self.total += total
+
     def copy(self) -> Histogram:
         other = Histogram(self.bounds)
         other.counts, other.total = list(self.counts), self.total

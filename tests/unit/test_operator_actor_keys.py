@@ -22,6 +22,7 @@ from ktlog.operator.actor_keys import (
 )
 from ktlog.operator.request import Source
 from ktlog.wire.actor import ED25519, actor_key, encode_base58btc
+from ktlog.wire.dial import BLOCKED
 from ktlog.wire.fetch import Response
 from tests.operator_world import Clock
 
@@ -88,6 +89,17 @@ def test_a_key_is_fetched_once_and_kept_for_a_while(keys, instance, clock):
     clock.now += 1
     assert keys.find(KEY_ID, ALICE).public_key == TWO
     assert len(instance.asked) == 2
+
+
+def test_each_fetch_is_told_of_and_what_is_remembered_is_none(instance, clock):
+    seen: list[bool] = []
+    keys = ActorKeys(instance, clock, observe=lambda seconds, blocked: seen.append(blocked and 0 <= seconds < 60))
+    for _ in range(2):
+        keys.find(KEY_ID, ALICE)
+    instance.error = Unreachable(BLOCKED, "10.0.0.1 is not a public address")
+    for _ in range(2):
+        assert code_of(keys, f"{BOB}#main-key", BOB) == "actor_unreachable"
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize("key_id", [
@@ -287,10 +299,12 @@ def test_no_line_names_whose_document_it_was(keys, instance, caplog):
         instance.documents[actor] = document(ALICE, ONE)  # not its own
         instance.__dict__.update({"status": 200, "content_type": "application/activity+json", "error": None} | change)
         code_of(keys, f"{actor}#main-key", actor)
-    errors = [record.fields["error"] for record in caplog.records]
+    lines = [record for record in caplog.records if record.name == actor_keys.log.name]
+    errors = [record.fields["error"] for record in lines]
     assert errors == ["BadStatus", "GoneActor", "BadContent", "BadAddress", "BadActor"]
-    assert {record.fields["host"] for record in caplog.records} == {"alpha.example"}
-    assert not [record for record in caplog.records if "alice" in record.getMessage() + str(record.fields)]
+    assert {record.fields["host"] for record in lines} == {"alpha.example"}
+    said = [record.getMessage() + str(getattr(record, "fields", "")) for record in caplog.records]
+    assert not [line for line in said if "alice" in line]
 
 
 @pytest.mark.parametrize("fails", [False, True])

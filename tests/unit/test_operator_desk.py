@@ -9,11 +9,12 @@ import pytest
 
 from ktlog.errors import MessageRejected
 from ktlog.operator.desk import WAIT_SECONDS, Desk
-from ktlog.operator.link import Receipt, decode_receipt, encode_refused, encode_submission
+from ktlog.operator.link import Fetched, Receipt, decode_receipt, encode_refused, encode_submission
 from ktlog.operator.refusalbook import KEEP_SECONDS, ROWS_LIMIT, RefusalBook, RefusalKey
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.messages import AddKey, Fireproof
 from ktlog.tlog.encoding import MAXIMUM_INTEGER
+from ktlog.wire.prometheus import LATENCY_BOUNDS
 from tests import operator_world
 from tests.operator_world import NOW, submission
 from tests.pkd_samples import ALICE, BOB, public, quick_argon2  # noqa: F401
@@ -179,6 +180,21 @@ def test_what_web_workers_refused_is_counted_here(slow):
         {"op": "refused", "codes": {f"c{number}": "1" for number in range(300)}},
     ):
         assert code(desk.answer(canonical(wrong))) == "bad_request"
+
+
+def test_what_web_workers_fetched_is_counted_here(slow):
+    desk = make(slow)
+    counts = tuple(range(len(LATENCY_BOUNDS) + 1))
+    for _ in range(2):
+        assert parse_json(desk.answer(encode_refused({}, (), Fetched(counts, 1_500_000, 2)))) == {"ok": {}}
+    fetches, blocked = desk.fetches()
+    assert (fetches.counts, fetches.total, blocked) == ([2 * count for count in counts], 3.0, 4)
+    good = {"counts": ["1"] * len(counts), "blocked": "0", "microseconds": "5"}
+    for wrong in ({"counts": ["1"]}, {"counts": [1] * len(counts)}, {"counts": None}, {"blocked": "-1"}, {"microseconds": 5}):
+        assert code(desk.answer(canonical({"op": "refused", "codes": {"x": "1"}, "fetched": good | wrong}))) == "bad_request"
+    for wrong in ([], None, "x"):
+        assert code(desk.answer(canonical({"op": "refused", "codes": {"x": "1"}, "fetched": wrong}))) == "bad_request"
+    assert (desk.fetches()[0].counts, desk.refusals.counts()) == ([2 * count for count in counts], {})
 
 
 def test_a_web_worker_that_was_taken_over_writes_nothing_but_names_into_the_list_of_refusals(slow):

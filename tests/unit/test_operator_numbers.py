@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
@@ -18,14 +19,16 @@ from ktlog.operator.numbers import (
     format_metrics,
 )
 from ktlog.pkd.canonical import canonical
-from ktlog.wire.prometheus import MetricsServer, parse_metrics_listen
+from ktlog.wire.prometheus import LATENCY_BOUNDS, MetricsServer, parse_metrics_listen
 
 NUMBERS = Numbers(
     sequenced=9, integrated=8, published=7, mapped=6, waiting=2, accepted=5, batches=3, commit_seconds=0.5,
     batch_seconds=0.75, refused={("web", "bad_signature"): 4, ("sequencer", "merkle_root_stale"): 1},
     free_bytes=4096, now=5000, log=Fresh(4990, {"w1": 4980, "w2": 1000}), map=Fresh(4000, {"v1": 3999}),
-    oldest_seconds=0.25, database_bytes={"map": 64, "log": 128},
+    oldest_seconds=0.25, database_bytes={"map": 64, "log": 128}, tiles_bytes=512,
+    messages={("AddKey", "accepted"): 5, ("AddKey", "known"): 1, ("Fireproof", "refused"): 2}, blocked=3,
 )
+NUMBERS.fetches.observe(0.3)
 
 
 def test_as_prometheus_reads_it():
@@ -40,13 +43,29 @@ def test_as_prometheus_reads_it():
         'ktlog_witnesses_fresh{log="log"} 1', 'ktlog_witnesses_fresh{log="map"} 1',
         "ktlog_queue_depth 2", "ktlog_queue_oldest_seconds 0.25",
         'ktlog_database_bytes{database="log"} 128', 'ktlog_database_bytes{database="map"} 64',
-        "ktlog_free_bytes 4096", "ktlog_paused 0",
+        "ktlog_tiles_bytes 512", "ktlog_free_bytes 4096", "ktlog_paused 0",
         "ktlog_accepted_total 5", "ktlog_batches_total 3", "ktlog_commit_seconds_total 0.5",
         "ktlog_batch_seconds_total 0.75", 'ktlog_refused_total{by="sequencer",code="merkle_root_stale"} 1',
-        'ktlog_refused_total{by="web",code="bad_signature"} 4', f'ktlog_build_info{{version="{__version__}"}} 1',
+        'ktlog_refused_total{by="web",code="bad_signature"} 4',
+        *(f'ktlog_rate_limited_total{{scope="{scope}"}} 0' for scope in ("sender", "sender_at_once", "actor", "log")),
+        'ktlog_messages_total{action="AddKey",result="accepted"} 5', 'ktlog_messages_total{action="AddKey",result="known"} 1',
+        'ktlog_messages_total{action="Fireproof",result="refused"} 2',
+        *(f'ktlog_fetch_seconds_bucket{{le="{bound}"}} {int(bound >= 0.3)}' for bound in LATENCY_BOUNDS),
+        'ktlog_fetch_seconds_bucket{le="+Inf"} 1', "ktlog_fetch_seconds_sum 0.3", "ktlog_fetch_seconds_count 1",
+        "ktlog_ssrf_blocked_total 3", "ktlog_time_seconds 5000", f'ktlog_build_info{{version="{__version__}"}} 1',
     ]
     named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
-    assert named == {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
+    plain = {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
+    assert named == {name for name in plain if not name.startswith("ktlog_fetch")} | {"ktlog_fetch_seconds"}
+
+
+def test_whose_limit_it_was():
+    refused = {("web", "rate_limited"): 2, ("sequencer", "overloaded"): 1, ("web", "overloaded"): 4, ("web", "x"): 8}
+    lines = format_metrics(replace(NUMBERS, refused=refused)).decode().splitlines()
+    assert {line for line in lines if line.startswith("ktlog_rate_limited_total")} == {
+        'ktlog_rate_limited_total{scope="sender"} 2', 'ktlog_rate_limited_total{scope="log"} 5',
+        'ktlog_rate_limited_total{scope="sender_at_once"} 0', 'ktlog_rate_limited_total{scope="actor"} 0',
+    }
 
 
 def test_as_an_answer_s_members():

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from ktlog.operator import room as room_module
-from ktlog.operator.room import MIB, Room
+from ktlog.operator.room import MIB, RECOUNT_SECONDS, Room, Weight
 
 
 class Disk:
@@ -63,3 +63,35 @@ def test_a_real_disk(tmp_path):
     found = os.statvfs(tmp_path)
     assert Room(tmp_path, MIB).free() <= found.f_blocks * found.f_frsize
     assert "MiB left" in Room(tmp_path, found.f_blocks * found.f_frsize + MIB).shortage()
+
+
+def test_what_is_published_is_weighed_seldom(tmp_path):
+    clock = [0.0]
+    weight = Weight(tmp_path, lambda: clock[0])
+    (tmp_path / "tile" / "0").mkdir(parents=True)
+    for path in ("checkpoint", "tile/0/000"):
+        (tmp_path / path).write_bytes(bytes(100))
+    assert weight.bytes() == 200
+    (tmp_path / "tile" / "0" / "001").write_bytes(bytes(5))
+    (tmp_path / "linked").symlink_to("/usr")
+    clock[0] += RECOUNT_SECONDS - 1
+    assert weight.bytes() == 200
+    clock[0] += 1
+    assert 205 < weight.bytes() < 300, "the link itself, and not what it leads to"
+    assert Weight(tmp_path / "nowhere").bytes() == 0
+
+
+def test_a_count_that_takes_long_is_not_soon_made_again(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def slow(_directory: str) -> int:
+        clock[0] += 30
+        return int(clock[0])
+
+    monkeypatch.setattr("ktlog.operator.room._weigh", slow)
+    weight = Weight(tmp_path, lambda: clock[0])
+    assert weight.bytes() == 30
+    clock[0] = 2_999
+    assert weight.bytes() == 30
+    clock[0] = 3_000
+    assert weight.bytes() == 3_030

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ktlog.errors import Conflict, MessageRejected, StoreError
 from ktlog.operator import sequencer as sequencer_module
 from ktlog.operator.link import Receipt, Submission
-from ktlog.operator.sequencer import check_recent_root
+from ktlog.operator.sequencer import KnownRoots, check_recent_root
 from ktlog.pkd.dialects import DIALECTS, PHP, SPEC, VECTOR
 from ktlog.pkd.entry import verify_entry
 from ktlog.pkd.keys import ZERO_ROOT, encode_root, key_hash, pkd_root
@@ -88,12 +88,13 @@ def begun_desk() -> Desk:
 def test_a_batch_of_good_and_bad_gets_one_answer_each_in_order(begun_desk):
     desk = begun_desk
     garbage = Submission(b'{"action":"AddKey"}', {}, {})
+    good = desk.make(add(BOB, "c"), "c")
     results = desk.batch(
         desk.make(add(ALICE, "a")),
         desk.make(add(ALICE, "b"), "b"),  # Alice has a key now, and it did not sign this one
         garbage,
         desk.make(add(BOB, "c"), "d"),  # enrolled by somebody else's signature
-        desk.make(add(BOB, "c"), "c"),
+        good,
         desk.make(Fireproof(CAROL, NOW), "e"),
     )
     assert codes(results) == [1, "self_signed_not_allowed", "bad_request", "bad_signature", 2, "actor_not_enrolled"]
@@ -101,6 +102,11 @@ def test_a_batch_of_good_and_bad_gets_one_answer_each_in_order(begun_desk):
     assert [key.public_key for key in desk.store.actor(ALICE).keys] == [public("a")]
     assert [key.public_key for key in desk.store.actor(BOB).keys] == [public("c")]
     assert desk.store.actor(CAROL) is None
+    desk.batch(good, good)
+    assert desk.sequencer.messages == {
+        ("AddKey", "accepted"): 2, ("AddKey", "refused"): 2, ("unreadable", "refused"): 1, ("Fireproof", "refused"): 1,
+        ("AddKey", "known"): 2,
+    }
 
 
 def test_a_receipt_says_where_the_entry_is_and_the_leaf_key_signed_it(begun_desk):
@@ -303,6 +309,22 @@ def test_attributes_that_are_not_the_message_s(desk, plain):
 
 
 # --- recent roots
+
+
+def test_a_known_root_is_looked_up_once_and_is_none_of_an_older_snapshot(begun_desk):
+    asked = []
+
+    class Noting:
+        def size_of_root(self, root: bytes) -> int | None:
+            asked.append(root)
+            return begun_desk.store.size_of_root(root)
+
+    roots, root, other = KnownRoots(Noting()), begun_desk.store.state().root, b"\x2a" * 32
+    assert [roots.size_of(one) for one in (root, root, other, other)] == [1, 1, None, None]
+    assert asked == [root, other, other], "what is not there yet may come"
+    with pytest.raises(MessageRejected, match="merkle_root_stale"):
+        check_recent_root(roots.size_of, 0, encode_root(root))
+    check_recent_root(roots.size_of, 1, encode_root(root))
 
 
 def test_roots_that_this_log_never_had(desk):

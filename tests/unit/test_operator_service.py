@@ -22,7 +22,7 @@ from ktlog.operator import service as service_module
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.door import Door
 from ktlog.operator.link import SequencerLink, encode_submission, receive_frame, send_frame
-from ktlog.operator.service import Service, load_publish_policy, main
+from ktlog.operator.service import STANDING_SECONDS, Service, load_publish_policy, main
 from ktlog.operator.supervisor import HOPELESS
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.pkd.keys import ZERO_ROOT
@@ -98,6 +98,22 @@ def test_messages_over_the_socket(running):
     with SqliteStore.open(running._settings.database, read_only=True) as store:
         assert store.entries(0, 1) == (receipt.entry,)
         assert store.state().size == 2
+
+
+def test_ready_means_that_messages_are_taken_and_published(running):
+    assert running._unready() is None
+    SequencerLink(running._settings.socket_record).append(submission(add(ALICE, "a")))
+    assert running._unready() is None, "it came just now"
+    published, since = running._stands
+    running._stands = published, since - STANDING_SECONDS - 1
+    assert running._unready().startswith("NotPublished: ")
+    running._publisher.published_size = 1
+    assert running._unready() is None
+    running.desk._shortage = lambda: "the log's disk has 1 MiB left"
+    assert running._unready() == "Overloaded: the log's disk has 1 MiB left"
+    running._publisher.compared.clear()
+    assert running._unready() == "NotCompared"
+    running._publisher.compared.set()
 
 
 def test_many_at_once_get_each_their_own_answer(running):

@@ -28,7 +28,7 @@ def site(tmp_path, monkeypatch):
     internet = Internet()
     monkeypatch.setattr(Fetcher, "from_environment", classmethod(lambda cls, *_, **__: internet))
     monkeypatch.setattr(Context, "now", lambda self: NOW)
-    made = Site(make_settings(tmp_path / "log"), internet)
+    made = Site(make_settings(tmp_path / "log", threads=8), internet)
     yield made
     made.close()
 
@@ -128,10 +128,11 @@ def test_every_message_carries_the_leaf_key_that_this_front_end_knows(site, monk
 
 
 def test_refusals_are_reported_at_most_once_a_second_and_none_is_lost():
-    now, told, whose, broken = [100.0], [], [], [False]
+    now, told, whose, seen, broken = [100.0], [], [], [], [False]
 
-    def report(counts, rows):
+    def report(counts, rows, fetched):
         whose.append(list(rows))
+        seen.append(fetched)
         if broken[0]:
             raise StoreError("SequencerUnreachable", "it is being restarted")
         told.append(dict(counts))
@@ -151,6 +152,16 @@ def test_refusals_are_reported_at_most_once_a_second_and_none_is_lost():
         ("bad_signature", "", False, 1), ("bad_signature", "a.example", True, 1), ("too_large", "", False, 1),
         ("too_large", "a.example", True, 1),
     ]
+    assert seen == [None] * 3
+    # Fetches go the same way, with a refusal or without one.
+    refusals.fetched(0.5, False)
+    broken[0] = True
+    now[0] += REPORT_SECONDS
+    refusals.fetched(0.25, True)
+    broken[0] = False
+    now[0] += REPORT_SECONDS
+    refusals.fetched(1.0, True)
+    assert (sum(seen[-1].counts), seen[-1].microseconds, seen[-1].blocked, told[-1]) == (3, 1_750_000, 2, {})
 
 
 def test_what_is_refused_is_counted_under_its_code(site, monkeypatch):
