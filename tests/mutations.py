@@ -229,7 +229,7 @@ MUTATIONS: tuple[Mutation, ...] = tuple(
         ("HANDLE-1", SEQUENCER, "test_signed_again_it_is_the_same_message",
          "        if known is not None:\n            return known\n", ""),
         ("ROOT-5", SEQUENCER, "test_a_root_grows_old",
-         "            check_recent_root(self._store.size_of_root, overlay.size, wire.recent_root)", "            pass"),
+         "            check_recent_root(self._roots.size_of, overlay.size, wire.recent_root)", "            pass"),
     )
     + _all("ktlog/operator/guard.py", ("RATE-3", "tests/unit/test_operator_guard.py", "test_the_wait_doubles_with_each_refusal",
                                        "self._base_ms << min(count - 1, 40)", "self._base_ms * count"))
