@@ -57,9 +57,9 @@ def run(log, place, *words: str) -> subprocess.CompletedProcess:
 
 def test_the_quick_start_of_the_page(log, place):
     block = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
-    commands = [shlex.split(line.replace("keys.example.com", ORIGIN)) for line in block.splitlines()]
-    assert [words[0] for words in commands] == ["ktlog-auditor"] * len(commands)
-    watch, findings = (run(log, place, *words[1:]) for words in commands)
+    lines = [shlex.split(line.replace("keys.example.com", ORIGIN), comments=True) for line in block.splitlines()]
+    assert [words[0] for words in lines] == ["ktlog", "ktlog-auditor", "ktlog-auditor"]
+    watch, findings = (run(log, place, *words[1:]) for words in lines[1:])
     assert watch.returncode == 0, watch.stdout + watch.stderr
     assert "1 entry, map at " in watch.stdout and "judged up to 1" in watch.stdout
     assert (findings.returncode, findings.stdout) == (0, "Nothing was ever found.\n")
