@@ -196,11 +196,11 @@ class _Run:
             await asyncio.wait(tasks)
 
     async def twice(self) -> None:
-        """Each worker gets every request."""
+        """Each worker gets every request, as long as there is one left: a worker that is being replaced counts too."""
         share = len(self.connections) // len(self.plan.workers)
         lots = [self.connections[at : at + share] for at in range(0, len(self.connections), share)]
         for lot in lots:
-            self.waiting = deque(range(len(self.requests)))
+            self.waiting = deque(number for number, left in enumerate(self.requests) if left)
             await asyncio.gather(*(self.closed(connection) for connection in lot))
 
     async def run(self) -> dict[str, object]:

@@ -33,8 +33,9 @@ from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.tlog.encoding import decode_base64, encode_base64
 from ktlog.wire.actor import ED25519, actor_key
 from ktlog.wire.actor_id import parse_host
+from ktlog.wire.environ import header_lines, raw_target
 from ktlog.wire.fetch import Fetcher
-from ktlog.wire.httpd import header_lines, raw_target, serve
+from ktlog.wire.httpd import serve
 from ktlog.wire.httpsig import target_uri, verify_request
 from ktlog.wire.media import parse_foreign_json
 from ktlog.wire.webfinger import ACTIVITY_JSON, ACTIVITYSTREAMS, JRD_TYPES, is_activity_type

@@ -1,9 +1,9 @@
 """How many messages one process has under way at a time, and whose: the rest is refused before it costs anything.
 
-A message holds a thread from its first check until it has its leaf index, and up to two of the machine's cores for
-Argon2id. So messages get fewer threads than there are, that lookups find one; no address and no instance gets
-all of these, that others find one; and nobody is let in to wait for longer than a sender would. Who is refused hears
-at once when to come again.
+A message holds a thread until it is on its way to the sequencer, and up to two of the machine's cores for Argon2id. So
+fewer messages are under way than there are threads, that lookups find one; no address and no instance has all of these,
+that others find a place; and nobody is let in to wait for longer than a sender would. Who is refused hears at once when
+to come again.
 
 An instance is what its HTTP signature proved, and counted from then on: what a request claims would let anybody use up
 another's part. Until then its address counts.

@@ -29,6 +29,10 @@ SHRED_SECONDS = 600.0
 
 _Result = TypeVar("_Result")
 
+TOGETHER = b'{"op":"together"}'
+"""The first frame of a connection whose requests do not wait for each other: answered with ``{"ok":{}}``, and from then
+on in the order in which they come, as many as are there."""
+
 RefusedRow = tuple[str, str, bool, int]
 """A code, the instance, whether that is verified, and how often."""
 
@@ -74,6 +78,9 @@ class Receipt:
     entry: bytes
     root: str
     duplicate: bool = False
+
+
+Told = Callable[[Receipt | MessageRejected | StoreError], None]
 
 
 @dataclass(frozen=True)
@@ -330,8 +337,12 @@ def encode_refusal(code: str, message: str) -> bytes:
     return canonical({"error": {"code": code, "message": message}})
 
 
+def framed(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "big") + payload
+
+
 def send_frame(connection: socket.socket, payload: bytes) -> None:
-    connection.sendall(len(payload).to_bytes(4, "big") + payload)
+    connection.sendall(framed(payload))
 
 
 def receive_frame(connection: socket.socket) -> bytes | None:
@@ -339,13 +350,17 @@ def receive_frame(connection: socket.socket) -> bytes | None:
     header = _receive_exactly(connection, 4)
     if header is None:
         return None
-    length = int.from_bytes(header, "big")
-    if length > FRAME_LIMIT_BYTES:
-        raise EncodingError("FrameTooLarge", f"a frame of {length} bytes; the limit is {FRAME_LIMIT_BYTES}")
-    payload = _receive_exactly(connection, length)
+    payload = _receive_exactly(connection, _frame_length(header))
     if payload is None:
         raise EncodingError("BrokenFrame", "the connection closed inside a frame")
     return payload
+
+
+def _frame_length(header: bytes) -> int:
+    length = int.from_bytes(header, "big")
+    if length > FRAME_LIMIT_BYTES:
+        raise EncodingError("FrameTooLarge", f"a frame of {length} bytes; the limit is {FRAME_LIMIT_BYTES}")
+    return length
 
 
 def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:
@@ -362,6 +377,43 @@ def _receive_exactly(connection: socket.socket, count: int) -> bytes | None:
     return b"".join(parts)
 
 
+class Frames:
+    """Reads frames that come one after the other, as many at a time as are there. From then on nobody else may read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._come = bytearray()
+
+    def receive(self) -> bytes | None:
+        """The next frame, or None when the other side closed between frames.
+
+        Raises:
+            EncodingError: ``FrameTooLarge``, ``BrokenFrame``.
+            OSError: with a timeout, too; what has come by then is kept.
+        """
+        come = self._come
+        while len(come) < 4 or len(come) < 4 + self._length():
+            part = self._connection.recv(65_536)
+            if not part:
+                if come:
+                    raise EncodingError("BrokenFrame", "the connection closed inside a frame")
+                return None
+            come += part
+        end = 4 + self._length()
+        payload = bytes(come[4:end])
+        del come[:end]
+        return payload
+
+    def _length(self) -> int:
+        return _frame_length(bytes(self._come[:4]))
+
+
+def check_length(payload: bytes) -> None:
+    """Raises MessageRejected: ``too_large``."""
+    if len(payload) > FRAME_LIMIT_BYTES:
+        raise MessageRejected("too_large", "the message is longer than this log takes")
+
+
 class Link:
     """What a front end or a command asks the sequencer for, whichever way the frames go."""
 
@@ -373,6 +425,15 @@ class Link:
             StoreError: ``SequencerUnreachable`` (whether it was accepted is not known).
         """
         return self._call(encode_submission(submission), decode_receipt)
+
+    def append_later(self, submission: Submission, told: Told) -> None:
+        """As :meth:`append`, but *told* gets the receipt or what would be raised; once, now or later, in any thread."""
+        result: Receipt | MessageRejected | StoreError
+        try:
+            result = self.append(submission)
+        except (MessageRejected, StoreError) as error:
+            result = error
+        told(result)
 
     def totp_set(self, domain: str, secret: bytes | None, window: int, expected_serial: int | None) -> None:
         """Enrol, replace or (None) remove a domain's one-time password secret; see ``LogStore.set_totp``.
@@ -425,8 +486,7 @@ class Link:
         return self._call(canonical({"op": "status"}), decode_ok)
 
     def _call(self, payload: bytes, decode: Callable[[Any], _Result]) -> _Result:
-        if len(payload) > FRAME_LIMIT_BYTES:
-            raise MessageRejected("too_large", "the message is longer than this log takes")
+        check_length(payload)
         try:
             return decode(self._ask(payload))
         except EncodingError as error:
@@ -455,7 +515,7 @@ class SequencerLink(Link):
 
     def __init__(self, record: Path, timeout_seconds: float = 25.0) -> None:
         self._record = record
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._local = threading.local()
 
     def _ask(self, payload: bytes) -> Any:
@@ -466,17 +526,17 @@ class SequencerLink(Link):
             except (OSError, EncodingError):
                 self._drop()
         try:
-            self._connect()
+            self._local.connection = self.connect()
         except OSError as error:
             # What went over a connection that died may have been accepted.
-            raise _unanswered(error) if reused else self._absent(error) from None
+            raise unanswered(error) if reused else self.absent(error) from None
         try:
             return self._exchange(payload)
         except (OSError, EncodingError) as error:
             self._drop()
-            raise _unanswered(error) from None
+            raise unanswered(error) from None
 
-    def _absent(self, error: OSError) -> StoreError:
+    def absent(self, error: Exception) -> StoreError:
         """Nobody listens, so nothing was asked."""
         directory = self._record.parent.absolute()
         if isinstance(error, PermissionError):
@@ -503,16 +563,17 @@ class SequencerLink(Link):
             raise EncodingError("BrokenFrame", "the sequencer closed the connection")
         return parse_json(answer)
 
-    def _connect(self) -> None:
+    def connect(self) -> socket.socket:
+        """A new connection. Raises OSError: then nothing was asked."""
         address = self._record.read_text(encoding="utf-8").strip()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(self._timeout_seconds)
+        connection.settimeout(self.timeout_seconds)
         try:
             connection.connect(address)
         except OSError:
             connection.close()
             raise
-        self._local.connection = connection
+        return connection
 
     def _drop(self) -> None:
         connection = getattr(self._local, "connection", None)
@@ -521,7 +582,8 @@ class SequencerLink(Link):
             connection.close()
 
 
-def _unanswered(error: Exception) -> StoreError:
+def unanswered(error: Exception) -> StoreError:
+    """The request went off; whether anything was done is not known."""
     return StoreError(
         "SequencerUnreachable", f"the sequencer did not answer ({error}); whether it accepted is not known",
         hint="The service restarts it by itself; send the message again in a moment.",

@@ -18,7 +18,8 @@ from ktlog.config import Settings
 from ktlog.errors import StoreError
 from ktlog.operator.desk import Desk
 from ktlog.operator.door import Door
-from ktlog.operator.link import Link, SequencerLink
+from ktlog.operator.link import Link
+from ktlog.operator.sharedlink import SharedLink
 from ktlog.operator.stores import database_url
 
 FAILED = 70
@@ -47,7 +48,7 @@ def open_link(settings: Settings, timeout_seconds: float = 25.0) -> Link:
     """The way to the sequencer, wherever it is. Nothing is connected before it is used."""
     url = database_url(settings)
     if url is None:
-        return SequencerLink(settings.socket_record, timeout_seconds)
+        return SharedLink(settings.socket_record, timeout_seconds)
     return _module("courier").QueueLink(url, timeout_seconds)
 
 
@@ -55,7 +56,7 @@ def make_door(settings: Settings, desk: Desk, stop: threading.Event, epoch: int)
     """What lets requests in to *desk*, still closed. *epoch*: the one that this process claimed."""
     url = database_url(settings)
     if url is None:
-        return Door(settings, desk.answer, stop)
+        return Door(settings, desk.hand_in, stop)
     return _module("pgdoor").PgDoor(
         url, desk.hand_in, in_flight=settings.queue_limit, epoch=epoch, failed=end_at_once
     )

@@ -17,7 +17,7 @@ from ktlog.web.api import api
 from ktlog.web.asked import Named
 from ktlog.web.context import Context
 from ktlog.web.cosign import cosign
-from ktlog.web.errors import error_response, register_errors
+from ktlog.web.errors import UNREAD, error_response, register_errors
 from ktlog.web.explorer.mount import register_explorer
 from ktlog.web.files import FOR_ANY_PAGE, files
 from ktlog.web.guarding import register_waits
@@ -32,7 +32,7 @@ from ktlog.web.status import status
 from ktlog.web.submissions import submissions
 from ktlog.web.totp import totp
 from ktlog.web.verifypage import verifypage
-from ktlog.wire.httpd import raw_target
+from ktlog.wire.environ import raw_target
 
 PATH_LIMIT = 8_192
 NOWHERE = "/.nowhere"
@@ -87,6 +87,7 @@ def create_app(settings: Settings) -> Flask:
     quick = QuickKeys(QuickBundles(QuickInbox(views, context, hosts), context, hosts), context, hosts)
     kept = KeptAnswers(quick, context.version, hosts, context.now)
     app.wsgi_app = Named(kept)  # type: ignore[method-assign]
+    app.unread = UNREAD  # type: ignore[attr-defined]  # see ktlog.wire.whole
     return app
 
 

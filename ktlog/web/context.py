@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import current_app
 
 from ktlog.config import Settings
-from ktlog.errors import KtlogError, MessageRejected
+from ktlog.errors import KtlogError, MessageRejected, StoreError
 from ktlog.operator.actor_keys import ActorKeys
 from ktlog.operator.admission import Admission
 from ktlog.operator.authenticate import Authenticator
@@ -23,7 +23,7 @@ from ktlog.operator.gate import Gate
 from ktlog.operator.guard import Guard, parse_networks
 from ktlog.operator.hpkekeys import load_hpke_keys
 from ktlog.operator.keys import PublicKeys, load_fetch_key, load_seed
-from ktlog.operator.link import KEYS_DIFFER, Receipt, Submission
+from ktlog.operator.link import KEYS_DIFFER, Receipt, Submission, Told
 from ktlog.operator.mapreader import MapReader
 from ktlog.operator.outbox import Outbox
 from ktlog.operator.replyqueue import ReplyQueue
@@ -123,17 +123,33 @@ class Context:
     def append(self, submission: Submission, sender: str | None = None) -> Receipt:
         """Give a submission, which the instance *sender* signed, its leaf index; raises as ``Link.append``."""
         try:
-            return self.link.append(replace(submission, leaf_key=self._leaf_key, sender=sender))
+            return self.link.append(self._addressed(submission, sender))
         except MessageRejected as refusal:
-            if refusal.code == "overloaded":
-                self.gate.shut()
-            if refusal.code == KEYS_DIFFER:
-                log.error(
-                    "%s: the sequencer signs with another leaf key than %s/public-keys.json names. Copy that file and"
-                    " keys.jsonl from its machine and restart: until then no message gets through here",
-                    KEYS_DIFFER, self.settings.directory,
-                )
+            self._heed(refusal)
             raise
+
+    def append_later(self, submission: Submission, sender: str | None, told: Told) -> None:
+        """As :meth:`append`, but *told* gets the receipt or the error: see ``Link.append_later``."""
+        def heeded(result: Receipt | MessageRejected | StoreError) -> None:
+            if isinstance(result, MessageRejected):
+                self._heed(result)
+            told(result)
+
+        self.link.append_later(self._addressed(submission, sender), heeded)
+
+    def _addressed(self, submission: Submission, sender: str | None) -> Submission:
+        return replace(submission, leaf_key=self._leaf_key, sender=sender)
+
+    def _heed(self, refusal: MessageRejected) -> None:
+        """What a refusal by the sequencer says of the log."""
+        if refusal.code == "overloaded":
+            self.gate.shut()
+        if refusal.code == KEYS_DIFFER:
+            log.error(
+                "%s: the sequencer signs with another leaf key than %s/public-keys.json names. Copy that file and"
+                " keys.jsonl from its machine and restart: until then no message gets through here",
+                KEYS_DIFFER, self.settings.directory,
+            )
 
     def is_erased(self, actor_id: str) -> bool:
         """Whether the actor was erased and did not enrol again: nothing is to name them."""

@@ -6,6 +6,7 @@ ours, which tells the cases apart that the specification lumps together.
 
 from __future__ import annotations
 
+import json
 from http import HTTPStatus
 
 from flask import Flask, Response, jsonify, request
@@ -66,6 +67,7 @@ TABLE: dict[str, tuple[str, int]] = {
 }
 INVALID_REQUEST = ("invalid_request", 400)
 RETRY_SECONDS = "2"
+TOO_LARGE = "the request body is too large"
 PAUSE_SECONDS = "120"
 """When to come again while the operator lets no messages in."""
 
@@ -74,7 +76,7 @@ def error_response(code: str, message: str) -> Response:
     """An error in the specification's format. The message never quotes a secret."""
     pkd_code, status = TABLE.get(code, INVALID_REQUEST)
     note_refusal(request.environ, code, request.endpoint)
-    response = jsonify({"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code})
+    response = jsonify(_members(pkd_code, code, message))
     response.status_code = status
     response.headers["Cache-Control"] = "no-store"  # some caches keep a 404 for minutes, and soon it is none
     if status == HTTPStatus.UNAUTHORIZED:
@@ -82,6 +84,24 @@ def error_response(code: str, message: str) -> Response:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = PAUSE_SECONDS if code == "paused" else RETRY_SECONDS
     return response
+
+
+def _members(pkd_code: str, code: str, message: str) -> dict[str, str]:
+    return {"!pkd-context": ERROR_CONTEXT, "error": pkd_code, "message": message, "code": code}
+
+
+def _unread(code: str, message: str) -> tuple[str, bytes]:
+    return "application/json", json.dumps(_members("invalid_request", code, message)).encode() + b"\n"
+
+
+UNREAD = {
+    400: _unread("bad_request", "this is not an HTTP request, or it could be read in two ways"),
+    413: _unread("too_large", TOO_LARGE),
+    431: _unread("bad_request", "the request's first line and header are too long"),
+    501: _unread("bad_request", "a body comes with its length, or in chunks"),
+    505: _unread("bad_request", "this server speaks HTTP/1.1"),
+}
+"""What our HTTP server says to what it does not read (ktlog.wire.whole): content type and body, by HTTP status."""
 
 
 def register_errors(app: Flask) -> None:
@@ -112,7 +132,7 @@ def register_errors(app: Flask) -> None:
         if status == HTTPStatus.NOT_FOUND:
             return error_response("not_found", "there is nothing at this address")
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return error_response("too_large", "the request body is too large")
+            return error_response("too_large", TOO_LARGE)
         response = error_response("bad_request", error.name)
         response.status_code = status
         if isinstance(error, MethodNotAllowed) and error.valid_methods:

@@ -29,7 +29,7 @@ from ktlog.web.asked import note_source
 from ktlog.web.context import Context, context
 from ktlog.web.errors import TABLE
 from ktlog.wire.actor_id import parse_host
-from ktlog.wire.httpd import header_lines, raw_target
+from ktlog.wire.environ import header_lines, raw_target
 from ktlog.wire.httpsig import target_uri
 
 # A wrong one-time password by the right instance is a guess. PKD: "aggressive rate-limiting".

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from typing import Any
 
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
-from ktlog.errors import EncodingError, MessageRejected, RateLimited
+from ktlog.errors import EncodingError, MessageRejected, RateLimited, StoreError
 from ktlog.operator.federation import is_noise, is_noise_value, read_question, reply
 from ktlog.operator.guard import Wait
 from ktlog.operator.link import Receipt, Submission
@@ -35,12 +35,15 @@ from ktlog.web.context import Context
 from ktlog.web.guarding import blame, claimed_domain, client_address, repetition, wait_headers
 from ktlog.web.signing import NO_STORE, asked_algorithms, right_digest
 from ktlog.wire.actor_id import actor_domain
-from ktlog.wire.httpd import header_lines
+from ktlog.wire.environ import header_lines
 from ktlog.wire.httpsig import target_uri
 from ktlog.wire.httpsig_response import Exchange
+from ktlog.wire.received import LATER, Later
 
 USER = "pubkeydir"
 PATHS = (f"/users/{USER}/inbox", "/inbox")
+Result = Receipt | MessageRejected | StoreError
+"""What becomes of a submission."""
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # An activity that is longer than this is not what a server tells everybody.
 NOISE_LIMIT_BYTES = 65_536
@@ -75,6 +78,11 @@ def take(ctx: Context, asked: Request) -> tuple[bytes, Receipt]:
     """
     submission = ctx.admission.admit(asked)
     receipt = ctx.append(submission, asked.source.domain)
+    return tell(ctx, asked, submission, receipt), receipt
+
+
+def tell(ctx: Context, asked: Request, submission: Submission, receipt: Receipt) -> bytes:
+    """The body of the answer to a message that was accepted; its sender gets it in a direct message too."""
     members: dict[str, object] = {
         "leaf-index": receipt.leaf_index,
         "tree-size": receipt.leaf_index + 1,
@@ -87,7 +95,7 @@ def take(ctx: Context, asked: Request) -> tuple[bytes, Receipt]:
     body = json_body("inbox", members, ctx.view)
     if not receipt.duplicate:
         queue_reply(ctx, asked, body.decode(), accepted=True)
-    return body, receipt
+    return body
 
 
 def status_url(ctx: Context, submission: Submission) -> str:
@@ -117,6 +125,18 @@ def _hosts(urls: tuple[str, ...]) -> frozenset[str]:
     return frozenset(url.removeprefix("https://").partition("/")[0] for url in urls)
 
 
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A message that was admitted, on its way to a leaf index. No thread waits for it, if the server can do without."""
+
+    environ: dict[str, Any]
+    start_response: Callable[..., Any]
+    found: Refused
+    place: ExitStack
+    asked: Request
+    submission: Submission
+
+
 class QuickInbox:
     """WSGI middleware in front of the application *inner*. Safe to use from many threads.
 
@@ -137,22 +157,62 @@ class QuickInbox:
         headers = header_lines(environ)
         address = client_address(environ.get("REMOTE_ADDR") or "", headers, self._context.trusted_proxies)
         found = Refused(note_source(environ, Source(address, claimed=claimed_domain(headers))))
+        place = ExitStack()
         try:
-            asked, answer = self._take(environ, headers, length, found)
-            if isinstance(asked, bytes):  # the view says what noise is told
-                return self._inner(environ | {"wsgi.input": BytesIO(asked)}, start_response)
-            signed = self._context.signer.headers(
-                Exchange("POST", asked.target_url, 202, {"content-type": CONTENT_TYPE}, answer, right_digest(asked)),
-                asked_algorithms(environ.get("HTTP_ACCEPT_SIGNATURE"), found.source),
+            asked, submission = self._admit(environ, headers, length, found, place)
+        except Exception as error:  # noqa: BLE001 - see _refuse
+            place.close()
+            return self._refuse(environ, start_response, found, error)
+        if submission is None:  # the view says what noise is told
+            place.close()
+            return self._inner(environ | {"wsgi.input": BytesIO(asked.body)}, start_response)
+        under_way = _UnderWay(environ, start_response, found, place, asked, submission)
+        later: Later | None = environ.get(LATER)
+        if later is None:
+            return self._end(under_way, self._appended(under_way))
+        try:
+            self._context.append_later(
+                submission, asked.source.domain,
+                lambda result: later.run(lambda: later.answer(b"".join(self._end(under_way, result)))),
             )
-        except Exception as error:  # noqa: BLE001 - the view raises it again, for those who turn it into an answer
-            found.error = error
-            return self._inner(environ | {REFUSED: found}, start_response)
-        start_response("202 ACCEPTED", [
+        except Exception as error:  # noqa: BLE001 - see _refuse
+            place.close()
+            return self._refuse(environ, start_response, found, error)
+        return later
+
+    def _appended(self, under_way: _UnderWay) -> Result:
+        try:
+            return self._context.append(under_way.submission, under_way.asked.source.domain)
+        except (MessageRejected, StoreError) as error:
+            return error
+
+    def _end(self, under_way: _UnderWay, result: Result) -> Iterable[bytes]:
+        """Say what became of a message."""
+        ctx, found, asked = self._context, under_way.found, under_way.asked
+        try:
+            with under_way.place, _blaming(ctx, found):
+                if not isinstance(result, Receipt):
+                    raise result
+                answer = tell(ctx, asked, under_way.submission, result)
+            found.wait = repetition(ctx, found.source, result)
+            signed = ctx.signer.headers(
+                Exchange("POST", asked.target_url, 202, {"content-type": CONTENT_TYPE}, answer, right_digest(asked)),
+                asked_algorithms(under_way.environ.get("HTTP_ACCEPT_SIGNATURE"), found.source),
+            )
+        except Exception as error:  # noqa: BLE001 - see _refuse
+            return self._refuse(under_way.environ, under_way.start_response, found, error)
+        under_way.start_response("202 ACCEPTED", [
             ("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(answer))), ("Cache-Control", NO_STORE),
             *wait_headers(found.wait), *signed.items(),
         ])
         return (answer,)
+
+    def _refuse(
+        self, environ: dict[str, Any], start_response: Callable[..., Any], found: Refused, error: Exception
+    ) -> Iterable[bytes]:
+        """The view raises *error* again, for those who turn it into an answer."""
+        found.error = error
+        return self._inner(environ | {REFUSED: found}, start_response)
 
     def _length(self, environ: dict[str, Any]) -> int | None:
         """Of the body; None for what the view is to answer."""
@@ -165,31 +225,36 @@ class QuickInbox:
         except EncodingError:
             return None
 
-    def _take(
-        self, environ: dict[str, Any], headers: Any, length: int, found: Refused
-    ) -> tuple[Request | bytes, bytes]:
-        """The request and the answer to it; only the request's body, where it is noise."""
+    def _admit(
+        self, environ: dict[str, Any], headers: Any, length: int, found: Refused, place: ExitStack
+    ) -> tuple[Request, Submission | None]:
+        """The request and what it brings: None if that is noise. *place* keeps its place at the gate."""
         ctx, source = self._context, found.source
-        with ExitStack() as place:
-            try:
-                place.enter_context(ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)))
-            except RateLimited as error:
-                found.wait = blame(ctx, source, error)
-                raise
-            body = _read(environ["wsgi.input"], length)
-            noise, value = read_noise(body)
-            if noise:
-                return body, b""
-            try:
-                ctx.guard.check(source, source.claimed)
-                target = target_uri(environ["HTTP_HOST"], environ["RAW_URI"])
-                found.request = asked = Request("POST", target, headers, body, source, value)
-                answer, receipt = take(ctx, asked)
-            except (MessageRejected, EncodingError, HTTPException) as error:
-                found.wait = blame(ctx, source, error)
-                raise
-        found.wait = repetition(ctx, source, receipt)
-        return asked, answer
+        try:
+            place.enter_context(ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)))
+        except RateLimited as error:
+            found.wait = blame(ctx, source, error)
+            raise
+        body = _read(environ["wsgi.input"], length)
+        noise, value = read_noise(body)
+        target = target_uri(environ["HTTP_HOST"], environ["RAW_URI"])
+        asked = Request("POST", target, headers, body, source, value)
+        if noise:
+            return asked, None
+        with _blaming(ctx, found):
+            ctx.guard.check(source, source.claimed)
+            found.request = asked
+            return asked, ctx.admission.admit(asked)
+
+
+@contextlib.contextmanager
+def _blaming(ctx: Context, found: Refused) -> Iterator[None]:
+    """Count a refusal against its sender."""
+    try:
+        yield
+    except (MessageRejected, EncodingError, HTTPException) as error:
+        found.wait = blame(ctx, found.source, error)
+        raise
 
 
 def _read(stream: Any, length: int) -> bytes:

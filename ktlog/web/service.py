@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         serve(
             make_app, listen, workers=settings.workers, threads=settings.threads,
             name=f"ktlog {settings.origin}", on_ready=addresses.append,
-            on_starting=lambda: logs.adopt("gunicorn.error"),
+            on_starting=lambda: logs.adopt("gunicorn.error"), whole=settings.body_limit_bytes + 1,
         )
     except KtlogError as error:
         logs.say_why(error)

@@ -28,7 +28,7 @@ from ktlog.errors import EncodingError, MessageRejected
 from ktlog.operator.request import Request, Source
 from ktlog.wire.actor import ED25519, ML_DSA_44
 from ktlog.wire.actor_id import parse_host
-from ktlog.wire.httpd import raw_target
+from ktlog.wire.environ import raw_target
 from ktlog.wire.httpsig import PrivateKey, check_digest, parse_dictionary, target_uri
 from ktlog.wire.httpsig_response import BOTH, Exchange, sign_response
 

@@ -4,7 +4,7 @@
 
 gunicorn stands behind a TLS front or a reverse proxy and believes nothing that a request says about
 itself: no forwarding header is honoured. An app finds the request target and the header lines as they came,
-which HTTP signatures are over, with raw_target and header_lines.
+which HTTP signatures are over, with ktlog.wire.environ.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from ktlog.collector import look_rarely
-from ktlog.errors import EncodingError, KtlogError, MessageRejected, UsageError
+from ktlog.errors import EncodingError, KtlogError, UsageError
 from ktlog.tlog.encoding import parse_decimal
+from ktlog.wire.environ import LINES
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -36,7 +37,6 @@ BACKLOG = 1024
 CONNECTIONS = 1000
 
 _DEADLINES = "ktlog.wire.deadline.DeadlineWorker"
-_LINES = "ktlog.header_lines"
 _FD = re.compile(r"fd://([0-9]+)")
 _LISTEN = re.compile(r"(?:([0-9.]+|localhost)|\[([0-9a-f:]+)\]):([0-9]+)")
 _request = threading.local()
@@ -138,7 +138,7 @@ def serve(
         on_worker_exit: in each worker, when its last request is answered.
         on_exit: in this process, after the last worker.
         whole: hand requests to the app when all of them is here, at most so many bytes of a body (ktlog.wire.whole);
-            the app answers whole, and has neither raw_target nor header_lines beyond what WSGI says.
+            the app answers whole.
 
     Raises:
         UsageError: ``BadListen``.
@@ -291,7 +291,7 @@ def _with_lines(app: WsgiApp) -> WsgiApp:
     from gunicorn.http.errors import ParseException  # late, as above
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        environ[_LINES] = getattr(_request, "lines", None)
+        environ[LINES] = getattr(_request, "lines", None)
         environ["wsgi.input"] = _Body(environ["wsgi.input"], ParseException)
         connection = environ.get("gunicorn.socket")
         if connection is not None:
@@ -302,33 +302,3 @@ def _with_lines(app: WsgiApp) -> WsgiApp:
         return app(environ, start_response)
 
     return application
-
-
-def raw_target(environ: dict[str, Any]) -> str:
-    """The request target as it was sent: path and query, nothing decoded.
-
-    Raises:
-        MessageRejected: ``bad_request``: absolute form (it would smuggle in another host), or a fragment.
-        UsageError: ``NoRawTarget``: this server does not hand it on.
-
-    Spec: RFC 9112 §3.2.1.
-    """
-    target = environ.get("RAW_URI")
-    if not isinstance(target, str):
-        raise UsageError("NoRawTarget", "the HTTP server does not pass RAW_URI on", hint="Use gunicorn.")
-    if not target.startswith("/") or "#" in target:
-        raise MessageRejected("bad_request", "the request target is not a path")
-    return target
-
-
-def header_lines(environ: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """Every header line of the request, repeated ones apart.
-
-    Under a server that is not ours (a test client) the joined form is all there is.
-    """
-    lines = environ.get(_LINES)
-    if lines is not None:
-        return lines
-    names = {key: key.removeprefix("HTTP_") for key in environ if key.startswith("HTTP_")}
-    names.update({key: key for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)})
-    return tuple((name.replace("_", "-"), environ[key]) for key, name in names.items())

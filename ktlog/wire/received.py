@@ -9,14 +9,17 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import httptools
+
+from ktlog.wire.environ import LINES
 
 HEADER_LINES = 64
 HEAD_BYTES = 16 * 1024
@@ -105,8 +108,8 @@ class Reader:
             self._parse(data[asked.args[0]:])
 
     def environ(self, server: tuple[str, int], peer: str) -> dict[str, Any]:
-        """Of a complete request, for a WSGI app. The header lines are not all there: a name with an underscore could
-        pass for another, and is left out."""
+        """Of a complete request, for a WSGI app; see ktlog.wire.environ as well. Of the header lines some are left out:
+        a name with an underscore could pass for another."""
         target = self._target
         if not target.startswith(b"/") and (absolute := _SCHEME_AND_HOST.match(target)):  # as proxies are asked
             target = target[absolute.end():]
@@ -133,16 +136,17 @@ class Reader:
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
-        for name, value in self._fields:
-            if b"_" in name:
-                continue
-            key = name.decode("latin-1").upper().replace("-", "_")
+        environ[LINES] = lines = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in self._fields if b"_" not in name
+        ]
+        for name, value in lines:
+            key = name.upper().replace("-", "_")
             if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
                 key = f"HTTP_{key}"
-            text = value.decode("latin-1")
-            environ[key] = f"{environ[key]},{text}" if key in environ else text
-        environ["CONTENT_LENGTH"] = str(len(body))
-        environ.pop("HTTP_TRANSFER_ENCODING", None)  # it is whole
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
+        # It is whole, however it came.
+        if environ.pop("HTTP_TRANSFER_ENCODING", None) is not None:
+            environ["CONTENT_LENGTH"] = str(len(body))
         return environ
 
     @property
@@ -211,11 +215,18 @@ class Reader:
 
 
 class Later(Protocol):
-    """An app that returns this from its call gives the answer by ``finish``, once, from any thread."""
+    """An app that returns this from its call gives the answer by ``finish``, once, from any thread; or by ``answer``,
+    when it has called ``start_response``.
+    """
+
+    head: Sequence[Any]
+    """What it called that with: status and header lines."""
 
     def __iter__(self) -> Iterator[bytes]: ...
 
     def finish(self, status: str, headers: Iterable[tuple[str, str]], body: bytes, /) -> None: ...
+
+    def answer(self, body: bytes, /) -> None: ...
 
     def run(self, work: Callable[[], None], /) -> None:
         """Have *work* done in a thread that may wait."""
@@ -231,6 +242,8 @@ def run_app(
         keep_alive: whether the connection is kept; asked when the app has answered, which may be when we end.
     """
     head: list[Any] = []
+    if LATER in environ:
+        environ[LATER].head = head
 
     def start_response(status: str, headers: Sequence[tuple[str, str]], _exc_info: Any = None) -> None:
         head[:] = status, headers
@@ -265,11 +278,11 @@ def format_answer(
     return text if bare else text + body
 
 
-def format_refusal(status: int) -> bytes:
-    """The answer to what is not read, in its own words only."""
+def format_refusal(status: int, said: Mapping[int, tuple[str, bytes]] = MappingProxyType({})) -> bytes:
+    """The answer to what is not read, in its own words only. said: content type and body, by status."""
     words = f"{status} {HTTPStatus(status).phrase}"
-    headers = (("Content-Type", "text/plain; charset=utf-8"),)
-    return format_answer(words, headers, f"{words}\n".encode(), keep_alive=False)
+    kind, body = said.get(status, ("text/plain; charset=utf-8", f"{words}\n".encode()))
+    return format_answer(words, (("Content-Type", kind),), body, keep_alive=False)
 
 
 @lru_cache(1)

@@ -3,8 +3,9 @@
 One loop holds all connections and reads from them; a thread of the pool sees a request when all of it is there, and
 the loop sends its answer. So who sends slowly, or nothing, or reads no answer, holds a descriptor and no thread, and
 not for long. An app with an attribute ``at_once`` is asked by that first, in the loop, with the environ and what takes
-the answer later; it waits for nothing, and says whether it took the request. Each state of a connection has an end,
-counted from its beginning:
+the answer later; it waits for nothing, and says whether it took the request. An attribute ``unread`` has what the app
+would say to what is not read: content type and body, by HTTP status. Each state of a connection has an end, counted
+from its beginning:
 
 =======  ==========================================  ===========================
 WAITING  no byte of a request is here                KEEPALIVE_SECONDS
@@ -29,7 +30,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,7 +101,9 @@ class Connection:
 class Later:
     """See ktlog.wire.received.Later."""
 
-    __slots__ = ("_connection", "_worker")
+    __slots__ = ("_connection", "_worker", "head")
+
+    head: Sequence[Any]
 
     def __init__(self, worker: WholeWorker, connection: Connection) -> None:
         self._worker, self._connection = worker, connection
@@ -111,6 +114,9 @@ class Later:
     def finish(self, status: str, headers: Iterable[tuple[str, str]], body: bytes) -> None:
         keep_alive = self._worker.stays(self._connection)
         self._worker.give(self._connection, format_answer(status, headers, body, keep_alive=keep_alive))
+
+    def answer(self, body: bytes) -> None:
+        self.finish(*self.head, body)
 
     def run(self, work: Callable[[], None]) -> None:
         self._worker.hand(self._connection, work)  # type: ignore[arg-type]  # it gives nothing
@@ -126,6 +132,7 @@ class WholeWorker(Worker):
         self._selector = selectors.DefaultSelector()
         self._states: tuple[dict[Connection, float], ...] = ({}, {}, {}, {}, {})
         self._held = self._taken = 0
+        self._unread: Mapping[int, tuple[str, bytes]] = getattr(self.wsgi, "unread", {})
         self._at_once: Callable[[dict[str, Any], Later], bool] | None = getattr(self.wsgi, "at_once", None)
         self._hands: queue.SimpleQueue[tuple[Connection, Callable[[], bytes | None]]] = queue.SimpleQueue()
         self._answers: deque[tuple[Connection, bytes]] = deque()
@@ -290,7 +297,7 @@ class WholeWorker(Worker):
         self._held += len(data)
         if reader.refused:
             self._count_malformed(reader.refused)
-            self._answer(connection, format_refusal(reader.refused))
+            self._answer(connection, format_refusal(reader.refused, self._unread))
         elif reader.complete:
             self._hand_over(connection)
         else:

@@ -216,7 +216,7 @@ def test_a_proxy_s_header_does_not_name_the_host(log):
 
 @pytest.mark.parametrize(("method", "target"), [
     ("GET", INBOX_PATH), ("PUT", INBOX_PATH), ("DELETE", "/checkpoint"), ("POST", "/checkpoint"), ("PATCH", "/tile/0/000.p/2"),
-    ("POST", f"/api/actor/{ALICE_IN_PATH}/keys"), ("TRACE", "/checkpoint"), ("BREW", "/checkpoint"),
+    ("POST", f"/api/actor/{ALICE_IN_PATH}/keys"), ("TRACE", "/checkpoint"),
 ])
 def test_other_methods(log, method, target):
     check_refused(log, lambda: log.request(method, target, body=b"" if method == "GET" else b"{}"), 405, INVALID, "bad_request")
@@ -230,16 +230,18 @@ def test_other_methods(log, method, target):
     b"POST /users/pubkeydir/inbox HTTP/1.1\r\nHost: keys.alpha.example\r\nContent-Length: 5\r\nContent-Length: 6\r\n"
     b"Connection: close\r\n\r\nhello!",
     b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: keys.alpha.example\r\nConnection: close\r\n\r\n",
-    b"GET /checkpoint HTTP/1.1\r\nHost: keys.alpha.example\r\nX: " + b"a" * 9000 + b"\r\nConnection: close\r\n\r\n",
+    b"GET /checkpoint HTTP/1.1\r\nHost: keys.alpha.example\r\nX: " + b"a" * 17_000 + b"\r\nConnection: close\r\n\r\n",
     b"GET /checkpoint HTTP/1.1\r\nHost: keys.alpha.example\r\n" + b"X: y\r\n" * 100 + b"Connection: close\r\n\r\n",
     b"GET /checkpoint HTTP/3.7\r\nHost: keys.alpha.example\r\n\r\n",
     b"\x16\x03\x01 hello\r\n\r\n",
-    b"GET /checkpoint\r\n\r\n", b"GET * HTTP/1.1\r\nHost: keys.alpha.example\r\n\r\n",
+    b"GET /checkpoint\r\n\r\n", b"BREW /checkpoint HTTP/1.1\r\nHost: keys.alpha.example\r\n\r\n", b"GET * HTTP/1.1\r\nHost: keys.alpha.example\r\n\r\n",
 ], ids=["two hosts", "two framings", "a length with a sign", "two lengths", "a long line", "a long header", "many headers",
-        "another version", "no HTTP", "HTTP/0.9", "an asterisk"])
+        "another version", "no HTTP", "HTTP/0.9", "no method", "an asterisk"])
 def test_what_the_http_server_refuses_by_itself(log, raw):
-    """No JSON here, for nobody has understood a request; but nothing changes, and nothing breaks."""
+    """Nobody has understood a request, so no answer is signed; but it says what was wrong, and nothing changes."""
     before = log.snapshot()
-    assert 400 <= log.send(raw).status < 600
+    found = log.send(raw)
+    assert 400 <= found.status < 600
+    assert found.json()["code"] in ("bad_request", "too_large", "not_found")
     assert log.snapshot() == before
     assert log.deliver(log.first_wire).status == 202

@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from ktlog.errors import EncodingError, MessageRejected, StoreError
 from ktlog.operator.link import (
     FRAME_LIMIT_BYTES,
+    TOGETHER,
     Receipt,
     SequencerLink,
     Submission,
@@ -28,6 +30,7 @@ from ktlog.operator.link import (
     receive_frame,
     send_frame,
 )
+from ktlog.operator.sharedlink import SharedLink
 from ktlog.pkd.canonical import canonical, parse_json
 
 SUBMISSION = Submission(b'{"a":"b"}', {"actor": "https://example.com/ü"}, {"actor": bytes(range(32))})
@@ -81,6 +84,9 @@ class Sequencer:
         with connection:
             for answer in answers:
                 frame = receive_frame(connection)
+                if frame == TOGETHER:
+                    send_frame(connection, canonical({"ok": {}}))
+                    frame = receive_frame(connection)
                 if frame is None:
                     return
                 received.append(frame)
@@ -103,9 +109,9 @@ def sequencer():
     shutil.rmtree(directory)
 
 
-@pytest.fixture
-def link(sequencer) -> SequencerLink:
-    return SequencerLink(sequencer.record, timeout_seconds=5)
+@pytest.fixture(params=[SequencerLink, SharedLink])
+def link(request, sequencer) -> SequencerLink:
+    return request.param(sequencer.record, timeout_seconds=5)
 
 
 OK = encode_receipt(RECEIPT)
@@ -236,18 +242,20 @@ def test_a_frame_in_many_pieces(pair):
 
 
 def test_one_connection_carries_many_messages(sequencer, link):
-    sequencer.script = [[OK, OK, encode_refusal("key_exists", "no"), canonical({"ok": {"size": "5"}})]]
+    pong = canonical({"ok": {"size": "5"}})
+    sequencer.script = [[OK, OK, encode_refusal("key_exists", "no"), pong], [pong]]
     assert link.append(SUBMISSION) == RECEIPT
     assert link.append(SUBMISSION) == RECEIPT
     with pytest.raises(MessageRejected, match="key_exists"):
         link.append(SUBMISSION)
     link.ping()
-    ((first, _, _, ping),) = sequencer.received
+    first, _, _, ping = chain(*sequencer.received)
     assert first == encode_submission(SUBMISSION)
     assert parse_json(ping) == {"op": "ping"}
 
 
-def test_each_thread_has_its_own_connection(sequencer, link):
+def test_each_thread_has_its_own_connection(sequencer):
+    link = SequencerLink(sequencer.record)
     sequencer.script = [[OK, OK]] * 3
     assert link.append(SUBMISSION) == RECEIPT
     results = []
@@ -295,8 +303,9 @@ def test_a_first_answer_that_is_none(sequencer, link, answer):
     assert link.append(SUBMISSION) == RECEIPT
 
 
-def test_a_sequencer_that_does_not_answer_in_time(sequencer):
-    link = SequencerLink(sequencer.record, timeout_seconds=0.2)
+@pytest.mark.parametrize("kind", [SequencerLink, SharedLink])
+def test_a_sequencer_that_does_not_answer_in_time(sequencer, kind):
+    link = kind(sequencer.record, timeout_seconds=0.2)
     silence = threading.Event()
     original = sequencer._serve
 
@@ -312,9 +321,10 @@ def test_a_sequencer_that_does_not_answer_in_time(sequencer):
         silence.set()
 
 
-def test_nobody_listens(tmp_path):
+@pytest.mark.parametrize("kind", [SequencerLink, SharedLink])
+def test_nobody_listens(tmp_path, kind):
     """Nothing was asked, so that nothing can have been accepted."""
-    link = SequencerLink(tmp_path / "sequencer.addr")
+    link = kind(tmp_path / "sequencer.addr")
     for ask in (link.ping, lambda: (tmp_path / "sequencer.addr").write_text(str(tmp_path / "nothing")) and link.append(SUBMISSION)):
         with pytest.raises(StoreError, match="SequencerUnreachable") as caught:
             ask()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import re
+import threading
 from base64 import b64encode
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from ktlog import __version__
 from ktlog.errors import EncodingError, MessageRejected, RateLimited, StoreError
 from ktlog.operator.create import create_log
 from ktlog.operator.instance import direct_message
-from ktlog.operator.link import Receipt
+from ktlog.operator.link import Link, Receipt
 from ktlog.pkd.actors import Status
 from ktlog.pkd.dialects import SPEC
 from ktlog.pkd.erasure import erased_actor
@@ -25,6 +27,7 @@ from ktlog.web.app import create_app
 from ktlog.web.inbox import QuickInbox
 from ktlog.web.nodeinfo import SCHEMA
 from ktlog.wire.actor import ED25519, ML_DSA_44, parse_actor
+from ktlog.wire.received import LATER
 from ktlog.wire.webfinger import ACTIVITY_JSON, actor_of_jrd
 from tests.operator_world import NOW, submission
 from tests.pkd_samples import ALICE, public, quick_argon2
@@ -52,17 +55,26 @@ class Site:
         self.context.admission, self.context.link = self, self
         self.result = Receipt(4, b"entry", ZERO_ROOT)
         self.signed_by, self.lookups = "example.com", 0
+        self.late = False  # it is the sequencer who refuses
         self.admitted = []
 
     def admit(self, request):
         self.admitted.append(request)
         request.source.domain, request.source.lookups = self.signed_by, self.lookups
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, Exception) and not self.late:
             raise self.result
         return submission(AddKey(ALICE, public("a"), NOW))
 
     def append(self, _):
+        self.before_it_says()
+        if isinstance(self.result, Exception):
+            raise self.result
         return self.result
+
+    append_later = Link.append_later
+
+    def before_it_says(self):
+        """For tests that look."""
 
     def get(self, target, **options):
         return self.app.test_client().get(
@@ -196,14 +208,30 @@ def test_nodeinfo_is_found_and_has_the_shape_of_its_schema(site):
 # --- the inbox
 
 
-def answers(site, body):
+class Later:
+    """A server's, which has the rest done by another thread."""
+
+    def __init__(self) -> None:
+        self._body: queue.Queue[bytes] = queue.Queue()
+
+    def __iter__(self):
+        yield self._body.get(timeout=20)
+
+    def run(self, work) -> None:
+        threading.Thread(target=work).start()
+
+    def answer(self, body: bytes) -> None:
+        self._body.put(body)
+
+
+def answers(site, body, **environ):
     """What a post is answered with, its signatures aside, and to how many a reply goes."""
     digest = b64encode(hashlib.sha256(body).digest()).decode()
     site.app.testing = False
     with site.context.guard._file.transaction() as connection:  # nobody waits for what was refused before
         connection.execute("DELETE FROM bad_sources")
     answer = site.app.test_client().post(
-        INBOX, data=body, environ_overrides={"RAW_URI": INBOX, "REMOTE_ADDR": "192.0.2.1"},
+        INBOX, data=body, environ_overrides={"RAW_URI": INBOX, "REMOTE_ADDR": "192.0.2.1"} | environ,
         headers={"Host": ORIGIN, "Content-Type": ACTIVITY_JSON, "Content-Digest": f"sha-256=:{digest}:"},
     )
     headers = {name: value for name, value in answer.headers if name not in ("Signature", "X-RateLimit-Reset", "X-Request-Id")}
@@ -233,6 +261,28 @@ def test_the_short_way_answers_as_the_view_does(site, monkeypatch, body, result,
     counted.clear()
     assert answers(site, body) == short
     assert counted == of_short
+
+
+@pytest.mark.parametrize("result", [
+    None, Receipt(4, b"entry", ZERO_ROOT, duplicate=True), MessageRejected("merkle_root_stale", "no"),
+    MessageRejected("overloaded", "no"), MessageRejected("keys_differ", "no"), StoreError("SequencerUnreachable", "x"),
+    RuntimeError("a bug"),
+])
+def test_what_the_sequencer_says_is_answered_the_same_whether_a_thread_waits_for_it_or_not(site, monkeypatch, result):
+    """And the place at the gate is free again, whatever it says; until it says something, it is not."""
+    site.result, site.lookups, site.late = result or site.result, 1, True
+    counted, taken = [], []
+    monkeypatch.setattr(site.context.refusals, "count", lambda *row: counted.append(row))
+    monkeypatch.setattr(site.context.gate, "shut", lambda: counted.append("shut"))
+    monkeypatch.setattr(site, "before_it_says", lambda: taken.append(site.context.gate._under_way))
+    if not isinstance(result, RuntimeError):  # which no link tells: it would be raised at once
+        waiting, of_waiting = answers(site, message()), list(counted)
+        counted.clear()
+        assert answers(site, message(), **{LATER: Later()}) == waiting
+        assert (counted, taken) == (of_waiting, [1, 1])
+    else:
+        assert answers(site, message(), **{LATER: Later()})[0] == "500 INTERNAL SERVER ERROR"
+    assert (site.context.gate._under_way, site.context.gate._of) == (0, {})
 
 
 @pytest.mark.parametrize("target", [INBOX, "/inbox"])

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from ktlog.errors import MessageRejected, UsageError
-from ktlog.wire.httpd import RefusalCounter, format_address, header_lines, open_listener, parse_listen, raw_target
+from ktlog.wire.environ import header_lines, raw_target
+from ktlog.wire.httpd import RefusalCounter, format_address, open_listener, parse_listen
 
 APP = """
 import json, os, sys, time
 from ktlog.errors import MessageRejected
-from ktlog.wire.httpd import header_lines, raw_target, serve
+from ktlog.wire.environ import header_lines, raw_target
+from ktlog.wire.httpd import serve
 
 MASTER = os.getpid()
 

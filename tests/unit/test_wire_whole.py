@@ -14,6 +14,7 @@ import time
 import pytest
 
 from ktlog.wire import received, whole
+from ktlog.wire.environ import header_lines, raw_target
 from ktlog.wire.received import Reader, format_answer, run_app
 
 LIMIT = 10_000
@@ -31,6 +32,11 @@ def app(environ, start_response):
         held.wait(20)
     elif path == "/go":
         held.set()
+    elif path == "/after":
+        start_response("201 Created", [("X-A", "b")])
+        later = environ["ktlog.later"]
+        threading.Timer(0.01, later.run, (lambda: later.answer(b"after"),)).start()
+        return later
     elif path == "/fail":
         raise KeyError("what the stranger sent")
     body = environ["wsgi.input"].read()
@@ -48,6 +54,7 @@ def at_once(environ, later):
     return path == "/later"
 
 app.at_once = at_once
+app.unread = {{413: ("text/x", b"so large")}}
 httpd.serve(lambda: app, sys.argv[1], threads=2, name="test", whole={LIMIT})
 """
 
@@ -167,7 +174,7 @@ def test_one_who_was_hung_up_on_may_have_sent_something_in_that_very_moment(site
 
 def test_a_huge_body_is_refused_before_it_is_read_and_the_refusal_arrives(site):
     declared = b"POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 400000\r\n\r\n" + bytes(400_000)
-    assert site.ask(declared).startswith(b"HTTP/1.1 413 ")
+    assert site.ask(declared).startswith(b"HTTP/1.1 413 ") and site.ask(declared).endswith(b"so large")
     chunk = b"1000\r\n" + bytes(4096) + b"\r\n"
     chunked = b"POST /b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 50
     assert site.ask(chunked).startswith(b"HTTP/1.1 413 ")
@@ -210,6 +217,11 @@ def test_a_sender_who_waits_to_be_told_is_told(site):
 def test_an_app_that_fails_is_a_500_and_not_the_end(site):
     assert site.ask(request("/fail")).startswith(b"HTTP/1.1 500 ")
     site.answers()
+
+
+def test_an_app_may_answer_when_no_thread_is_in_it_any_more(site):
+    answer = site.ask(request("/after"))
+    assert answer.startswith(b"HTTP/1.1 201 Created\r\n") and answer.endswith(b"\r\n\r\nafter") and b"X-A: b" in answer
 
 
 def test_what_the_loop_itself_takes_is_answered_later_and_its_failure_is_a_500(site):
@@ -311,6 +323,10 @@ def test_however_it_comes_it_is_the_same(step):
         "CONTENT_LENGTH": "5", "HTTP_X_A": "1,3", "SERVER_PROTOCOL": "HTTP/1.1",
     }
     assert "HTTP_TRANSFER_ENCODING" not in environ
+    assert header_lines(environ) == [
+        ("Host", "h"), ("X-A", "1"), ("X-A", "3"), ("Transfer-Encoding", "chunked"),
+    ], "a name that could pass for another is in neither"
+    assert raw_target(environ) == "/a%20b?c=%20d"
 
 
 @pytest.mark.parametrize(("raw", "status"), [

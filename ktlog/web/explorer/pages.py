@@ -32,7 +32,7 @@ from ktlog.web.explorer.words import entries, span
 from ktlog.web.guarding import client_address
 from ktlog.web.logview import Published
 from ktlog.wire.actor_id import parse_actor_id, parse_handle
-from ktlog.wire.httpd import header_lines
+from ktlog.wire.environ import header_lines
 from ktlog.wire.webfinger import is_activity_type
 
 pages = Blueprint("explorer", __name__)
