@@ -46,7 +46,7 @@ class Settings:
     dialect: str
     listen: str = "127.0.0.1:8080"
     workers: int = 2
-    threads: int = 16
+    threads: int = 8
     body_limit_bytes: int = 262_144
     time_window_seconds: int = 86_400
     checkpoint_interval_ms: int = 1_000

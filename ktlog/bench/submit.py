@@ -45,7 +45,7 @@ class Options:
     """
 
     messages: int
-    clients: int = 24
+    clients: int = 48
     argon2: bool = True
     overload: float = 0.0
     calibration: float = 10.0

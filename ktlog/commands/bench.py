@@ -120,7 +120,7 @@ def prefill(directory: Path, entries: int, as_json: bool) -> None:
 @_entries
 @_directory
 @click.option("--messages", type=click.IntRange(10), default=1_500, show_default=True, help="That are timed.")
-@click.option("--clients", type=click.IntRange(1, 256), default=24, show_default=True, help="Connections at once.")
+@click.option("--clients", type=click.IntRange(1, 256), default=48, show_default=True, help="Connections at once.")
 @click.option("--without-argon2", is_flag=True, help="Let the log take commitments unseen, a switch of the bench's.")
 @click.option("--overload", is_flag=True, help="Then send ten times as much, whether it is answered or not.")
 @click.option("--seconds", type=click.FloatRange(1), default=60.0, show_default=True, help="Of the overload.")

@@ -34,7 +34,7 @@ from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.prometheus import Histogram
 
-# Below the web worker's total time for a request (ktlog.wire.deadline), so that the sender hears of it.
+# Below the time for which a front end waits (ktlog.operator.roles.open_link), so that the sender hears of it.
 ANSWER_TIMEOUT_SECONDS = 20.0
 
 WAIT_SECONDS = 10.0

@@ -1,9 +1,9 @@
 """How many messages one process has under way at a time, and whose: the rest is refused before it costs anything.
 
 A message holds a thread until it is on its way to the sequencer, and up to two of the machine's cores for Argon2id. So
-fewer messages are under way than there are threads, that lookups find one; no address and no instance has all of these,
-that others find a place; and nobody is let in to wait for longer than a sender would. Who is refused hears at once when
-to come again.
+fewer of them hold one than there are threads, that lookups find one. More wait for their turn, or for the sequencer,
+and hold none. No address and no instance has all the places, that others find one; and nobody is let in to wait for
+longer than a sender would. Who is refused hears at once when to come again.
 
 An instance is what its HTTP signature proved, and counted from then on: what a request claims would let anybody use up
 another's part. Until then its address counts.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,6 +28,9 @@ WAIT_SECONDS = 5.0
 SHUT_SECONDS = 1.0
 """How long nobody is let in after the sequencer refused a message because it had too much to do."""
 
+PLACES = 4
+"""Messages under way, for each that may hold a thread."""
+
 _NEWEST = 0.2  # how much the newest duration counts in the mean
 
 FULL = "this server has as many messages under way as it can; try again later"
@@ -38,16 +41,20 @@ class Gate:
     """Safe to use from many threads.
 
     Args:
-        limit: messages under way at a time. share: of these, of one address or instance.
+        limit: messages that hold a thread at a time. share: of these, of one address or instance.
         slots: Argon2id hashes at a time.
         clock: seconds, from anywhere. now: Unix seconds.
+        places: messages under way at a time, with those that wait and hold no thread; of these each has the same share.
     """
 
     def __init__(
         self, limit: int, share: int, slots: int, clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.time, places: int | None = None,
     ) -> None:
         self.slots = slots
+        self._places = limit if places is None else places
+        self._holding = 0
+        self._waiting: deque[Callable[[], None]] = deque()
         self._limit = limit
         self._share = share
         self._clock = clock
@@ -64,25 +71,30 @@ class Gate:
     def for_threads(cls, threads: int, cores: int) -> Gate:
         """The gate of a process that answers with so many threads: a quarter of them is left for lookups."""
         limit = max(1, threads * 3 // 4)
-        return cls(limit, max(1, limit * 2 // 3), cores)
+        return cls(limit, max(1, limit * 2 // 3), cores, places=PLACES * limit)
 
     # Whole requests
 
     @contextmanager
-    def enter(self, source: Source, *, exempt: bool = False) -> Iterator[None]:
-        """Let a request in for as long as the context lasts. exempt: its address and instance have no share.
+    def enter(self, source: Source, *, exempt: bool = False, waits: bool = False) -> Iterator[None]:
+        """Let a request in for as long as the context lasts.
+
+        Args:
+            exempt: its address and instance have no share.
+            waits: it holds no thread but between :meth:`hold` and :meth:`let_go`; else it does all the time.
 
         Raises:
             RateLimited: ``overloaded``, ``too_many_at_once``. Nothing was done yet.
         """
-        place = Place()
+        place = Place(self._share * self._places // self._limit if waits else self._share)
         with self._lock:
             shut = self._shut_until - self._clock()
-            if shut > 0 or self._under_way >= self._limit:
-                raise self._refusal("overloaded", FULL, shut)
+            if shut > 0 or self._under_way >= self._places or (self._holding >= self._limit and not waits):
+                raise self._refusal("overloaded", FULL, self._places if waits else self._limit, shut)
             if not exempt:
                 self._count(place, address_name(source.ip))
             self._under_way += 1
+            self._holding += not waits
         source.place = None if exempt else place
         try:
             yield
@@ -93,6 +105,25 @@ class Gate:
                     self._of[name] -= 1
                     if not self._of[name]:
                         del self._of[name]
+            if not waits:
+                self.let_go()
+
+    def hold(self, turn: Callable[[], None]) -> bool:
+        """Whether one that waits may have a thread now. If not, *turn* is called when it may: once, in any thread."""
+        with self._lock:
+            if self._holding < self._limit:
+                self._holding += 1
+                return True
+            self._waiting.append(turn)
+            return False
+
+    def let_go(self) -> None:
+        """Give a thread back, which is the next one's, if any waits."""
+        with self._lock:
+            turn = self._waiting.popleft() if self._waiting else None
+            self._holding -= turn is None
+        if turn is not None:
+            turn()
 
     def claim(self, source: Source) -> None:
         """Count a request that was let in for the instance that signed it, too. Once, when that is known.
@@ -110,8 +141,8 @@ class Gate:
             self._shut_until = self._clock() + SHUT_SECONDS
 
     def _count(self, place: Place, name: str) -> None:
-        if self._of[name] >= self._share:
-            raise self._refusal("too_many_at_once", SHARE)
+        if self._of[name] >= place.share:
+            raise self._refusal("too_many_at_once", SHARE, place.share)
         self._of[name] += 1
         place.names.append(name)
 
@@ -127,7 +158,7 @@ class Gate:
         with self._lock:
             wait = self._wait_seconds()
             if wait > WAIT_SECONDS:
-                raise self._refusal("overloaded", FULL, wait)
+                raise self._refusal("overloaded", FULL, self._places, wait)
             self._hashes += count
         try:
             yield
@@ -148,9 +179,8 @@ class Gate:
     def _wait_seconds(self) -> float:
         return self._hashes * self._mean_seconds / self.slots
 
-    def _refusal(self, code: str, message: str, seconds: float = 0.0) -> RateLimited:
+    def _refusal(self, code: str, message: str, limit: int, seconds: float = 0.0) -> RateLimited:
         wait = max(1.0, seconds, self._wait_seconds())
-        limit = self._share if code == "too_many_at_once" else self._limit
         return RateLimited(
             message, retry_after_ms=int(wait * 1000), limit=limit, reset=int(self._now() + wait + 1), code=code
         )

@@ -13,8 +13,12 @@ UNREAD: Any = object()
 
 @dataclass
 class Place:
-    """A request that was let in by ``ktlog.operator.gate``, and the names under which it is counted."""
+    """A request that was let in by ``ktlog.operator.gate``, and the names under which it is counted.
 
+    share: how many of each name there may be, with it.
+    """
+
+    share: int
     names: list[str] = field(default_factory=list)
 
 

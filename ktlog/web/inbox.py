@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -38,7 +38,7 @@ from ktlog.wire.actor_id import actor_domain
 from ktlog.wire.environ import header_lines
 from ktlog.wire.httpsig import target_uri
 from ktlog.wire.httpsig_response import Exchange
-from ktlog.wire.received import LATER, Later
+from ktlog.wire.received import LATER, Later, read_whole
 
 USER = "pubkeydir"
 PATHS = (f"/users/{USER}/inbox", "/inbox")
@@ -126,15 +126,15 @@ def _hosts(urls: tuple[str, ...]) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _UnderWay:
-    """A message that was admitted, on its way to a leaf index. No thread waits for it, if the server can do without."""
+class _Arrived:
+    """A message that has a place at the gate."""
 
     environ: dict[str, Any]
     start_response: Callable[..., Any]
+    headers: Any
+    length: int
     found: Refused
     place: ExitStack
-    asked: Request
-    submission: Submission
 
 
 class QuickInbox:
@@ -156,52 +156,73 @@ class QuickInbox:
             return self._inner(environ, start_response)
         headers = header_lines(environ)
         address = client_address(environ.get("REMOTE_ADDR") or "", headers, self._context.trusted_proxies)
-        found = Refused(note_source(environ, Source(address, claimed=claimed_domain(headers))))
-        place = ExitStack()
-        try:
-            asked, submission = self._admit(environ, headers, length, found, place)
-        except Exception as error:  # noqa: BLE001 - see _refuse
-            place.close()
-            return self._refuse(environ, start_response, found, error)
-        if submission is None:  # the view says what noise is told
-            place.close()
-            return self._inner(environ | {"wsgi.input": BytesIO(asked.body)}, start_response)
-        under_way = _UnderWay(environ, start_response, found, place, asked, submission)
+        source = note_source(environ, Source(address, claimed=claimed_domain(headers)))
         later: Later | None = environ.get(LATER)
-        if later is None:
-            return self._end(under_way, self._appended(under_way))
+        ctx, found, place = self._context, Refused(source), ExitStack()
         try:
-            self._context.append_later(
-                submission, asked.source.domain,
-                lambda result: later.run(lambda: later.answer(b"".join(self._end(under_way, result)))),
+            place.enter_context(
+                ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip), waits=later is not None)
             )
-        except Exception as error:  # noqa: BLE001 - see _refuse
-            place.close()
+        except RateLimited as error:
+            found.wait = blame(ctx, source, error)
             return self._refuse(environ, start_response, found, error)
+        arrived = _Arrived(environ, start_response, headers, length, found, place)
+        if later is None:
+            return self._take(arrived)
+        if ctx.gate.hold(lambda: later.run(lambda: self._take_later(arrived, later))):
+            self._take_later(arrived, later)
         return later
 
-    def _appended(self, under_way: _UnderWay) -> Result:
+    def _take_later(self, arrived: _Arrived, later: Later) -> None:
+        """As far as it goes without the sequencer: no thread waits for that one."""
         try:
-            return self._context.append(under_way.submission, under_way.asked.source.domain)
+            said = self._take(arrived, later)
+        finally:
+            self._context.gate.let_go()
+        if said is not later:
+            later.answer(read_whole(said))
+
+    def _take(self, arrived: _Arrived, later: Later | None = None) -> Iterable[bytes]:
+        """The answer; *later*, if that gives it."""
+        try:
+            asked, submission = self._admit(arrived)
+            if submission is not None:
+                end = partial(self._end, arrived, asked, submission)
+                if later is None:
+                    return end(self._appended(asked, submission))
+                self._context.append_later(
+                    submission, asked.source.domain,
+                    lambda result: later.run(lambda: later.answer(read_whole(end(result)))),
+                )
+                return later
+        except Exception as error:  # noqa: BLE001 - see _refuse
+            arrived.place.close()
+            return self._refuse(arrived.environ, arrived.start_response, arrived.found, error)
+        arrived.place.close()  # the view says what noise is told
+        return self._inner(arrived.environ | {"wsgi.input": BytesIO(asked.body)}, arrived.start_response)
+
+    def _appended(self, asked: Request, submission: Submission) -> Result:
+        try:
+            return self._context.append(submission, asked.source.domain)
         except (MessageRejected, StoreError) as error:
             return error
 
-    def _end(self, under_way: _UnderWay, result: Result) -> Iterable[bytes]:
+    def _end(self, arrived: _Arrived, asked: Request, submission: Submission, result: Result) -> Iterable[bytes]:
         """Say what became of a message."""
-        ctx, found, asked = self._context, under_way.found, under_way.asked
+        ctx, found = self._context, arrived.found
         try:
-            with under_way.place, _blaming(ctx, found):
+            with arrived.place, _blaming(ctx, found):
                 if not isinstance(result, Receipt):
                     raise result
-                answer = tell(ctx, asked, under_way.submission, result)
+                answer = tell(ctx, asked, submission, result)
             found.wait = repetition(ctx, found.source, result)
             signed = ctx.signer.headers(
                 Exchange("POST", asked.target_url, 202, {"content-type": CONTENT_TYPE}, answer, right_digest(asked)),
-                asked_algorithms(under_way.environ.get("HTTP_ACCEPT_SIGNATURE"), found.source),
+                asked_algorithms(arrived.environ.get("HTTP_ACCEPT_SIGNATURE"), found.source),
             )
         except Exception as error:  # noqa: BLE001 - see _refuse
-            return self._refuse(under_way.environ, under_way.start_response, found, error)
-        under_way.start_response("202 ACCEPTED", [
+            return self._refuse(arrived.environ, arrived.start_response, found, error)
+        arrived.start_response("202 ACCEPTED", [
             ("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(answer))), ("Cache-Control", NO_STORE),
             *wait_headers(found.wait), *signed.items(),
         ])
@@ -225,24 +246,17 @@ class QuickInbox:
         except EncodingError:
             return None
 
-    def _admit(
-        self, environ: dict[str, Any], headers: Any, length: int, found: Refused, place: ExitStack
-    ) -> tuple[Request, Submission | None]:
-        """The request and what it brings: None if that is noise. *place* keeps its place at the gate."""
-        ctx, source = self._context, found.source
-        try:
-            place.enter_context(ctx.gate.enter(source, exempt=ctx.guard.is_exempt(source.ip)))
-        except RateLimited as error:
-            found.wait = blame(ctx, source, error)
-            raise
-        body = _read(environ["wsgi.input"], length)
+    def _admit(self, arrived: _Arrived) -> tuple[Request, Submission | None]:
+        """The request and what it brings: None if that is noise."""
+        ctx, found, environ = self._context, arrived.found, arrived.environ
+        body = _read(environ["wsgi.input"], arrived.length)
         noise, value = read_noise(body)
         target = target_uri(environ["HTTP_HOST"], environ["RAW_URI"])
-        asked = Request("POST", target, headers, body, source, value)
+        asked = Request("POST", target, arrived.headers, body, found.source, value)
         if noise:
             return asked, None
         with _blaming(ctx, found):
-            ctx.guard.check(source, source.claimed)
+            ctx.guard.check(found.source, found.source.claimed)
             found.request = asked
             return asked, ctx.admission.admit(asked)
 

@@ -251,15 +251,20 @@ def run_app(
     found = app(environ, start_response)
     if found is environ.get(LATER):
         return None
-    try:
-        body = b"".join(found)
-    finally:
-        if hasattr(found, "close"):
-            found.close()
+    body = read_whole(found)
     status, headers = head
     return format_answer(
         status, headers, body, keep_alive=keep_alive(), bare=environ["REQUEST_METHOD"] == "HEAD",
     )
+
+
+def read_whole(found: Iterable[bytes]) -> bytes:
+    """The body that a WSGI app gave back."""
+    try:
+        return b"".join(found)
+    finally:
+        if hasattr(found, "close"):
+            found.close()
 
 
 def format_answer(

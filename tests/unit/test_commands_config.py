@@ -55,7 +55,7 @@ def test_it_shows_where_a_value_comes_from(log: Path, monkeypatch: pytest.Monkey
     assert code == 0
     assert shown["workers"] == {"value": 3, "from": "environment"}
     assert shown["origin"] == {"value": "keys.example.com", "from": "file"}
-    assert shown["threads"] == {"value": 16, "from": "default"}
+    assert shown["threads"] == {"value": 8, "from": "default"}
     assert set(shown) == {field.name for field in fields(Settings)} - {"directory"}
 
 

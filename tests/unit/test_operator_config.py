@@ -46,7 +46,7 @@ def test_defaults(tmp_path):
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path):
     write(tmp_path, MINIMAL + 'workers = 3\nlisten = "127.0.0.1:1"\naux_types = "a b"\n')
-    assert load(tmp_path).threads == 16
+    assert load(tmp_path).threads == 8
     assert load(tmp_path).workers == 3
     assert load(tmp_path, KTLOG_WORKERS="4").workers == 4
     assert load(tmp_path, {"workers": 5}, KTLOG_WORKERS="4").workers == 5
@@ -160,7 +160,7 @@ def test_written_and_read_again(tmp_path):
     for field in fields(Settings):
         if field.name != "directory":
             assert f"{field.name} = " in text
-    assert "# threads = 16" in text
+    assert "# threads = 8" in text
     assert "\nworkers = 7" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 

@@ -209,3 +209,47 @@ def test_whatever_comes_and_goes_the_counts_are_right(steps):
     for stack, *_ in inside:
         stack.close()
     assert is_empty(gate)
+
+
+def test_those_that_wait_hold_no_thread_and_get_their_turns_in_order():
+    gate = Gate(2, 1, 2, lambda: 0.0, lambda: NOW, places=5)
+    inside = [ExitStack() for _ in range(5)]
+    for number, stack in enumerate(inside):
+        stack.enter_context(gate.enter(source(number), waits=True))
+    with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9), waits=True):
+        pass
+    turns: list[int] = []
+    assert [gate.hold(lambda number=number: turns.append(number)) for number in range(5)] == [True, True, False, False, False]
+    assert turns == []
+    with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9)):
+        pass  # there is no thread for one that holds its own
+    gate.let_go()
+    assert turns == [2]
+    inside[0].close()  # its thread was let go of before; its place is free now
+    with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9)):
+        pass
+    for _ in range(3):
+        gate.let_go()
+    assert (turns, gate._holding) == ([2, 3, 4], 1)
+    with gate.enter(source(9)):
+        assert gate._holding == 2
+    gate.let_go()
+    for stack in inside[1:]:
+        stack.close()
+    assert is_empty(gate) and gate._holding == 0
+
+
+def test_of_more_places_everybody_has_the_same_share():
+    gate = Gate.for_threads(8, 2)
+    with ExitStack() as inside:
+        for _ in range(16):
+            inside.enter_context(gate.enter(source(1), waits=True))
+        for waits, limit in ((True, 16), (False, 4)):
+            with pytest.raises(RateLimited, match="too_many_at_once") as refused, gate.enter(source(1), waits=waits):
+                pass
+            assert refused.value.limit == limit
+        for number in range(2, 10):
+            inside.enter_context(gate.enter(source(number), waits=True))
+        with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(10), waits=True):
+            pass
+    assert is_empty(gate)
