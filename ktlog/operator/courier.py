@@ -7,20 +7,31 @@ come in one. It lives for as long as the process, and outlasts a server that is 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import select
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import Connection
 
-from ktlog.errors import MessageRejected, StoreError
-from ktlog.operator.link import Link
+from ktlog.errors import EncodingError, MessageRejected, StoreError
+from ktlog.operator.link import (
+    Link,
+    Receipt,
+    Submission,
+    Told,
+    check_length,
+    decode_receipt,
+    encode_submission,
+    no_answer,
+)
 from ktlog.pkd.canonical import parse_json
 from ktlog.store import pgqueue
 from ktlog.store.pgconnections import PgConnections
@@ -41,12 +52,25 @@ log = logging.getLogger("ktlog.link")
 
 @dataclass
 class Parcel:
-    """A request under way. answer: set before *done* is."""
+    """A request under way. answer: set before *done* is; None when *until*, on the monotonic clock, nobody answered.
+
+    told: called then. None of whoever waits for *done*, and gives up by themselves.
+    """
 
     ticket: int
     frame: bytes
     done: threading.Event = field(default_factory=threading.Event)
     answer: bytes | None = None
+    told: Callable[[Parcel], None] | None = None
+    until: float = math.inf
+
+    def end(self) -> None:
+        self.done.set()
+        if self.told is not None:
+            try:
+                self.told(self)
+            except Exception:
+                log.exception("an answer of the sequencer's reaches nobody")  # others' do
 
 
 class Courier:
@@ -69,8 +93,10 @@ class Courier:
         self._wake = (-1, -1)
         self._closed = False
 
-    def send(self, frame: bytes) -> Parcel:
-        """Begin to ask. Its ``done`` is set once the answer is there; else :meth:`give_up`.
+    def send(
+        self, frame: bytes, told: Callable[[Parcel], None] | None = None, until: float = math.inf
+    ) -> Parcel:
+        """Begin to ask. Its ``done`` is set once the answer is there; else :meth:`give_up`. See Parcel for the others.
 
         Raises:
             MessageRejected: ``overloaded``.
@@ -81,10 +107,10 @@ class Courier:
             if len(self._waiting) >= self._limit:
                 raise MessageRejected("overloaded", "too many requests wait for the sequencer; try again in a second")
             self._tickets += 1
-            parcel = Parcel(self._tickets, frame)
+            parcel = Parcel(self._tickets, frame, told=told, until=until)
             self._waiting[parcel.ticket] = parcel
             self._unsent.append(parcel)
-        self._ring()
+            self._ring()
         return parcel
 
     def give_up(self, parcel: Parcel) -> None:
@@ -95,8 +121,9 @@ class Courier:
 
     def close(self) -> None:
         with self._lock:
+            if not self._closed and self._process is not None:
+                self._ring()
             self._closed = True
-        self._ring()
 
     def _start(self) -> None:
         if self._closed:
@@ -125,13 +152,16 @@ class Courier:
                     self._carry(db)
             except StoreError as error:
                 log.error("the queue of requests cannot be reached: %s", error.diagnostics())
+                self._give_up_late()
                 time.sleep(PAUSE_SECONDS)
             except Exception:
                 # A bug must not end the thread: nobody would ever be answered in this process again.
                 log.exception("the queue of requests is not worked")
+                self._give_up_late()
                 time.sleep(PAUSE_SECONDS)
-        for end in self._wake:
-            os.close(end)
+        with self._lock:  # whoever rings has it
+            for end in self._wake:
+                os.close(end)
         if connections is not None:
             connections.close()
 
@@ -153,6 +183,7 @@ class Courier:
                     del self._given_up[: len(given_up)]
             if waiting:
                 self._deliver(pgqueue.fetch(db, self._front))
+                self._give_up_late()
             with self._lock:
                 more, waiting = bool(self._unsent), bool(self._waiting)
             if not more:
@@ -164,7 +195,15 @@ class Courier:
         for parcel, answer in found:
             if parcel is not None:
                 parcel.answer = answer
-                parcel.done.set()
+                parcel.end()
+
+    def _give_up_late(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            late = [parcel for parcel in self._waiting.values() if parcel.until <= now]
+        for parcel in late:
+            self.give_up(parcel)
+            parcel.end()
 
     def _rest(self, db: Connection, seconds: float) -> None:
         """Until somebody asks, or an answer is said to be there, or until it is time to look anyway."""
@@ -190,10 +229,33 @@ class QueueLink(Link):
     def close(self) -> None:
         self._courier.close()
 
+    def append_later(self, submission: Submission, told: Told) -> None:
+        def tell(parcel: Parcel) -> None:
+            result: Receipt | MessageRejected | StoreError
+            try:
+                result = decode_receipt(self._read(parcel))
+            except (MessageRejected, StoreError) as error:
+                result = error
+            except EncodingError as error:
+                result = no_answer(error)
+            told(result)
+
+        payload = encode_submission(submission)
+        try:
+            check_length(payload)
+            self._courier.send(payload, tell, time.monotonic() + self._timeout_seconds)
+        except (MessageRejected, StoreError) as error:
+            told(error)
+
     def _ask(self, payload: bytes) -> Any:
         parcel = self._courier.send(payload)
-        if not parcel.done.wait(self._timeout_seconds) or parcel.answer is None:
+        if not parcel.done.wait(self._timeout_seconds):
             self._courier.give_up(parcel)
+        return self._read(parcel)
+
+    def _read(self, parcel: Parcel) -> Any:
+        """The answer's JSON; EncodingError, if it is none."""
+        if parcel.answer is None:
             raise StoreError(
                 "SequencerUnreachable",
                 f"no sequencer answered within {self._timeout_seconds:g} s; whether it accepted is not known",

@@ -408,6 +408,10 @@ class Frames:
         return _frame_length(bytes(self._come[:4]))
 
 
+def no_answer(error: EncodingError) -> StoreError:
+    return StoreError("SequencerUnreachable", f"the sequencer's answer does not parse: {error}")
+
+
 def check_length(payload: bytes) -> None:
     """Raises MessageRejected: ``too_large``."""
     if len(payload) > FRAME_LIMIT_BYTES:
@@ -491,7 +495,7 @@ class Link:
             return decode(self._ask(payload))
         except EncodingError as error:
             self._drop()
-            raise StoreError("SequencerUnreachable", f"the sequencer's answer does not parse: {error}") from None
+            raise no_answer(error) from None
 
     def ping(self) -> None:
         """Raise StoreError unless the sequencer answers."""

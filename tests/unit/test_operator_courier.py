@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import resource
 import socket
 import time
@@ -12,8 +13,18 @@ import pytest
 
 pytest.importorskip("psycopg")
 
+from ktlog.errors import StoreError  # noqa: E402
 from ktlog.operator import courier as courier_module  # noqa: E402 - psycopg may be missing
-from ktlog.operator.courier import Courier  # noqa: E402
+from ktlog.operator.courier import Courier, QueueLink  # noqa: E402
+from ktlog.operator.link import (  # noqa: E402
+    FRAME_LIMIT_BYTES,
+    Receipt,
+    Submission,
+    decode_submission,
+    encode_receipt,
+    encode_refusal,
+)
+from ktlog.pkd.canonical import parse_json  # noqa: E402
 
 BEYOND_SELECT = 1024
 """The first descriptor that select() does not take."""
@@ -64,7 +75,10 @@ class Queue:
         error, self.error = self.error, None
         if error is not None:
             raise error
-        self.answers += [(ticket, b"answer to " + frame) for ticket, frame in parcels]
+        self.answers += [(ticket, self.answer(frame)) for ticket, frame in parcels]
+
+    def answer(self, frame: bytes) -> bytes:
+        return b"answer to " + frame
 
     def fetch(self, db: Database, front: str) -> list[tuple[int, bytes]]:
         answers, self.answers = self.answers, []
@@ -116,3 +130,76 @@ def test_a_bug_does_not_end_the_thread_and_nothing_is_lost(start, caplog):
     assert parcel.done.wait(SECONDS)
     assert parcel.answer == b"answer to message"
     assert "the queue of requests is not worked" in caplog.text
+
+
+# --- messages for which no thread waits
+
+
+class Told:
+    def __init__(self) -> None:
+        self.results: queue.Queue = queue.Queue()
+
+    def __call__(self, result) -> None:
+        self.results.put(result)
+
+
+def link_to(courier: Courier, seconds: float) -> QueueLink:
+    link = QueueLink("postgresql://nowhere.example/log", seconds)
+    link._courier = courier
+    return link
+
+
+def submission(number: int) -> Submission:
+    return Submission(b"%d" % number, {}, {})
+
+
+class Sequencer(Queue):
+    """Odd ones are refused; 4 is answered with nonsense, and 6 not at all."""
+
+    def answer(self, frame: bytes) -> bytes:
+        number = int(decode_submission(parse_json(frame)).preimage)
+        if number == 4:
+            return b"nonsense"
+        receipt = encode_receipt(Receipt(number, b"entry", "r"))
+        return encode_refusal("key_exists", str(number)) if number % 2 else receipt
+
+    def fetch(self, db, front):
+        return [(ticket, answer) for ticket, answer in super().fetch(db, front) if b'"6"' not in answer]
+
+    def withdraw(self, db, front, tickets) -> None:
+        """It would answer no more."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_each_is_told_what_became_of_it_once(start):
+    sequencer = Sequencer()
+    link = link_to(start(sequencer), 0.5)
+    link.append_later(submission(2), lambda _: 1 // 0)  # whoever fails to be told keeps nobody else waiting
+    told = {number: Told() for number in (0, 1, 4, 6)}
+    for number, one in told.items():
+        link.append_later(submission(number), one)
+    results = {number: one.results.get(timeout=SECONDS) for number, one in told.items()}
+    assert (results[0], results[1].code) == (Receipt(0, b"entry", "r"), "key_exists")
+    assert "does not parse" in results[4].message and "whether it accepted is not known" in results[6].message
+    time.sleep(0.1)
+    assert all(one.results.empty() for one in told.values())
+
+
+def test_what_is_not_taken_is_told_too(start):
+    courier = start(Sequencer())
+    too_long, closed = Told(), Told()
+    link_to(courier, SECONDS).append_later(Submission(bytes(FRAME_LIMIT_BYTES), {}, {}), too_long)
+    assert too_long.results.get(timeout=SECONDS).code == "too_large"
+    courier.close()
+    link_to(courier, SECONDS).append_later(submission(0), closed)
+    assert closed.results.get(timeout=SECONDS).name == "ClosedStore"
+
+
+def test_a_database_that_is_gone_keeps_nobody_for_longer_than_the_time_says(start):
+    class Gone(Queue):
+        def ask(self, db, front, parcels, *, hint) -> None:
+            raise StoreError("DatabaseUnreachable", "gone")
+
+    told = Told()
+    link_to(start(Gone()), 0.3).append_later(submission(0), told)
+    assert isinstance(told.results.get(timeout=SECONDS), StoreError)
