@@ -73,8 +73,8 @@ def _missing(path: Path) -> StoreError:
 def _check(path: Path, found: os.stat_result, size: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise StoreError("UnsafeSecret", f"{path}: not a regular file")
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o007:
-        raise StoreError("UnsafeSecret", f"{path}: others than this service may read it")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o027:
+        raise StoreError("UnsafeSecret", f"{path}: others than this service may read it, or write to it")
     if found.st_size != size:
         raise _wrong_size(path, size)
 

@@ -39,11 +39,11 @@ class KtlogError(Exception):
 
     def __str__(self) -> str:
         text = self.message if self.message == self.name else f"{self.name}: {self.message}"
-        return _printable(text)
+        return printable(text)
 
     def diagnostics(self) -> str:
         """What happened, to what, and what to do next, for a person."""
-        return f"{self}\n{_printable(self.hint)}" if self.hint else str(self)
+        return f"{self}\n{printable(self.hint)}" if self.hint else str(self)
 
     def as_dict(self) -> dict[str, Any]:
         """The same for a machine: class, name, message and exit code."""
@@ -55,7 +55,7 @@ class KtlogError(Exception):
         }
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """*text* without what could move a terminal's cursor: messages quote what strangers wrote."""
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 

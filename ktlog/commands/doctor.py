@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from ktlog.config import Settings, load_settings
-from ktlog.operator.doctor import BAD, LOOK, Ailment, Misnamer, Outside, examine_inside, examine_outside
+from ktlog.errors import printable
+from ktlog.operator.doctor import BAD, LOOK, WRONG_HOST, Ailment, Outside, examine_inside, examine_outside
 from ktlog.wire.dial import DIAL_VARIABLE
 from ktlog.wire.fetch import Fetcher, load_dial
 
@@ -49,9 +50,9 @@ def command(directory: Path, inside: bool, wait: int, as_json: bool) -> None:
         click.echo(json.dumps({"ok": not bad, "findings": [ailment.as_dict() for ailment in found]}))
     else:
         for ailment in found:
-            click.echo(f"{_MARKS[ailment.state]}  {ailment.name}: {ailment.what}")
+            click.echo(f"{_MARKS[ailment.state]}  {ailment.name}: {printable(ailment.what)}")
             if ailment.advice:
-                click.echo(f"        {ailment.advice}")
+                click.echo(f"        {printable(ailment.advice)}")
         click.echo(_closing(bad, sum(ailment.state == LOOK for ailment in found)))
     sys.exit(UNWELL if bad else 0)
 
@@ -62,8 +63,11 @@ def _examine(settings: Settings, inside: bool) -> Iterator[Ailment]:
         return
     path = os.environ.get(DIAL_VARIABLE)
     dial = load_dial(path) if path else None
-    with Fetcher(dial, timeout=FETCH_SECONDS) as fetcher, Misnamer(dial, timeout=FETCH_SECONDS) as misnamer:
-        outside = Outside(fetcher, misnamer, lambda: int(time.time()), dial.hosts if dial else ())
+    with (
+        Fetcher(dial, timeout=FETCH_SECONDS) as fetcher,
+        Fetcher(dial, timeout=FETCH_SECONDS, misnamed=WRONG_HOST) as misnamed,
+    ):
+        outside = Outside(fetcher, misnamed, lambda: int(time.time()), dial.hosts if dial else ())
         yield from examine_outside(settings, outside)
 
 

@@ -30,6 +30,7 @@ from ktlog.tlog.encoding import parse_decimal
 from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, VERIFIERS, Policy
 from ktlog.wire.fetch import Fetcher, Response
 from ktlog.wire.httpsig_response import content_digest
+from ktlog.words import count_entries, some
 
 GOOD, LOOK, BAD = ("ok", "look", "bad")
 
@@ -78,13 +79,6 @@ class Outside:
     misnamed: Fetcher
     now: Callable[[], int]
     dialled: Collection[str] = ()
-
-
-class Misnamer(Fetcher):
-    """A Fetcher whose requests carry the wrong Host header, over a TLS connection to the right server."""
-
-    def _exchange(self, connection: Any, method: str, url: Any, headers: Mapping[str, str], *rest: Any) -> Response:
-        return super()._exchange(connection, method, url, {**headers, "Host": WRONG_HOST}, *rest)
 
 
 def _found(name: str, well: bool, what: str, advice: str, state: str = BAD) -> Ailment:
@@ -168,7 +162,7 @@ def _policy(settings: Settings) -> Ailment:
         return Ailment("Policy", BAD, f"{error.name}: {error.message}", error.hint)
     cosigners = len({witness.vkey.name for witness in policy.witnesses.values()})
     verified = VERIFIERS in policy.groups
-    what = f"publish.policy names {_some(cosigners, 'cosigner', 'cosigners')}, verifiers"
+    what = f"publish.policy names {some(cosigners, 'cosigner')}, verifiers"
     what += " among them" if verified else " not among them"
     advice = "Without verifiers of the map no client gets proof that an answer is complete: docs/running.md, The map."
     return _found("Policy", verified, what, advice, LOOK)
@@ -186,7 +180,7 @@ def _running(settings: Settings) -> Iterator[Ailment]:
         yield Ailment("Running", BAD, error.message, error.hint)
         return
     sequenced, published, mapped = (_number(status, name) for name in ("sequenced", "published", "mapped"))
-    yield Ailment("Running", GOOD, f"the sequencer runs, and has {_some(sequenced, 'entry', 'entries')}")
+    yield Ailment("Running", GOOD, f"the sequencer runs, and has {count_entries(sequenced)}")
     paused = (status.get("rules") or {}).get("paused") or {}
     if paused:
         what = f"no messages are taken: {paused.get('reason')}"
@@ -197,15 +191,15 @@ def _running(settings: Settings) -> Iterator[Ailment]:
         ("Published", sequenced - published, standing[0], "checkpoint-age", ""),
         ("Mapped", published - mapped, standing[1], "map-age", " of the map"),
     ):
-        what = f"{_some(count, 'entry is', 'entries are')} not {name.lower()} yet"
-        what += f", and the last checkpoint{of} is {_number(status, age)} seconds old" if stands else ""
+        what = f"{some(count, 'entry is', 'entries are')} not {name.lower()} yet"
+        what += f", and the last checkpoint{of} is {some(_number(status, age), 'second')} old" if stands else ""
         advice = "The log's output says which cosigner refused, and why."
         yield replace(_found(name, count <= settings.queue_limit and not stands, what, advice), settled=count <= 0)
     ages: Mapping[str, Any] = status.get("cosigned-age") or {}
     for cosigner in sorted(ages):
         age = _number(ages, cosigner)
         yield _found(
-            "Cosigned", age < COSIGNED_SECONDS, f"{cosigner} cosigned {age} seconds ago, or the log began then",
+            "Cosigned", age < COSIGNED_SECONDS, f"{cosigner} cosigned {some(age, 'second')} ago, or the log began then",
             "Ask whether it follows both of your logs, and see what the log's output says of it.",
         )
 
@@ -239,10 +233,6 @@ def _number(members: Mapping[str, Any], name: str) -> int:
         return parse_decimal(str(members.get(name, "0")))
     except EncodingError:
         return 0
-
-
-def _some(count: int, noun: str, plural: str) -> str:
-    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _room(settings: Settings) -> Ailment:
@@ -280,7 +270,7 @@ def _skew(answer: Response, now: int) -> int | None:
     """How far a server's clock is ahead of this one, in seconds; None if it does not say."""
     try:
         return int(parsedate_to_datetime(answer.headers.get("date", "")).timestamp()) - now
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
@@ -293,7 +283,7 @@ def _clock(told: list[tuple[str, int]]) -> Ailment:
     said = f"by {told[0][0]} alone" if len(told) == 1 else f"by the median of {len(told)} witnesses"
     return _found(
         "Clock", abs(skew) <= CLOCK_SECONDS,
-        f"this machine's clock is {_some(abs(skew), 'second', 'seconds')} {'slow' if skew > 0 else 'fast'}, {said}",
+        f"this machine's clock is {some(abs(skew), 'second')} {'slow' if skew > 0 else 'fast'}, {said}",
         f"Set it by NTP: cosignatures and requests that are {CLOCK_SKEW_SECONDS} seconds off do not count.",
         BAD if abs(skew) > CLOCK_BAD_SECONDS else LOOK,
     )
@@ -304,7 +294,7 @@ def _published(settings: Settings, answer: Response) -> Ailment:
         _, checkpoint = parse_signed_checkpoint(answer.body)
     except EncodingError as error:
         return Ailment("Checkpoint", BAD, f"what the proxy serves is none: {error}", "It is DIR/tiles/checkpoint.")
-    what = f"{checkpoint.origin} has published {_some(checkpoint.size, 'entry', 'entries')}"
+    what = f"{checkpoint.origin} has published {count_entries(checkpoint.size)}"
     return _found("Checkpoint", checkpoint.origin == settings.origin, what, "The proxy leads to another log.")
 
 
@@ -379,7 +369,7 @@ def _quorum(policy: Policy, down: list[WitnessPeer]) -> Ailment:
         have, need = policy.shortfall(there, group) if names else (0, 0)
         if have < need:
             does, it = ("does", "it") if len(names) == 1 else ("do", "them")
-            quorum = _some(need, *role)
+            quorum = some(need, *role)
             words.append(f"{', '.join(sorted(names))} {does} not answer, and the quorum of {quorum} needs {it}")
     return Ailment(
         "Quorum", BAD, "; ".join(words) or "too few cosigners answer",

@@ -176,7 +176,7 @@ class Service:
         )
         self._room = Room(settings.directory, settings.free_space_floor_mib * MIB)
         self._weight = Weight(settings.tiles)
-        self._stands = (-1, 0.0)  # the published size, and since when entries wait behind it
+        self._stands = (-1, time.monotonic())  # the published size, and since when entries wait behind it
         self.desk = Desk(
             self._sequencer, self._tasks.plan, status=self._status, unpublished=self._unpublished,
             unpublished_limit=settings.unpublished_limit, queue_limit=settings.queue_limit,
@@ -269,10 +269,7 @@ class Service:
             return "Paused"
         if why := self.desk.why_not_now():
             return f"Overloaded: {why}"
-        published, now = self._publisher.published_size, time.monotonic()
-        if published != self._stands[0] or published >= self._sequencer.state.size:
-            self._stands = published, now
-        stood = now - self._stands[1]
+        stood = time.monotonic() - self._stands[1]
         return f"NotPublished: entries wait for a checkpoint for {stood:.0f} s" if stood > STANDING_SECONDS else None
 
     def stop(self) -> None:
@@ -315,6 +312,8 @@ class Service:
                 # What is written to a removed store is lost, and without the others nobody reaches this process.
                 raise StoreError("FileLost", f"{path} was removed while the log was running")
         size, now = self._publisher.published_size, time.monotonic()
+        if size != self._stands[0] or size >= self._sequencer.state.size:
+            self._stands = size, now
         if size > self._noted_size and now >= self._note_next:
             self._store.note_published(size, self._now())
             self._noted_size, self._note_next = size, now + min(NOTE_SECONDS, self._settings.notice_seconds)

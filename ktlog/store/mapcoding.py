@@ -14,7 +14,14 @@ decode_frontier = lru_cache(maxsize=4)(Frontier.decode)
 
 
 def join_history(leaves: Iterable[bytes]) -> bytes:
-    """Each after its length in one byte."""
+    """Each after its length in one byte.
+
+    Raises:
+        StoreError: ``Corrupt``: one is longer than a leaf can be.
+    """
+    leaves = tuple(leaves)
+    if any(len(leaf) > 255 for leaf in leaves):
+        raise StoreError("Corrupt", "the map's store: a leaf of a history is longer than any")
     return b"".join(len(leaf).to_bytes(1, "big") + leaf for leaf in leaves)
 
 

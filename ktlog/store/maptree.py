@@ -219,7 +219,8 @@ def write_all_pages(rows: TreeRows, depth: int, buckets: Iterable[tuple[int, byt
     for number, row in buckets:
         leaves = _merge(unseal(row), ())
         indexes = [leaf[:32] for leaf in leaves]
-        if len(leaves[-1]) < LEAF_BYTES or indexes != sorted({*indexes}) or prefix(indexes[0], depth) != number:
+        whole = bool(leaves) and len(leaves[-1]) >= LEAF_BYTES and indexes == sorted({*indexes})
+        if not whole or prefix(indexes[0], depth) != number:
             raise StoreError(
                 "Corrupt", f"the map's store: map_buckets {number} is not what was written",
                 hint="Restore map.db, map-signed-head.json and map-pending from the newest copy.",

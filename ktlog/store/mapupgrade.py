@@ -39,6 +39,7 @@ _SECOND = (
     "DROP TABLE map_nodes",
     "CREATE TABLE map_nodes (page INTEGER PRIMARY KEY, nodes BLOB NOT NULL) STRICT",
 )
+UNCHANGED = "Nothing was changed. Restore map.db, map-signed-head.json and map-pending from the newest copy."
 _MOVED = ("DROP TABLE map_history", "DROP TABLE map_values", "ALTER TABLE map_values_anew RENAME TO map_values")
 
 
@@ -58,11 +59,14 @@ def bring_up(connection: sqlite3.Connection, rows: TreeRows) -> None:
     ))
     for statement in _MOVED:
         connection.execute(statement)
-    depth, root = connection.execute("SELECT depth, root FROM map_state").fetchone()
+    state = connection.execute("SELECT depth, root FROM map_state").fetchone()
+    if state is None:
+        raise StoreError("Corrupt", "the map's store does not say what was published", hint=UNCHANGED)
+    depth, root = state
     buckets = connection.execute("SELECT number, leaves FROM map_buckets ORDER BY number")
     if write_all_pages(rows, depth, buckets) != root:
         raise StoreError(
             "Corrupt", "the map's store: its leaves do not make up the root that was published",
-            hint="Nothing was changed. Restore map.db, map-signed-head.json and map-pending from the newest copy.",
+            hint=UNCHANGED,
         )
     connection.execute("UPDATE log_meta SET schema_version = 2")

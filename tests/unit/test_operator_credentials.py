@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from ktlog.cli import ktlog
 from ktlog.config import Settings
 from ktlog.errors import StoreError
-from ktlog.operator.create import check_public_keys, create_log, load_public_keys
+from ktlog.operator.create import check_public_keys, create_log, ensure_map, load_public_keys
 from ktlog.operator.custody import Channel, local_custody, remote_custody, start_signer
 from ktlog.operator.hpkekeys import load_hpke_keys
 from ktlog.operator.keylist import list_all
@@ -82,8 +85,9 @@ def test_the_signers_process_finds_them(settings: Settings) -> None:
 def test_each_must_be_there_once_closed_to_others_and_whole(settings: Settings, credentials: Path, purpose: str) -> None:
     path = credentials / purpose
     kept = path.read_bytes()
-    path.chmod(0o444)
-    assert refused(settings).name == "UnsafeSecret"
+    for mode in (0o444, 0o660):
+        path.chmod(mode)
+        assert refused(settings).name == "UnsafeSecret"
     path.chmod(0o600)
     path.write_bytes(kept[:31])
     assert refused(settings).name == "BadSecret"
@@ -104,6 +108,37 @@ def test_each_must_be_there_once_closed_to_others_and_whole(settings: Settings, 
     assert refused(settings).name == "TwoSources"
     with pytest.raises(StoreError, match="TwoSources"):
         load_seed(settings.keys, purpose)
+
+
+def back_up_with_keys(settings: Settings, *words: str) -> Result:
+    place = str(settings.directory.parent / "backups")
+    done = CliRunner().invoke(ktlog, ["backup", place, "--dir", str(settings.directory), "--with-keys", *words])
+    assert done.exit_code == 0, done.exception
+    return done
+
+
+def test_a_backup_names_the_keys_that_are_not_in_it(
+    settings: Settings, credentials: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (credentials / "http-ed25519").rename(settings.keys / "http-ed25519")
+    ensure_map(settings)
+    lines = back_up_with_keys(settings).stderr.splitlines()
+    there = [purpose for purpose in PURPOSES if purpose != "http-ed25519"]
+    assert "NOT in it" in lines[1] and lines[2:] == [f"  {purpose}: the systemd credential {purpose}" for purpose in there]
+    left_out = json.loads(back_up_with_keys(settings, "--json").stdout)["keys-left-out"]
+    assert left_out == {purpose: f"the systemd credential {purpose}" for purpose in there}
+    # Outside of the unit nobody can see that they are credentials; that they are not there, one can.
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    left_out = json.loads(back_up_with_keys(settings, "--json").stdout)["keys-left-out"]
+    assert list(left_out) == there and all("not in DIR/keys" in where for where in left_out.values())
+
+
+def test_a_backup_with_every_key_says_nothing_of_the_kind(made: Settings, tmp_path: Path) -> None:
+    shutil.copytree(made.directory, tmp_path / "log")
+    settings = Settings(tmp_path / "log", ORIGIN, "spec")
+    ensure_map(settings)
+    assert len(back_up_with_keys(settings).stderr.splitlines()) == 1
+    assert json.loads(back_up_with_keys(settings, "--json").stdout)["keys-left-out"] == {}
 
 
 def test_without_the_service_manager_none_is_there(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from ktlog.cli import ktlog
+from ktlog.commands import doctor as doctor_command
 from ktlog.config import Settings
 from ktlog.errors import Unreachable
 from ktlog.operator import doctor
 from ktlog.operator.create import create_log, load_public_keys
-from ktlog.operator.doctor import WRONG_HOST, Ailment, Misnamer, Outside, examine_inside, examine_outside
+from ktlog.operator.doctor import Ailment, Outside, examine_inside, examine_outside
 from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.note import ED25519, sign_checkpoint, signer_from_seed
 from ktlog.wire.fetch import Response
@@ -131,14 +132,6 @@ def test_what_is_wrong_outside_is_named(settings: Settings, change, name: str, s
     assert {other for other, one in found.items() if other != name and one.state != "ok"} == others
 
 
-def test_the_misnamer_sends_the_wrong_host_to_the_right_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = []
-    monkeypatch.setattr(doctor.Fetcher, "_exchange", lambda self, connection, *words: sent.append(words) or Response(200, {}, b"", ""))
-    Misnamer().get(f"https://{ORIGIN}/api/info")
-    ((method, url, headers, *_),) = sent
-    assert (method, url.host, headers["Host"]) == ("GET", ORIGIN, WRONG_HOST)
-
-
 def test_an_address_that_a_dial_table_gave_is_not_called_the_dns(settings: Settings) -> None:
     by_dns, by_table = (next(examine_outside(settings, World().place(*hosts))).what for hosts in ((), (ORIGIN,)))
     assert "by DNS" in by_dns and "KTLOG_DIAL" in by_table and "by DNS" not in by_table
@@ -199,6 +192,28 @@ def test_a_clock_that_is_off(tmp_path: Path, ahead: dict[str, int | None], state
 
     found = outside(settings, change)["Clock"]
     assert found.state == state and words in found.what
+
+
+@pytest.mark.parametrize("date", [
+    "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT",
+    "Mon, 01 Jan 2026 00:00:00 +99999999999999999999", "\x9b2J",
+])
+def test_a_time_that_is_none_says_nothing(settings: Settings, date: str) -> None:
+    """A witness could keep an operator from all the other findings."""
+    def change(world: World) -> None:
+        world.clocks = dict.fromkeys((ORIGIN, "w1.example"))
+        for part in ("/checkpoint", "w1.example"):
+            world.say(part, 200, world.note, {"date": date})
+
+    found = outside(settings, change)
+    assert found["Clock"].what == "nobody who was asked said the time"
+
+
+def test_what_strangers_wrote_moves_no_cursor(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Ailment("Quorum", "bad", "it says \x9b2J\u202e", "\x1b[2J")
+    monkeypatch.setattr(doctor_command, "examine_inside", lambda _: [said])
+    done = CliRunner().invoke(ktlog, ["doctor", "--dir", str(settings.directory), "--inside"])
+    assert done.output.startswith("BAD   Quorum: it says ?2J?\n        ?[2J\n")
 
 
 def test_an_unreachable_log_has_a_clock_all_the_same(settings: Settings) -> None:
@@ -297,11 +312,12 @@ def test_an_entry_of_an_idle_log_has_as_long_as_cosigners_may_take(settings: Set
 
 
 def test_one_entry_is_no_entries(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = running(settings, monkeypatch, {"sequenced": "2", "published": "1", "mapped": "1", "checkpoint-age": "5"})
-    words = {one.name: one.what for one in found}
+    status = {"sequenced": "2", "published": "1", "mapped": "1", "checkpoint-age": "5", "cosigned-age": {"w1.example": "1"}}
+    words = {one.name: one.what for one in running(settings, monkeypatch, status)}
     assert (words["Running"], words["Published"], words["Mapped"]) == (
         "the sequencer runs, and has 2 entries", "1 entry is not published yet", "0 entries are not mapped yet"
     )
+    assert words["Cosigned"].startswith("w1.example cosigned 1 second ago, ")
 
 
 def test_a_pause_that_was_forgotten(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,14 +100,27 @@ def test_messages_over_the_socket(running):
         assert store.state().size == 2
 
 
+def settle(running: Service) -> None:
+    """Until it has kept house once more: that is done after each batch, and five times a second."""
+    seen = threading.Event()
+    with pytest.MonkeyPatch.context() as patched:
+        keep = running._keep_house
+        patched.setattr(running, "_keep_house", lambda: (keep(), seen.set()))
+        assert seen.wait(20)
+
+
 def test_ready_means_that_messages_are_taken_and_published(running):
-    assert running._unready() is None
+    running._stands = 0, time.monotonic() - STANDING_SECONDS - 1
+    settle(running)
+    assert running._unready() is None, "nobody asked for long, and nothing waited"
     SequencerLink(running._settings.socket_record).append(submission(add(ALICE, "a")))
+    settle(running)
     assert running._unready() is None, "it came just now"
     published, since = running._stands
     running._stands = published, since - STANDING_SECONDS - 1
     assert running._unready().startswith("NotPublished: ")
     running._publisher.published_size = 1
+    settle(running)
     assert running._unready() is None
     running.desk._shortage = lambda: "the log's disk has 1 MiB left"
     assert running._unready() == "Overloaded: the log's disk has 1 MiB left"

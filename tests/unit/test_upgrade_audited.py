@@ -121,6 +121,22 @@ def test_a_map_of_an_earlier_schema_is_brought_up_to_date_and_a_copy_is_kept(tmp
     assert upgrade.copies(path) == [copy], "what is up to date is not copied"
 
 
+@pytest.mark.parametrize("damage", [
+    "DELETE FROM map_state", "DELETE FROM map_buckets", "UPDATE map_buckets SET leaves = zeroblob(0)",
+    "UPDATE map_history SET item = zeroblob(300)", "UPDATE map_state SET depth = 7",
+])
+def test_a_map_that_is_none_is_refused_and_stays_as_it_is(tmp_path, damage) -> None:
+    path = (settings := make_map(tmp_path / "log", 1)).map_database
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(damage)
+        database.commit()
+        before = list(database.iterdump())
+    with pytest.raises(StoreError, match="Corrupt"):
+        open_map(settings)
+    with closing(sqlite3.connect(path)) as database:
+        assert list(database.iterdump()) == before
+
+
 def test_the_tables_are_those_of_a_new_map(tmp_path) -> None:
     old, new = make_map(tmp_path / "old", 1), make(tmp_path / "new", 3)
     open_map(old).close()
@@ -213,7 +229,7 @@ def test_the_plan_and_the_command_speak_of_the_map_too(tmp_path) -> None:
     def migrate(*words: str) -> str:
         ran = CliRunner().invoke(ktlog, ["migrate", "--dir", str(settings.directory), *words])
         assert ran.exit_code == 0, ran.exception
-        return ran.output
+        return ran.stdout
 
     words = migrate("--plan")
     assert "the map: schema 1, 3 leaves" in words and "  map_0002  a history lies with its value" in words
