@@ -29,7 +29,6 @@ from ktlog.client.verify import (
     check_cosigned,
     check_extends,
     check_two_roots,
-    count_entries,
 )
 from ktlog.errors import Forked, Invalid, KtlogError, Unreachable
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
@@ -37,6 +36,7 @@ from ktlog.tlog.evidence import parse_evidence
 from ktlog.tlog.note import COSIGNATURE_MLDSA44
 from ktlog.tlog.policy import NO_QUORUM, Policy
 from ktlog.tlog.tree import HashReader
+from ktlog.words import count_entries, some
 
 Tiles = Callable[[Source, Head], HashReader]
 """Hashes of the tree of a head, as a source serves them, vouched for by that head's root."""
@@ -274,7 +274,7 @@ def _rolled_back(of: Comparison, views: Sequence[View], out: Looked) -> None:
     if beyond is not None:
         out.add(
             "RolledBack", "Stale",
-            f"{of.log.origin} shows {count_entries(mine[-1].size)} now, and has shown a signed tree of {beyond[0]} or"
+            f"{of.log.origin} shows {count_entries(mine[-1].size)} now, and has shown a signed tree of {beyond[0]:,} or"
             " more before", since=beyond[1],
         )
 
@@ -287,8 +287,8 @@ def _frozen(of: Comparison, out: Looked, now: int) -> None:
     size, since = beyond
     out.add(
         "FrozenLog", "Stale",
-        f"{of.log.origin} shows {count_entries(head.size)}; others were shown a signed tree of {size} or more"
-        f" {max(0, now - since)} seconds ago", since=since,
+        f"{of.log.origin} shows {count_entries(head.size)}; others were shown a signed tree of {size:,} or more"
+        f" {some(max(0, now - since), 'second')} ago", since=since,
     )
 
 
@@ -302,7 +302,7 @@ def _behind(of: Comparison, views: Sequence[View], out: Looked) -> None:
         if missed is not None:
             out.add(
                 _NAMES[source.kind], "Stale",
-                f"{source.words} has {count_entries(size)}; the log has shown {missed[0]} or more", source.key,
+                f"{source.words} has {count_entries(size)}; the log has shown {missed[0]:,} or more", source.key,
                 missed[1],
             )
 

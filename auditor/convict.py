@@ -12,7 +12,6 @@ from auditor.evidence.claims import Claim, parse_claim
 from auditor.evidence.judge import Known, judge_claim
 from auditor.evidence.limits import MAX_MARKS
 from auditor.report import printable
-from ktlog.client.verify import count_entries
 from ktlog.errors import EncodingError, KtlogError, Unreachable
 from ktlog.keymap.evidence import FORMAT as MAP_FORMAT
 from ktlog.keymap.evidence import MapEvidence, judge_map_evidence, parse_map_evidence
@@ -21,6 +20,7 @@ from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.evidence import INCONSISTENT, Evidence, parse_evidence, verify_evidence
 from ktlog.tlog.note import ED25519, Vkey
+from ktlog.words import count_entries
 
 _NEXT = "Do not rely on this file. Was it changed on its way? Whoever gave it to you has the original."
 _LATER = "Nothing was decided: what had to be read could not be. Try again."
@@ -120,8 +120,8 @@ def _what_of_map(evidence: MapEvidence, reason: str) -> str:
 def _what(evidence: Evidence, first: int, second: int) -> str:
     if evidence.kind == INCONSISTENT:
         return (
-            f"The holder of this key signed a tree of {count_entries(first)} and a tree of {second} that does not begin"
-            " with it: entries were changed or taken out after they were signed."
+            f"The holder of this key signed a tree of {count_entries(first)} and a tree of {second:,} that does not"
+            " begin with it: entries were changed or taken out after they were signed."
         )
     return (
         f"The holder of this key signed two different trees of {count_entries(first)} each: two histories, of which"

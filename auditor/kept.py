@@ -21,7 +21,7 @@ from auditor.evidence.promises import open_receipt
 from auditor.findings_store import FindingStore
 from auditor.report import Finding
 from ktlog.client.publicfiles import PublicFiles
-from ktlog.client.verify import Head, Log, count_entries
+from ktlog.client.verify import Head, Log
 from ktlog.errors import EncodingError, Invalid, KtlogError, Unreachable
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keychanges import MOST_BYTES, parse_changes, successors, verify_changes
@@ -30,6 +30,7 @@ from ktlog.tlog.note import Vkey
 from ktlog.tlog.tree import HashReader
 from ktlog.wire.actor_id import parse_https_url
 from ktlog.wire.receipts import Acceptance, parse_receipt
+from ktlog.words import count_entries
 
 MAX_RECEIPTS = 1000
 MAX_RECEIPT_BYTES = 1 << 18

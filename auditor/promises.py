@@ -14,11 +14,12 @@ from auditor.debounce import Condition
 from auditor.memory import LOG, Memory
 from auditor.report import Finding, finding_from
 from ktlog.client.publicfiles import PublicFiles
-from ktlog.client.verify import Head, count_entries
+from ktlog.client.verify import Head
 from ktlog.errors import EncodingError, Invalid, Unreachable
 from ktlog.keymap.output import MapConfig, OutputLeaf, hash_config, parse_config, parse_leaf
 from ktlog.tlog.tiles import TILE_WIDTH
 from ktlog.tlog.tree import hash_leaf
+from ktlog.words import count_entries
 
 BAD, MISSING = "BadMapLeaf", "MissingMapLeaf"
 NAMES = frozenset({"InputHeldBack", "LateMap", "StaleMap", BAD, MISSING})
@@ -106,12 +107,12 @@ def _late(
             found.append(Condition(Finding(
                 "InputHeldBack", "Stale",
                 f"leaf {head.size - 1} of {head.origin}, of {leaf.time}, covers {count_entries(leaf.input_size)}; the"
-                f" log had shown {size} at {seen}, and promises to cover them within {config.mmd} seconds",
+                f" log had shown {size:,} at {seen}, and promises to cover them within {config.mmd} seconds",
             ), since=due))
         elif now > due:
             found.append(Condition(Finding(
                 "LateMap", "Stale",
-                f"the map covers {count_entries(leaf.input_size)}; the log showed {size} at {seen}, and promises to"
+                f"the map covers {count_entries(leaf.input_size)}; the log showed {size:,} at {seen}, and promises to"
                 f" cover them within {config.mmd} seconds",
             ), since=due))
     due = leaf.time + config.heartbeat + skew

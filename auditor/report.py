@@ -104,6 +104,7 @@ from ktlog.errors import (
 )
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import Vkey
+from ktlog.words import count_entries, some
 
 # Gravest first: this order, not the numbers, decides the exit code.
 EXIT_CODES = {
@@ -357,12 +358,6 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in shown)
 
 
-def _plural(count: int, noun: str) -> str:
-    if noun.endswith("y"):
-        return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun[:-1]}ies"
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def _format_silence(report: Report) -> str:
     """Of a log of which nothing was read: why. Else the reason would stand among all that it is the reason of."""
     # What the log itself said, before what its map did.
@@ -383,9 +378,10 @@ def format_report(report: Report) -> str:
         lines.append(f"{report.origin}: no fault found; no entry is new since the last audit.")
     elif report.ok:
         new = "new " if report.first else ""
-        lines.append(f"{report.origin}: no fault found in {_plural(report.entries_audited, f'{new}entry')}.")
+        what = some(report.entries_audited, f"{new}entry", f"{new}entries")
+        lines.append(f"{report.origin}: no fault found in {what}.")
     else:
-        lines.append(f"{report.origin}: {_plural(len(report.findings), 'finding')}.")
+        lines.append(f"{report.origin}: {some(len(report.findings), 'finding')}.")
     if report.tree_size is not None and report.root is not None:
         lines.append(f"  tree size {report.tree_size:,}, root {encode_base64(report.root)}")
     for finding in report.findings:
@@ -396,22 +392,22 @@ def format_report(report: Report) -> str:
     for path in report.evidence:
         lines.append(f"  evidence: {path}")
     lines.append(
-        f"  checked: {_plural(report.entries_audited, 'entry')}, {_plural(report.tiles, 'tile')}, "
-        f"{_plural(report.leaf_signatures, 'leaf signature')}, "
-        f"{_plural(report.message_signatures, 'message signature')}, "
-        f"{report.commitments.checked:,} of {_plural(report.commitments.total, 'commitment')}, "
-        f"API answers for {report.answers.checked:,} of {_plural(report.answers.total, 'actor')}, "
+        f"  checked: {count_entries(report.entries_audited)}, {some(report.tiles, 'tile')}, "
+        f"{some(report.leaf_signatures, 'leaf signature')}, "
+        f"{some(report.message_signatures, 'message signature')}, "
+        f"{report.commitments.checked:,} of {some(report.commitments.total, 'commitment')}, "
+        f"API answers for {report.answers.checked:,} of {some(report.answers.total, 'actor')}, "
         f"in {report.seconds:.1f} s"
     )
     if report.map_leaves:
         lines.append(
-            f"  map: {_plural(report.map_leaves, 'map')}, {report.map_followed:,} followed from the one before,"
+            f"  map: {some(report.map_leaves, 'map')}, {report.map_followed:,} followed from the one before,"
             f" {report.map_derived:,} derived from the entries"
         )
     if report.erasures or report.entries_withheld:
         lines.append(
-            f"  erased: {_plural(report.erasures, 'actor')} in all; text of "
-            f"{_plural(report.entries_withheld, 'entry')} is withheld"
+            f"  erased: {some(report.erasures, 'actor')} in all; text of "
+            f"{count_entries(report.entries_withheld)} is withheld"
         )
     for index, what in sorted(report.taken.items())[:KEPT_PER_NAME]:
         lines.append(f"  taken: entry {index} {what}")

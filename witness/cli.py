@@ -22,6 +22,7 @@ from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey, parse_vkey
 from ktlog.tlog.tree import EMPTY_ROOT
 from ktlog.wire.actor_id import parse_https_url
+from ktlog.words import some
 from witness import keyoptions, mirrorcli, retire, upkeep
 from witness.clikit import EXIT_CODES, dir_option, json_option, mark_option, open_store, print_json, reporting
 from witness.config import SEED_BYTES, WitnessDir
@@ -248,7 +249,7 @@ def list_logs(directory: Path, as_json: bool) -> None:
             root = encode_base64(latest.checkpoint.root)
             click.echo(f"  size {latest.checkpoint.size}, root {root}, cosigned {when}")
         if log.per_day is not None:
-            click.echo(f"  may submit {log.per_day} times a day")
+            click.echo(f"  may submit {some(log.per_day, 'time')} a day")
         for key in log.vkeys:
             click.echo(f"  trusts {_short(key)}")
         for key in log.retired:

@@ -29,6 +29,7 @@ from ktlog.pkd.messages import message_from_plain
 from ktlog.pkd.pae import pae
 from ktlog.tlog.tiles import TILE_WIDTH, TileHashReader
 from ktlog.tlog.tree import hash_leaf
+from ktlog.words import count_entries
 from witness.replays import Replay, ReplayStore
 
 LONGEST_GAP_SECONDS = 600
@@ -111,7 +112,8 @@ class InputLog:
     def _check_smaller(self, head: Head, known: Head) -> None:
         """A smaller head is no news; one of another tree convicts, if the log still serves ours."""
         check_extends(self._log, head, known, self._files.hashes(known.size, known.root))
-        raise Stale("RolledBack", f"{head.origin} showed {known.size} entries before and shows {head.size} now")
+        before = count_entries(known.size)
+        raise Stale("RolledBack", f"{head.origin} showed {before} before and shows {head.size:,} now")
 
     def erasures(self, known: Sequence[ErasureRecord]) -> tuple[ErasureRecord, ...]:
         """The whole erasure log, which goes on where *known* ends.

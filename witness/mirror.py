@@ -19,6 +19,7 @@ from ktlog.errors import Conflict, EncodingError, Invalid, StoreError
 from ktlog.tlog.checkpoint import format_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import Note, Signer, format_note, format_signature_line, open_note, parse_note
+from ktlog.words import some
 from witness.decide import RETIRED_KEY, Accept, Cosigned, Refuse, decide, parse_request, refuse
 from witness.limits import Limits
 from witness.mirrorfiles import MirrorFiles, Verified, served
@@ -133,7 +134,8 @@ class Mirror:
             grows = log.pending is None or log.pending.checkpoint.size < judgement.checkpoint.size
             wait = self._limits.take(origin, followed.per_day, growth=grows)
             if wait:
-                return _too_many("TooManySubmissions", f"{origin} may submit {followed.per_day} times a day", wait)
+                what = f"{origin} may submit {some(followed.per_day, 'time')} a day"
+                return _too_many("TooManySubmissions", what, wait)
             with suppress(Conflict):  # another came first: judge anew
                 self.store.record_pending(_pending(judgement))
                 return Answer(200, b"")

@@ -16,6 +16,7 @@ from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.note import format_signature_line, parse_vkey
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries
 from witness.clikit import EXIT_CODES, dir_option, json_option, open_store, print_json, reporting
 from witness.config import SEED_BYTES, WitnessDir
 from witness.mark import write_mark
@@ -135,7 +136,7 @@ def list_mirrored(directory: Path, as_json: bool) -> None:
         told = _describe(log)
         cosigned = "never cosigned" if told["size"] is None else f"cosigned at size {told['size']}"
         pending = "nothing pending" if told["pending"] is None else f"pending {told['pending']}"
-        click.echo(f"{log.origin}: {cosigned}, {pending}, holds {log.next_entry} entries,"
+        click.echo(f"{log.origin}: {cosigned}, {pending}, holds {count_entries(log.next_entry)},"
                    f" {log.stored_bytes} of {log.max_bytes} bytes")
     if not logs:
         click.echo("No logs. Say which: ktlog-witness mirror-log --dir DIR ORIGIN")
@@ -222,7 +223,7 @@ def check_mirror(directory: Path, as_json: bool) -> None:
     for origin, checkpoint in logs:
         MirrorFiles(MirrorDir(WitnessDir(directory)).logs, hash_origin(origin)).check_all(checkpoint)
         if not as_json:
-            click.echo(f"{origin}: {checkpoint.size} entries, all as they were logged")
+            click.echo(f"{origin}: {count_entries(checkpoint.size)}, as they were logged")
     if as_json:
         print_json({"checked": {origin: checkpoint.size for origin, checkpoint in logs}})
 

@@ -9,6 +9,7 @@ import click
 
 from ktlog import durable
 from ktlog.errors import UsageError
+from ktlog.words import some
 from witness.clikit import EXIT_CODES, dir_option, json_option, mark_option, open_store, print_json, reporting
 from witness.config import WitnessDir
 from witness.mark import write_mark
@@ -35,7 +36,7 @@ def pull_logs(directory: Path, source: str, as_json: bool) -> None:
         return
     for origin in done.added:
         click.echo(f"{origin}: added")
-    click.echo(f"{done.listed} logs in the list, {len(done.added)} of them new")
+    click.echo(f"{some(done.listed, 'log')} in the list, {len(done.added)} of them new")
 
 
 @click.command("set-mark", epilog=EXIT_CODES)

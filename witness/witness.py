@@ -16,6 +16,7 @@ from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.evidence import format_evidence
 from ktlog.tlog.note import Signer, format_signature_line
+from ktlog.words import some
 from witness.decide import RETIRED_KEY, TEXT, Accept, Cosigned, Refuse, Request, decide, parse_request, refuse
 from witness.limits import Limits
 from witness.mark import MARK_SYNCED, MARK_WRITTEN
@@ -202,7 +203,7 @@ class Witness:
         grows = latest is None or latest.checkpoint.size < judgement.checkpoint.size
         wait = 0 if counted else self._limits.take(origin, log.per_day, growth=grows)
         if wait:
-            what = f"{origin} may submit {log.per_day} times a day"
+            what = f"{origin} may submit {some(log.per_day, 'time')} a day"
             return _too_many("TooManySubmissions", what, wait, submission.checkpoint)
         if not self._limits.admit(origin, growth=grows):
             what = f"too many submissions for {origin} are being worked on"

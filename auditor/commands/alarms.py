@@ -10,6 +10,7 @@ import click
 
 from auditor.alarm import printable_line
 from auditor.commands.owning import directory_option, json_option, open_outbox
+from ktlog.words import some
 
 
 @click.command("alarms")
@@ -32,7 +33,7 @@ def command(directory: Path, count: int, sink: str | None, as_json: bool) -> Non
     for row in rows:
         alarm = row["alarm"]
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(alarm["time"]))
-        state = "delivered" if row["delivered_at"] is not None else f"waiting, {row['attempts']} attempts"
+        state = "delivered" if row["delivered_at"] is not None else f"waiting, {some(row['attempts'], 'attempt')}"
         why = f": {row['last_error']}" if row["last_error"] else ""
         click.echo(printable_line(f"{when}  {row['sink']}  {state}{why}"))
         click.echo(f"  {printable_line(alarm['sentence'])}")

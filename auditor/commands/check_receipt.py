@@ -16,12 +16,13 @@ from auditor.evidence.promises import open_receipt
 from auditor.fetch import ATTEMPTS
 from auditor.state import AuditDirectory
 from ktlog.client.publicfiles import PublicFiles
-from ktlog.client.verify import count_entries, open_head
+from ktlog.client.verify import open_head
 from ktlog.errors import EncodingError, Forked, Invalid, Stale, UsageError
 from ktlog.pkd.keychanges import MOST_BYTES
 from ktlog.pkd.keys import decode_public_key
 from ktlog.wire.actor_id import parse_https_url
 from ktlog.wire.receipts import parse_receipt
+from ktlog.words import count_entries
 
 MAX_RECEIPT_BYTES = 1 << 18
 

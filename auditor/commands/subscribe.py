@@ -20,6 +20,7 @@ from ktlog.errors import EncodingError, UsageError
 from ktlog.tlog.checkpoint import MAXIMUM_ORIGIN_BYTES
 from ktlog.wire.actor_id import parse_https_url
 from ktlog.wire.webfinger import resolve_handle
+from ktlog.words import count_entries
 
 SHOWN = 50
 """Actors of a domain, on a terminal."""
@@ -98,10 +99,11 @@ def _there(host: str, found: Present | None) -> list[str]:
     if found is None:
         return [f"The watch has read no entry of the log yet: its first reading tells who of {host} is in it."]
     if not found.actors:
-        return [f"Nobody of {host} has a key by the {found.read_to:,} entries that the watch has read."]
+        return [f"Nobody of {host} has a key by the {count_entries(found.read_to)} that the watch has read."]
     rest = len(found.actors) - SHOWN + found.more
     return [
-        f"By the {found.read_to:,} entries that the watch has read, these of {host} have keys; no alarm tells of them:",
+        f"By the {count_entries(found.read_to)} that the watch has read, these of {host} have keys; no alarm tells of"
+        " them:",
         *(f"  {actor_id}: {keys}" for actor_id, keys in found.actors[:SHOWN]),
         *([f"  ... and {rest:,} more; --json lists them"] if rest > 0 else []),
     ]

@@ -29,13 +29,13 @@ from auditor.report import printable
 from auditor.sinks import TERMINAL, parse_sinks
 from auditor.watch import Watch, format_change, gravest
 from auditor.watchfile import EVERY, READ, WatchConfig, load_watch_file, make_watched
-from ktlog.client.verify import count_entries
 from ktlog.ending import call_when_told
 from ktlog.errors import UsageError
 from ktlog.wire.fetch import Fetcher, load_dial
 from ktlog.wire.logs import FORMATS, LEVELS, configure, fields, toggle_debug
 from ktlog.wire.notify import Notifier
 from ktlog.wire.prometheus import MetricsServer, Page
+from ktlog.words import count_entries, some
 
 WATCH_FILE = "watch.toml"
 LOOK_TIMEOUT_SECONDS = 10.0
@@ -191,7 +191,7 @@ def _serve(
         _LOG.info("metrics are served", extra=fields(address=server.address[0], port=server.address[1]))
     try:
         notifier.keep_alive(lambda: watch.store.execute("SELECT 1"))
-        notifier.send("READY=1", f"STATUS=watching {len(watch.logs)} logs")
+        notifier.send("READY=1", f"STATUS=watching {some(len(watch.logs), 'log')}")
         _LOG.info("watching", extra=fields(logs=len(watch.logs), every=watch.config.every))
         watch.run(deliver)
         _LOG.info("ended")

@@ -29,12 +29,13 @@ from ktlog.client.replay import (
 )
 from ktlog.client.terms import bad_status, fetch_body
 from ktlog.client.trust import ActorMemory, check_history
-from ktlog.client.verify import Log, count_entries
+from ktlog.client.verify import Log
 from ktlog.errors import Invalid, KtlogError, NotLogged, Stale
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.erasure import ErasureRecord
 from ktlog.pkd.state import Actor
 from ktlog.wire.fetch import Response
+from ktlog.words import count_entries
 
 MAX_LEAF_KEYS_BYTES = 4 << 20
 MAX_HISTORIES = 16

@@ -22,7 +22,7 @@ from ktlog.client.page import parse_leaf_keys
 from ktlog.client.proof import Found, complete, find_in_map, read_bundle
 from ktlog.client.terms import bad_status, fetch_body
 from ktlog.client.trust import MapMemory
-from ktlog.client.verify import Log, count_entries
+from ktlog.client.verify import Log
 from ktlog.errors import EncodingError, Forked, Invalid, NotLogged, Stale, StoreError, Unreachable
 from ktlog.keymap.bundle import MAX_BUNDLE_BYTES, Bundle
 from ktlog.keymap.check import Mapped, newest_leaf
@@ -51,6 +51,7 @@ from ktlog.tlog.note import Vkey
 from ktlog.tlog.tiles import TILE_WIDTH, entry_bundle_path, parse_bundle
 from ktlog.tlog.tree import hash_leaf
 from ktlog.wire.fetch import Response
+from ktlog.words import count_entries
 
 MAX_ENTRY_BUNDLE_BYTES = TILE_WIDTH * 1024
 MAX_PAGES = 2048

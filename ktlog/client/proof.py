@@ -36,7 +36,7 @@ from ktlog.client.answer import (
 from ktlog.client.full import FullCheck, check_full
 from ktlog.client.page import HistoryRow
 from ktlog.client.replay import Map, check_row, judge_pending
-from ktlog.client.verify import Cosigned, Head, Log, count_entries
+from ktlog.client.verify import Cosigned, Head, Log
 from ktlog.errors import EncodingError, Invalid, UsageError
 from ktlog.keymap.bundle import Bundle, Tombstone, encode_bundle, parse_bundle
 from ktlog.keymap.check import Mapped, check_bundle
@@ -46,6 +46,7 @@ from ktlog.pkd.actors import Role
 from ktlog.tlog.policy import VERIFIERS, WITNESSES, Policy
 from ktlog.tlog.proof import TlogProof, format_proof
 from ktlog.wire.actor_id import canonical_actor_id
+from ktlog.words import count_entries, some
 
 UNLINKED = "that this head extends one that was trusted before: nothing is remembered here"
 _NOT_NAMED = "that {} serves the domain: nobody named the log, and the policy has the map of no other"
@@ -286,7 +287,7 @@ def _checks(
     texts += [linked] if linked else []
     texts.append(
         f"the newest map under that head is of {_moment(leaf.time)}, over {count_entries(leaf.input_size)} of the log"
-        f" and {leaf.erasures} erasures"
+        f" and {some(leaf.erasures, 'erasure')}"
     )
     if value is not None:
         texts.append(f"the actor's leaf is in the map and commits to exactly the {len(value.keys)} keys listed")

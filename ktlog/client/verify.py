@@ -17,6 +17,7 @@ from ktlog.tlog.evidence import format_evidence, inconsistent, two_roots
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, Note, Verified, Vkey, open_note
 from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, Policy
 from ktlog.tlog.tree import EMPTY_ROOT, HashReader, prove_consistency, root_hash
+from ktlog.words import count_entries
 
 DEFAULT_MAX_AGE_SECONDS = 3600
 _FORK_HINT = (
@@ -59,11 +60,6 @@ class Cosigned:
 
     names: tuple[str, ...]
     as_of: int
-
-
-def count_entries(count: int) -> str:
-    """``1 entry``, ``2 entries``."""
-    return f"{count} entry" if count == 1 else f"{count} entries"
 
 
 def find_log(policy: Policy, origin: str) -> Log:
@@ -209,7 +205,7 @@ def check_not_smaller(remembered: Head, head: Head) -> None:
     if head.size < remembered.size:
         raise Stale(
             "RolledBack",
-            f"{head.origin} showed {count_entries(remembered.size)} before and shows {head.size} now",
+            f"{head.origin} showed {count_entries(remembered.size)} before and shows {head.size:,} now",
             hint="Somebody shows you an old copy, or the log lost entries. Try again; if it lasts, tell its auditors.",
         )
 
@@ -243,7 +239,7 @@ def check_extends(log: Log, older: Head, newer: Head, read: HashReader) -> None:
         ) from error
     raise Forked(
         "Inconsistent",
-        f"{log.origin} signed a tree of {count_entries(older.size)} and a tree of {newer.size} that does not contain"
+        f"{log.origin} signed a tree of {count_entries(older.size)} and a tree of {newer.size:,} that does not contain"
         " it",
         hint=_FORK_HINT,
         evidence=_evidence(

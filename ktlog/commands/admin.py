@@ -34,6 +34,7 @@ from ktlog.operator.rules import (
 )
 from ktlog.operator.stores import open_log, rules_document
 from ktlog.pkd.keychanges import KINDS
+from ktlog.words import count_entries, some
 
 DIRECTORY = click.option(
     "--dir", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
@@ -87,7 +88,7 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"cosigned    {name} {_age(age)} ago"
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in found["database-bytes"].items())
     yield f"disk        {_size(found['free-bytes'])} free{sizes and f'; {sizes}'}"
-    yield f"since start {found['accepted']} accepted in {found['batches']} batches"
+    yield f"since start {found['accepted']} accepted in {some(int(found['batches']), 'batch', 'batches')}"
     refused = ", ".join(f"{name} {count}" for name, count in found["refused"].items())
     yield f"refused     {refused or 'nobody'}"
     yield f"version     {found['version']}"
@@ -125,10 +126,9 @@ def actors(text: str, directory: Path, limit: int, after: str, as_json: bool) ->
 
 def _actor_lines(one: Found, *, whole: bool) -> Iterator[str]:
     fireproof = ", fireproof" if one.fireproof else ""
-    entries = "1 entry" if one.entries == 1 else f"{one.entries} entries"
     yield (
         f"{one.actor_id}  {len(one.keys)} of {one.keys_limit} keys, {one.aux} of {one.aux_limit} auxiliary data,"
-        f" {one.today} of {one.today_limit} messages in a day, {entries}{fireproof}"
+        f" {one.today} of {one.today_limit} messages in a day, {count_entries(one.entries)}{fireproof}"
     )
     if whole:
         for key in one.keys:
@@ -202,7 +202,7 @@ def _read_list(file: Path, every_severity: bool) -> tuple[str, ...]:
         raise UsageError(error.name, f"{file}: {error.message}", hint="Nobody was blocked. Correct the line.") from None
     if not names:
         raise UsageError("NobodyListed", f"{file}: names nobody to be blocked, and {others} with another severity")
-    click.echo(f"{file}: {len(names)} instances; {others} with another severity are passed over", err=True)
+    click.echo(f"{file}: {some(len(names), 'instance')}; {others} with another severity are passed over", err=True)
     return tuple(names)
 
 

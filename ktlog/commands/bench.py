@@ -37,6 +37,7 @@ from ktlog.bench.submit import Options, measure_submit
 from ktlog.bench.witnessed import Options as WitnessOptions
 from ktlog.bench.witnessed import measure_witness
 from ktlog.config import Settings
+from ktlog.words import count_entries
 
 MISSED = 5
 FEW_ENTRIES = 10_000
@@ -113,7 +114,7 @@ def prefill(directory: Path, entries: int, as_json: bool) -> None:
         click.echo(json.dumps({"dir": str(directory), "entries": entries, "seconds": seconds}))
     else:
         where = shlex.quote(str(directory))
-        click.echo(f"\r{entries} entries in {seconds} s. Next: ktlog bench submit --dir {where}", err=True)
+        click.echo(f"\r{count_entries(entries)} in {seconds} s. Next: ktlog bench submit --dir {where}", err=True)
 
 
 @command.command()
@@ -177,7 +178,7 @@ def log(
         if listen is not None:
             click.echo(f"checkpoints are verified with {VKEY}", err=True)
             served = serve_raw(settings, listen, lambda address: click.echo(f"listens on http://{address}", err=True))
-            click.echo(json.dumps({"benchmark": "log", "entries": served}) if as_json else f"{served} entries")
+            click.echo(json.dumps({"benchmark": "log", "entries": served}) if as_json else count_entries(served))
             return
         if settings.uses_postgres:
             rows = measure_postgres(settings, entries, size)

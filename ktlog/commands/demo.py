@@ -22,6 +22,7 @@ from ktlog.demo.scene import CheckFailed, Result
 from ktlog.demo.story import CHECKS, Story
 from ktlog.demo.teller import Teller, choose_teller
 from ktlog.demo.topology import GUEST
+from ktlog.words import count_entries
 
 
 @click.command()
@@ -143,7 +144,7 @@ def _close(teller: Teller, found: dict[str, Any], failure: CheckFailed | None, d
     teller.say("")
     teller.say(
         f"{found['actors']} actors, {found['lookups_verified']} lookups verified ({_count(found['answers'])}),"
-        f" {found['entries_audited']} entries audited, {found['lies_refused']} refusals of"
+        f" {count_entries(found['entries_audited'])} audited, {found['lies_refused']} refusals of"
         f" {len({lie['lie'] for lie in found['lies']})} lies,"
         f" {found['seconds']} s."
     )
@@ -182,7 +183,7 @@ def _commands(topology: places.Topology) -> list[str]:
     """What to paste into a shell to enrol, look up and audit: this same program, wherever it was found."""
     home, first = topology.directory, topology.instances[0]
     key, http_key = home / "you.key", topology.instance_directory(first) / "keys" / f"{GUEST}.key"
-    trust, audit = ["--policy", str(topology.trust_policy)], ["--policy", str(topology.auditor_policy)]
+    trust, audit = ["--policy", str(topology.trust_policy)], ["--policy", str(topology.audit_policy)]
     domains = [word for pair in topology.domains().items() for word in ("--domain", "=".join(pair))]
     lines = [
         _program("ktlog", "key", "new", "--out", str(key)),

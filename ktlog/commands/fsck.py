@@ -17,6 +17,7 @@ from ktlog.operator.fsckurl import examine_url
 from ktlog.operator.tilerepair import repair_tiles
 from ktlog.tlog.policy import parse_policy
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import some
 
 DAMAGED = 5
 FETCH_SECONDS = 60.0
@@ -75,11 +76,11 @@ def _show(findings: Findings, repaired: int, as_json: bool) -> None:
         if count > kept:
             click.echo(f"{name}: and {count - kept} more")
     if repaired:
-        click.echo(f"{repaired} files were written again.")
-    click.echo("Checked: " + ", ".join(f"{count} {what}" for what, count in findings.checked.items()))
+        click.echo(f"{some(repaired, 'file was', 'files were')} written again.")
+    click.echo("Checked: " + ", ".join(f"{what} {count:,}" for what, count in findings.checked.items()))
     for sentence in findings.skipped:
         click.echo(f"Not checked: {sentence}")
-    click.echo("The log is whole." if findings.ok else f"DAMAGED: {sum(findings.counts.values())} findings.")
+    click.echo("The log is whole." if findings.ok else f"DAMAGED: {some(sum(findings.counts.values()), 'finding')}.")
 
 
 class _Bar:

@@ -16,6 +16,7 @@ from ktlog.operator.keylist import ListedKey, list_all
 from ktlog.operator.rotate import OVERLAP_SECONDS, read_changes, rotate, settle
 from ktlog.pkd.keychanges import KINDS, KeyChange
 from ktlog.pkd.keys import encode_public_key
+from ktlog.words import count_entries
 
 DAY = 86_400
 SHORT = 100
@@ -67,7 +68,7 @@ def list_keys(directory: Path, as_json: bool) -> None:
         click.echo("\nReplaced:")
     for change in changes:
         click.echo(
-            f"{_day(change.time)}  {change.kind:<10}  at {change.tree_size} entries; the old key until"
+            f"{_day(change.time)}  {change.kind:<10}  at {count_entries(change.tree_size)}; the old key until"
             f" {_day(change.until)}  {change.reason}"
         )
 

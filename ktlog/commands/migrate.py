@@ -16,6 +16,7 @@ from ktlog.errors import StoreError
 from ktlog.operator.rotate import LOCKS
 from ktlog.operator.stores import database_url, look_at_database, map_exists, open_log, open_map
 from ktlog.store import upgrade
+from ktlog.words import count_entries, some
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,15 +107,15 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    for line in _lines(found, "schema", "entries"):
+    for line in _lines(found, "schema", count_entries(found["entries"])):
         click.echo(line)
     if found.get("map"):
-        for line in _lines(found["map"], "the map: schema", "leaves"):
+        for line in _lines(found["map"], "the map: schema", some(found["map"]["entries"], "leaf", "leaves")):
             click.echo(line)
 
 
-def _lines(found: dict[str, Any], what: str, of: str) -> Iterator[str]:
-    yield f"{what} {found['schema']}, {found['entries']} {of}, {found['database-bytes'] / 2**20:.1f} MiB"
+def _lines(found: dict[str, Any], what: str, many: str) -> Iterator[str]:
+    yield f"{what} {found['schema']}, {many}, {found['database-bytes'] / 2**20:.1f} MiB"
     if not found["steps"]:
         yield "nothing is to be done"
         return

@@ -12,6 +12,7 @@ from ktlog.config import load_settings
 from ktlog.errors import StoreError, UsageError
 from ktlog.operator.migrate import finish_move, migrate_store
 from ktlog.tlog.encoding import encode_base64
+from ktlog.words import count_entries, some
 
 
 @click.command()
@@ -48,8 +49,8 @@ def command(directory: Path, store: str, store_file: Path | None, as_json: bool)
         click.echo("\r\x1b[K", nl=False, err=True)
     if not as_json:
         click.echo(
-            f"{moved.state.size} entries and {moved.map_leaves} leaves of the map are in the database, the same as"
-            f" before: {moved.rows} rows compared, the root computed again.", err=True,
+            f"{count_entries(moved.state.size)} and {some(moved.map_leaves, 'leaf', 'leaves')} of the map are in the"
+            f" database, the same as before: {some(moved.rows, 'row')} compared, the root computed again.", err=True,
         )
     _show({
         "size": moved.state.size, "root": encode_base64(moved.state.root), "rows": moved.rows,

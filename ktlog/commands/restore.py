@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from ktlog.operator.keys import PURPOSES
 from ktlog.operator.restore import Request, choose, restore
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries, some
 
 FETCH_SECONDS = 60.0
 
@@ -50,13 +52,17 @@ def command(
         }))
         return
     click.echo(
-        f"{done.directory} is the log again: {done.size} entries, {done.recovered[0]} of them recovered;"
-        f" {done.map_size} leaves of its map's log, {done.recovered[1]} recovered; {done.erasures} erasures done"
-        " again.", err=True,
+        f"{done.directory} is the log again: {count_entries(done.size)}, {done.recovered[0]} of them recovered;"
+        f" {some(done.map_size, 'leaf', 'leaves')} of its map's log, {done.recovered[1]} recovered;"
+        f" {some(done.erasures, 'erasure')} done again.", err=True,
     )
     click.echo(
         "Serve it only if the old one is gone for good: two copies that run sign two histories, and that convicts the"
         " log for ever. If this was a drill, remove it.", err=True,
     )
-    if not (directory / "keys").is_dir():
-        click.echo(f"The secret keys are not there yet: put them into {directory / 'keys'}, mode 0600.", err=True)
+    missing = [purpose for purpose in PURPOSES if not (directory / "keys" / purpose).exists()]
+    if missing:
+        click.echo(
+            f"The secret keys are not there yet: put them into {directory / 'keys'}, mode 0600, or into the unit as"
+            f" credentials ({', '.join(missing)}).", err=True,
+        )

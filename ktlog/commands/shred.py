@@ -14,6 +14,7 @@ from ktlog.errors import EncodingError, MessageRejected, UsageError
 from ktlog.operator.link import SHRED_SECONDS, ShredReport
 from ktlog.operator.roles import open_link
 from ktlog.pkd.identity import check_actor_id
+from ktlog.words import count_entries, some
 
 CANNOT = (
     "Whoever guesses the actor's id can test the guess against this log's erasure record, for ever.",
@@ -89,9 +90,10 @@ def limits(report: ShredReport) -> list[str]:
 
 
 def _show(report: ShredReport) -> None:
-    verb = "go" if not report.done else "are gone"
-    entries = "1 entry" if report.entries == 1 else f"{report.entries} entries"
-    click.echo(f"{report.withheld} attributes in {entries} {verb}.\nWhat this cannot erase:", err=True)
+    one = report.withheld == 1
+    verb = ("is gone" if one else "are gone") if report.done else ("goes" if one else "go")
+    what = some(report.withheld, "attribute")
+    click.echo(f"{what} in {count_entries(report.entries)} {verb}.\nWhat this cannot erase:", err=True)
     for line in limits(report):
         click.echo(f"  - {line}", err=True)
     if not _is_due(report):

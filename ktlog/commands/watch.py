@@ -13,6 +13,7 @@ import click
 from ktlog.client import Answer, Present
 from ktlog.commands.lookup import directory_options, open_directory, writing_evidence
 from ktlog.errors import Stale, Unreachable
+from ktlog.words import some
 
 
 @click.command()
@@ -56,7 +57,7 @@ def changes(before: Answer | None, answer: Answer) -> Iterator[dict[str, str]]:
     if answer.reset is not None:
         yield {"event": "reset", "text": f"ALARM {who}: {answer.reset}. Treat this person as a stranger."}
     if before is None or type(before) is not type(answer):
-        what = f"{len(answer.keys)} keys" if isinstance(answer, Present) else answer.as_dict()["answer"]
+        what = some(len(answer.keys), "key") if isinstance(answer, Present) else answer.as_dict()["answer"]
         yield {"event": "state", "text": f"{who}: {what}"}
     for key in answer.new_keys:
         yield {"event": "new-key", "text": f"{who}: new key {key.key_id}"}

@@ -199,7 +199,7 @@ class Scene:
             mapped: whether the auditor knows the key of the map, and so audits the map too.
         """
         directory = self.topology.directory / f"auditor-{instance.name}"
-        policy = self.topology.auditor_policy if mapped else self.topology.audit_policy
+        policy = self.topology.audit_policy if mapped else self.topology.entries_policy
         report = self.processes.run(
             "auditor", "audit", instance.origin, "--dir", str(directory), "--policy", str(policy),
             "--json", *(["--from-start", "--commitments", "none"] if again else []),

@@ -106,13 +106,13 @@ class Topology:
 
     @property
     def audit_policy(self) -> Path:
-        """For the logs of entries alone: both logs' own keys, and two of the three witnesses."""
+        """What `ktlog policy show --for auditors` prints, of both logs: their keys, their maps', and the witnesses."""
         return self.directory / "audit.policy"
 
     @property
-    def auditor_policy(self) -> Path:
-        """What an auditor trusts who follows the maps too: the keys of both, and whoever stands behind each."""
-        return self.directory / "auditor.policy"
+    def entries_policy(self) -> Path:
+        """The same without the maps' keys: for an auditor who does not derive them."""
+        return self.directory / "entries.policy"
 
     @property
     def evidence(self) -> Path:
@@ -157,8 +157,8 @@ def build(topology: Topology, processes: Processes) -> None:
         LogKey(_named(public.map_vkeys), f"{instance.log_url}{MAP_SUFFIX}") for instance, public in logs.items()
     )
     write_atomic(topology.trust_policy, format_policy(_policy(cosigners, maps)))
-    write_atomic(topology.audit_policy, format_policy(input_policy(_policy(cosigners, own))))
-    write_atomic(topology.auditor_policy, format_policy(_policy(cosigners, own + maps)))
+    write_atomic(topology.audit_policy, format_policy(input_policy(_policy(cosigners, own + maps))))
+    write_atomic(topology.entries_policy, format_policy(input_policy(_policy(cosigners, own))))
     create_pki(topology.front_directory, topology.hosts())
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from ktlog.durable import file_errors, sync_directory
 from ktlog.errors import StoreError
 from ktlog.store.contracts import LogStore
+from ktlog.words import some
 
 HEADER = b"ktlog-acked/v1\n"
 SLOT_BYTES = 512
@@ -87,7 +88,8 @@ class AckMark:
         have = store.state().size
         if have < self.acked.size or store.root_after(self.acked.size) != self.acked.root:
             raise StoreError(
-                "EntriesLost", f"{self.acked.size} entries were acknowledged; the store has {have}, or other ones",
+                "EntriesLost",
+                f"{some(self.acked.size, 'entry was', 'entries were')} acknowledged; the store has {have:,}, or others",
                 hint="The store lost its end, or is an older copy. Restore the newest: no index is given away twice."
                      f" If they are lost for good, tell their senders, and remove {self._path}.",
             )

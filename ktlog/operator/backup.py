@@ -22,10 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktlog.config import Settings
+from ktlog.credential import has_credential
 from ktlog.durable import FileLock, file_errors, make_directories, read_file, sync_directory, write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.operator.create import PUBLIC_KEYS
 from ktlog.operator.head import load_signed_head
+from ktlog.operator.keys import PURPOSES
 from ktlog.operator.mappending import load_pending
 from ktlog.operator.stores import (
     map_pending,
@@ -59,7 +61,7 @@ class Manifest:
 
     size, root: of the log. erasures: how many it had. map_size, map_input: leaves of the output log, and the entries
     that the newest is of. published: entries of the published checkpoint; 0 for none. keys: whether the secret keys
-    are in it. tiles: whether the published files are; those in an object store are not.
+    that are files are in it. tiles: whether the published files are; those in an object store are not.
     """
 
     origin: str
@@ -108,6 +110,16 @@ def read_manifest(directory: Path) -> Manifest:
         )
     except (EncodingError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError("BadManifest", f"{directory / MANIFEST}: {error}") from None
+
+
+def left_out(settings: Settings, manifest: Manifest) -> dict[str, str]:
+    """The log's keys that are not in a backup with keys, by purpose, and where each of them is."""
+    signer = f", or with the signer at {settings.signer}" if settings.signer else ""
+    unseen = f"not in DIR/keys: a systemd credential of the log's unit, perhaps{signer}"
+    return {
+        purpose: f"the systemd credential {purpose}" if has_credential(purpose) else unseen
+        for purpose in PURPOSES if manifest.keys and f"keys/{purpose}" not in manifest.files
+    }
 
 
 def _is_safe(path: str) -> bool:
@@ -199,8 +211,9 @@ class _Copy:
         if with_keys:
             with file_errors(settings.keys):
                 (self._work / "keys").mkdir(mode=0o700)
-            for key in sorted(settings.keys.iterdir()):
-                self._small(f"keys/{key.name}")
+                names = sorted(os.listdir(settings.keys))
+            for name in names:
+                self._small(f"keys/{name}")
         for directory in [self._work, *(path for path in self._work.rglob("*") if path.is_dir())]:
             sync_directory(directory)
         return Manifest(

@@ -43,6 +43,7 @@ from ktlog.store.mapcontract import MapState, MapStore
 from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.tiles import TILE_WIDTH
 from ktlog.tlog.tree import hash_leaf
+from ktlog.words import count_entries
 
 UNUSABLE = frozenset({"Corrupt", "NotALog", "MissingStore", "WrongOrigin", "DatabaseError", "Refused"})
 """Names of errors of a store that say that it is damaged, not that it cannot be used now."""
@@ -402,7 +403,7 @@ class _Examination:
         if newest and (newest.input_size, newest.erasures, newest.map_root) != stored:
             self._findings.add("MapStateDamaged", "map.db map_state", "it is not what the newest output leaf says")
         if state.input_size > self._size:
-            what = f"it covers {state.input_size} entries, and the log has {self._size}"
+            what = f"it covers {count_entries(state.input_size)}, and the log has {self._size:,}"
             self._findings.add("MapAheadOfLog", "map.db", what)
         judge_output(self._documents, check.frontier, roots.get, self._map, self._findings)
         return newest

@@ -27,6 +27,7 @@ from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Vkey, open_note, parse_vkey
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.tlog.tree import Frontier, hash_leaf
+from ktlog.words import count_entries, some
 
 RootAt = Callable[[int], bytes | None]
 
@@ -210,16 +211,17 @@ def judge_log(documents: Documents, size: int, root_at: RootAt, findings: Findin
         _judge_tree("SignedHeadDamaged", "signed-head.json", head.size, head.root, size, root_at, findings)
     lost = published is not None and (not documents.elsewhere if head is None else head.size < published.size)
     if published is not None and lost and "SignedHeadDamaged" not in findings.counts:
-        findings.add("SignedHeadLost", "signed-head.json", f"a checkpoint of {published.size} entries is published")
+        what = f"a checkpoint of {count_entries(published.size)} is published"
+        findings.add("SignedHeadLost", "signed-head.json", what)
 
 
 def _judge_tree(
     name: str, where: str, size: int, root: bytes, have: int, root_at: RootAt, findings: Findings
 ) -> None:
     if size > have:
-        findings.add(name, where, f"it is of {size} entries, and there are {have}")
+        findings.add(name, where, f"it is of {count_entries(size)}, and there are {have:,}")
     elif root_at(size) not in (None, root):
-        findings.add(name, where, f"it has another root of {size} entries")
+        findings.add(name, where, f"it has another root of {count_entries(size)}")
 
 
 def judge_output(
@@ -236,10 +238,11 @@ def judge_output(
     if head is not None and head.size > tree.size + 1:
         findings.add("MapBehindSigned", "map.db", f"{head.size} leaves were signed, and there are {tree.size}")
     elif head is not None and head.size <= tree.size and root_at(head.size) not in (None, head.root):
-        findings.add("SignedHeadDamaged", "map-signed-head.json", f"it has another root of {head.size} leaves")
+        what = f"it has another root of {some(head.size, 'leaf', 'leaves')}"
+        findings.add("SignedHeadDamaged", "map-signed-head.json", what)
     known = head.size if head else tree.size if documents.elsewhere else 1
     if known < tree.size and "SignedHeadDamaged" not in findings.counts:
-        findings.add("SignedHeadLost", "map-signed-head.json", f"the map's log has {tree.size} leaves")
+        findings.add("SignedHeadLost", "map-signed-head.json", f"the map's log has {some(tree.size, 'leaf', 'leaves')}")
     if pending is None and head is not None and head.size == tree.size + 1 and "PendingDamaged" not in findings.counts:
         findings.add("PendingLost", "map-pending", "it is gone, and its leaf was signed")
     if pending is not None and pending.leaf_index >= tree.size:

@@ -23,6 +23,7 @@ from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import Vkey, open_note
 from ktlog.tlog.tiles import TILE_WIDTH
 from ktlog.tlog.tree import Frontier, hash_leaf
+from ktlog.words import count_entries
 
 IDS_AT_A_TIME = 1000
 
@@ -262,7 +263,7 @@ class OutputCheck:
             self._add(at, reason)
         root = self._root_at(leaf.input_size)
         if root is not None and root != leaf.input_root:
-            self._add(at, f"it says another root of {leaf.input_size} entries than the log has")
+            self._add(at, f"it says another root of {count_entries(leaf.input_size)} than the log has")
         known = self._erasure_roots
         if known is not None and (leaf.erasures >= len(known) or known[leaf.erasures] != leaf.erasures_root):
             self._add(at, f"it commits to other {leaf.erasures} erasures than the log has")

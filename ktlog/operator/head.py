@@ -24,6 +24,7 @@ from ktlog.tlog.checkpoint import format_checkpoint, parse_checkpoint
 from ktlog.tlog.encoding import decode_base64, encode_base64, parse_decimal
 from ktlog.tlog.note import Note, SignatureLine, Signer, Vkey, open_note
 from ktlog.tlog.tree import EMPTY_ROOT, verify_consistency
+from ktlog.words import count_entries
 
 # In order. A test kills whoever holds the keys at each.
 HOOKS = ("head.recorded", "head.signed")
@@ -219,8 +220,8 @@ class LocalHeads:
             verify_consistency(old_size, head.size, proof, old_root, head.root)
         except Invalid as error:
             raise StoreError(
-                "WouldFork", f"a tree of {head.size} entries does not contain that of {old_size}, which was signed:"
-                f" {error.message}", hint=_RESTORED,
+                "WouldFork", f"a tree of {count_entries(head.size)} does not contain that of {old_size:,}, which was"
+                f" signed: {error.message}", hint=_RESTORED,
             ) from None
         if last is not None:
             _check_clock(last, head)

@@ -61,6 +61,7 @@ from ktlog.tlog.note import Note, Signer, Vkey, format_note, open_note
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import hash_leaf, prove_consistency, root_hash
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries, some
 
 # In commit order. A test kills the process at each.
 HOOKS = (
@@ -212,11 +213,12 @@ class MapCycle:
         size = state.output.size
         if (head.size if head else 1) < size:
             raise StoreError(
-                "SignedHeadLost", f"the map's log has {size} leaves; {self._heads} does not know it",
+                "SignedHeadLost", f"the map's log has {some(size, 'leaf', 'leaves')}; {self._heads} does not know it",
                 hint="The file was lost or restored from an older copy. Restore the newest one before serving.",
             )
         if head is not None and head.size > size + 1:
-            raise _restored(f"the map's log was signed at {head.size} leaves; {self._settings.map_database} has {size}")
+            was = some(head.size, "leaf", "leaves")
+            raise _restored(f"the map's log was signed at {was}; {self._settings.map_database} has {size:,}")
         if head is not None and head.size == size and head.root != state.output.root():
             raise _restored("the map's log has another root than the one that was signed")
 
@@ -225,7 +227,8 @@ class MapCycle:
         head = self._heads.last()
         size = state.output.size
         if pending is not None and pending.leaf_index > size:
-            raise _restored(f"a leaf {pending.leaf_index} of the map's log is pending; the map has {size} leaves")
+            has = some(size, "leaf", "leaves")
+            raise _restored(f"a leaf {pending.leaf_index} of the map's log is pending; the map has {has}")
         if pending is not None and pending.leaf_index < size:
             self._pending_document.remove()
             pending = None
@@ -265,11 +268,12 @@ class MapCycle:
         log_size, erasures = self._store.state().size, self._store.erasure_count()
         if log_size < leaf.input_size or self._store.root_after(leaf.input_size) != leaf.input_root:
             raise _restored(
-                f"the published map covers {leaf.input_size} entries; the log has {log_size}, or other ones"
+                f"the published map covers {count_entries(leaf.input_size)}; the log has {log_size:,}, or other ones"
             )
         if erasures < leaf.erasures or self._mapper.erasures_root(leaf.erasures) != leaf.erasures_root:
             raise StoreError(
-                "ErasureUndone", f"the published map commits to {leaf.erasures} erasures; the store has {erasures}",
+                "ErasureUndone",
+                f"the published map commits to {some(leaf.erasures, 'erasure')}; the store has {erasures:,}",
                 hint="The store was restored from a copy made before an erasure. Restore a newer one.",
             )
 

@@ -54,6 +54,7 @@ from ktlog.store.mirror import MirrorStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.tiles import TILE_WIDTH, TileHashReader, tile_nodes, tile_path, tiles_between
 from ktlog.tlog.tree import hash_leaf
+from ktlog.words import count_entries
 
 REREAD_SECONDS = 12 * 3_600
 """How often every record is read again. The specification has a mirror look once a day."""
@@ -251,7 +252,8 @@ class Mirror:
                 withheld[record.leaf_index] = names
             follower.take(record.entry, shown, commitments=False, signed=False)
         if withheld and not fresh:
-            raise Invalid("RecordWithheld", f"the text of {len(withheld)} entries is withheld, and nothing was erased")
+            count = count_entries(len(withheld))
+            raise Invalid("RecordWithheld", f"the text of {count} is withheld, and nothing was erased")
         follower.check_erasures()
         gone = _check_actors(store, follower)
         named = {record.index for record in fresh}
@@ -315,7 +317,7 @@ class Mirror:
             return
         old_size = 0 if shown is None else open_remembered(shown, self.source.log).size
         if self._store.root_after(head.size) != head.root:
-            raise Invalid("BadEntryProof", f"the entries do not make up the root of {head.size} entries")
+            raise Invalid("BadEntryProof", f"the entries do not make up the root of {count_entries(head.size)}")
         nodes = LogNodes(self._store, self._tiles.read, old_size)
         self._tiles.write_tiles({
             tile_path(tile.level, tile.number, tile.width): b"".join(nodes(tile_nodes(tile)))

@@ -29,6 +29,7 @@ from ktlog.tlog.note import Note, Signer, Verified, Vkey, format_note, open_note
 from ktlog.tlog.policy import Policy
 from ktlog.tlog.tree import prove_consistency
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries
 
 # In commit order. A test kills the process at each.
 HOOKS = (
@@ -143,7 +144,7 @@ class Publisher:
         have = self._store.state().size
         if have < size or self._store.root_after(size) != root:
             raise StoreError(
-                "StoreBehindCheckpoint", f"the {what} has {size} entries; the store has {have}, or other ones",
+                "StoreBehindCheckpoint", f"the {what} has {count_entries(size)}; the store has {have:,}, or other ones",
                 hint="The store looks restored from an older copy. Serving it would fork the log.",
             )
 

@@ -33,6 +33,7 @@ from ktlog.tlog.policy import Policy
 from ktlog.tlog.tiles import TILE_WIDTH
 from ktlog.tlog.tree import hash_leaf, root_hash
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries, some
 
 WORK = "recovery"
 YEARS = 100 * 366 * 86_400
@@ -75,8 +76,8 @@ def recover_log(
         state = store.state()
     if head.size < state.size or root_hash(state.size, files.hashes(head.size, head.root)) != state.root:
         raise Invalid(
-            "OtherHistory", f"{url} has {head.size} entries, of which the first {state.size} are not those of this copy"
-            if head.size >= state.size else f"{url} has {head.size} entries, and this copy has {state.size}",
+            "OtherHistory", f"{url} has {count_entries(head.size)}, which do not begin with this copy's {state.size:,}"
+            if head.size >= state.size else f"{url} has {count_entries(head.size)}, and this copy has {state.size:,}",
         )
     source = _OwnSource(log, policy, settings.directory / WORK / "mirror")
     mirror = Mirror(source, fetcher, now, files=files, max_age=YEARS)
@@ -108,7 +109,7 @@ def recover_map(
         if not leaves:
             return head.size
         newest = parse_leaf(leaves[-1])
-        tell(f"deriving the map of {newest.input_size} entries")
+        tell(f"deriving the map of {count_entries(newest.input_size)}")
         changes = _derive(store, map_store, newest)
         notes = _read_notes(files, state.output.size + 1, head.size)
     tree = append_output_leaves(settings.map_database, state.output, leaves[:-1], notes)
@@ -134,7 +135,8 @@ def _read_leaves(files: PublicFiles, map_store: MapStore, state: MapState, size:
     """The leaves from the stored size on; what is stored is compared by the root."""
     have = state.output.size
     if size < have:
-        raise Invalid("OtherHistory", f"the map's log at {files.url} has {size} leaves, and this copy has {have}")
+        has = some(size, "leaf", "leaves")
+        raise Invalid("OtherHistory", f"the map's log at {files.url} has {has}, and this copy has {have:,}")
     leaves: list[bytes] = []
     for number in range(have // TILE_WIDTH, -(-size // TILE_WIDTH)):
         leaves += files.entries(number, min(TILE_WIDTH, size - number * TILE_WIDTH))
@@ -155,7 +157,7 @@ def _read_notes(files: PublicFiles, start: int, end: int) -> dict[int, bytes]:
 def _derive(store: LogStore, map_store: MapStore, newest: OutputLeaf) -> list[Live | Dead]:
     """What the stored map lacks of the map of *newest*, from the entries alone."""
     if newest.input_size > store.state().size or store.root_after(newest.input_size) != newest.input_root:
-        raise Invalid("MapNotRecovered", f"the map is of {newest.input_size} entries, and this copy has other ones")
+        raise Invalid("MapNotRecovered", f"the map is of {count_entries(newest.input_size)}, and not this copy's")
     records = store.erasures(0, store.erasure_count())
     if sum(record.input_size <= newest.input_size for record in records) != newest.erasures:
         raise Invalid("MapNotRecovered", "somebody was erased since the newest leaf that is to be had of the map's log")

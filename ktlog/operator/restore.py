@@ -53,6 +53,7 @@ from ktlog.tlog.note import Note, Vkey, format_note, open_note, parse_vkey
 from ktlog.tlog.policy import Policy, parse_policy
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries, some
 
 ENTRIES_AT_A_TIME = 1 << 14
 """Whose tiles and bundles are written at once."""
@@ -143,7 +144,7 @@ def _put_back(request: Request, manifest: Manifest, tell: Tell) -> Settings:
         raise StoreError(
             "DirectoryInUse", f"{directory} is not empty", hint="Restore into an empty one; nothing is overwritten.",
         )
-    tell(f"checking {len(manifest.files)} files")
+    tell(f"checking {some(len(manifest.files), 'file')}")
     wrong = list(check_files(request.generation, manifest))
     if wrong:
         raise StoreError(
@@ -351,9 +352,9 @@ class _Restoring:
         self._tell(f"recovering entries from {url}")
         arguments = self._settings, self._fetcher, url
         size = recover_log(*arguments, self._vkeys, self._leaf_keys, input_policy(self._policy), self._now)
-        self._tell(f"recovered: {size} entries; now the map")
+        self._tell(f"recovered: {count_entries(size)}; now the map")
         leaves = recover_map(*arguments, self._map_vkeys, self._policy, self._now, self._tell)
-        self._tell(f"recovered: {leaves} leaves of the map's log")
+        self._tell(f"recovered: {some(leaves, 'leaf', 'leaves')} of the map's log")
 
     def _erase_again(self) -> int:
         """Every erasure that the journal knows of, before anything is served. Those published are recovered."""

@@ -27,6 +27,7 @@ from ktlog.durable import (
     FileLock,
     append_line,
     file_errors,
+    name_user,
     reach,
     read_file,
     read_secret_file,
@@ -222,10 +223,11 @@ def stopped(settings: Settings) -> Iterator[None]:
     """Keep the log from starting; refuse when it runs.
 
     Raises:
-        StoreError: ``Locked``.
+        StoreError: ``Locked``; ``OtherUser``: the log could not start after it.
     """
     with ExitStack() as stack:
         for name in LOCKS:
+            _check_owner(settings.directory, name)
             try:
                 stack.enter_context(FileLock(settings.directory / name))
             except StoreError as error:
@@ -238,6 +240,18 @@ def stopped(settings: Settings) -> Iterator[None]:
         yield
 
 
+def _check_owner(directory: Path, name: str) -> None:
+    """A lock that root makes in another user's log is root's, and the log may not open it."""
+    with file_errors(directory):
+        owner = directory.stat().st_uid
+    if os.geteuid() == 0 != owner and not (directory / name).exists():
+        user = name_user(owner)
+        raise StoreError(
+            "OtherUser", f"{directory} belongs to another user, {user}",
+            hint=f"Run this as that user: runuser -u {user} -- COMMAND",
+        )
+
+
 def rotate(
     settings: Settings, kind: str, reason: str, now: int, overlap_seconds: int | None = None,
     random: Callable[[int], bytes] = os.urandom,
@@ -246,7 +260,7 @@ def rotate(
 
     Raises:
         UsageError: ``UnknownKind``, ``BadReason``.
-        StoreError: ``Locked``, ``ClockWentBack``, and those of the files.
+        StoreError: ``Locked``, ``OtherUser``, ``ClockWentBack``, and those of the files.
     """
     if kind not in KINDS:
         raise UsageError("UnknownKind", f"{kind!a} is none of {', '.join(KINDS)}")

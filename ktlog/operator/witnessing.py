@@ -25,6 +25,7 @@ from ktlog.tlog.note import (
 )
 from ktlog.tlog.policy import CLOCK_SKEW_SECONDS, VERIFIERS, WITNESSES, Policy
 from ktlog.wire.fetch import Fetcher, Response
+from ktlog.words import count_entries
 
 WORDS_BYTES = 120
 """Of what a witness says instead of a cosignature."""
@@ -210,7 +211,8 @@ def confirm_heads(
             seen = seen_size(fetcher, peer, heads)
             if seen > heads.signed_size:
                 raise Invalid(
-                    "WitnessAhead", f"{peer.url} has cosigned {seen} entries; this disk knows of {heads.signed_size}",
+                    "WitnessAhead",
+                    f"{peer.url} has cosigned {count_entries(seen)}; this disk knows of {heads.signed_size:,}",
                     hint="The log looks restored from an older copy. Signing on would fork it: restore the newest.",
                 )
         except KtlogError as error:

@@ -17,6 +17,7 @@ from ktlog.operator.witnessing import KnownHeads, WitnessPeer, seen_size
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.note import open_note
 from ktlog.wire.fetch import Fetcher
+from ktlog.words import count_entries
 
 RootAfter = Callable[[int], bytes]
 
@@ -58,8 +59,8 @@ class World:
         for seen in self.heads:
             if seen.root is not None and seen.size <= size and root_after(seen.size) != seen.root:
                 raise Invalid(
-                    "TwoHistories", f"{seen.where} has a head of {seen.size} entries of {self.origin} that this copy's"
-                    " tree does not contain",
+                    "TwoHistories", f"{seen.where} has a head of {count_entries(seen.size)} of {self.origin} that the"
+                    " tree of this copy does not contain",
                     hint="This is a copy of another history. Sign nothing with it: two heads of one log convict it.",
                 )
         newest = self.newest

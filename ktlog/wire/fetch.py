@@ -136,18 +136,20 @@ class Fetcher:
         max_bytes: the longest body accepted unless a call says otherwise.
         now: a monotonic clock in seconds.
         sign_get: headers that sign a GET of a URL; asked again after each redirect. POSTs are their callers' to sign.
+        misnamed: the host that the Host header names in place of the URL's, to see who hears it.
     """
 
     def __init__(
         self, dial: Dial | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS,
         max_bytes: int = DEFAULT_MAX_BYTES, now: Callable[[], float] = time.monotonic,
-        sign_get: Callable[[HttpsUrl], Mapping[str, str]] | None = None,
+        sign_get: Callable[[HttpsUrl], Mapping[str, str]] | None = None, misnamed: str = "",
     ) -> None:
         self._dial = dial
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._now = now
         self._sign_get = sign_get
+        self._misnamed = {"Host": misnamed} if misnamed else {}
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._forget()
 
@@ -244,7 +246,7 @@ class Fetcher:
     ) -> Response:
         if any(name.lower() in ("host", "accept-encoding", "content-length") for name in headers):
             raise AssertionError("Host, Accept-Encoding and Content-Length are the fetcher's")
-        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers, **self._misnamed}
         limit = self._max_bytes if max_bytes is None else max_bytes
         try:
             kept = self._take(url)

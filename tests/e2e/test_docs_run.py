@@ -272,7 +272,7 @@ def test_backups(tmp_path: Path) -> None:
             log.processes.stop("log")
             shutil.rmtree(old)
 
-        walk("backup.md", shell, before={"ktlog restore": lose_the_disk}, says={"ktlog restore": "is the log again: 1 entries"})
+        walk("backup.md", shell, before={"ktlog restore": lose_the_disk}, says={"ktlog restore": "is the log again: 1 entry,"})
         shell.run("ktlog fsck --dir /srv/ktlog")
 
 

@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each package, and what of this project it may import. Order is the order of the layers.
 LAYERS = [
-    "ktlog.errors", "ktlog.lazygroup", "ktlog.durable", "ktlog.credential", "ktlog.ending", "ktlog.children", "ktlog.collector", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client", "ktlog.store",
+    "ktlog.errors", "ktlog.words", "ktlog.lazygroup", "ktlog.durable", "ktlog.credential", "ktlog.ending", "ktlog.children", "ktlog.collector", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client", "ktlog.store",
     "ktlog.config", "ktlog.operator", "ktlog.web", "ktlog.vectors", "ktlog.conformance", "ktlog.demo", "ktlog.bench", "ktlog.commands", "ktlog.cli",
     "ktlog.entry", "ktlog.__main__",
 ]
-OUTSIDERS = {"ktlog.errors", "ktlog.lazygroup", "ktlog.durable", "ktlog.credential", "ktlog.ending", "ktlog.children", "ktlog.collector", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client"}
+OUTSIDERS = {"ktlog.errors", "ktlog.words", "ktlog.lazygroup", "ktlog.durable", "ktlog.credential", "ktlog.ending", "ktlog.children", "ktlog.collector", "ktlog.sqlitefile", "ktlog.tlog", "ktlog.pkd", "ktlog.keymap", "ktlog.wire", "ktlog.client"}
 ALLOWED = {layer: set(LAYERS[: LAYERS.index(layer)]) | {layer} for layer in LAYERS}
 ALLOWED |= {"ktlog": set(), "witness": OUTSIDERS | {"witness", "ktlog"}, "auditor": OUTSIDERS | {"auditor", "ktlog"}}
 # Pure: no I/O, no clock, no randomness. Conformance's core is pure too.

@@ -22,7 +22,7 @@ from ktlog.config import Settings, load_settings
 from ktlog.errors import KtlogError, UsageError
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.firsthour import backup_line, describe_start, missing_at_start
-from ktlog.operator.proxy import KINDS, Proxied, example, format_proxy
+from ktlog.operator.proxy import KINDS, Proxied, example
 from ktlog.operator.service import load_publish_policy
 from ktlog.operator.stores import open_map_tiles, open_tiles
 from ktlog.tlog.checkpoint import Checkpoint
@@ -30,7 +30,6 @@ from ktlog.tlog.note import COSIGNATURE_ED25519, COSIGNATURE_MLDSA44, ED25519, s
 from ktlog.tlog.policy import parse_policy
 from ktlog.tlog.tree import EMPTY_ROOT
 from ktlog.web.verifypage import page_hash
-from tests.machine import need, program
 from tests.unit.test_docs import TOOLS
 from witness.cli import main as witness_main
 
@@ -300,24 +299,6 @@ def test_tiles_are_for_nginx(settings: Settings) -> None:
     words = ["--dir", str(settings.directory), "--tiles", "/srv/ktlog"]
     assert "root /srv/ktlog;" in run("proxy-config", "nginx", *words).stdout
     assert isinstance(run("proxy-config", "caddy", *words).exception, UsageError)
-
-
-@pytest.mark.parametrize("tiles", ["", "/srv/ktlog"])
-def test_nginx_takes_it(tmp_path: Path, tiles: str) -> None:
-    need("nginx")
-    from ktlog.demo.pki import create_pki
-
-    pki = create_pki(tmp_path, [ORIGIN, "w1.example"])
-    text = format_proxy("nginx", Proxied(
-        tiles=tiles, also=(("w1.example", "127.0.0.1:8081"),), certificate=str(pki.certificate_file), key=str(pki.key_file),
-    ))
-    (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/pid;\nerror_log {tmp_path}/error.log;\nevents {{}}\nhttp {{\naccess_log off;\n{text}}}\n"
-    )
-    command = [program("nginx"), "-t", "-e", str(tmp_path / "error.log"), "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    # It looks at the ports, too, which another may hold.
-    assert "syntax is ok" in done.stderr, done.stderr
 
 
 # -- doctor's last line

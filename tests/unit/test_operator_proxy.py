@@ -11,6 +11,7 @@ from ktlog.demo.pki import create_pki
 from ktlog.operator.proxy import Proxied, format_proxy
 from tests.nginx_server import ask_nginx
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("keys.example.org", "w1.example.net")
 ANOTHERS = "server { listen 443 ssl default_server; listen [::]:443 ssl default_server; ssl_reject_handshake on; }\n"
 
@@ -42,6 +43,19 @@ def test_nginx_takes_it_and_says_which_block_is_one_too_many(tmp_path: Path, til
     blocks = re.split(r"^(?=server \{)", text, flags=re.MULTILINE)
     rest = "".join(block for block in blocks if "default_server;" not in block)
     assert len(blocks) == 6 and ask_nginx(ANOTHERS + rest, tmp_path)[0]
+
+
+def test_the_first_certificate_is_there_before_nginx_is_told(tmp_path: Path):
+    """As docs/running.md has it: certbot's files are those of the next line, by way of the directory for renewals."""
+    page = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    webroot, name = re.search(r"^certbot certonly --webroot -w (\S+) -d (\S+)", page, re.MULTILINE).groups()
+    certificate, key = re.search(r"^ktlog proxy-config nginx .* --certificate (\S+) --key (\S+)$", page, re.MULTILINE).groups()
+    assert {str(Path(path).parent) for path in (certificate, key)} == {f"/etc/letsencrypt/live/{name}"}
+    assert f"root {webroot};" in nginx_text()
+    pki = create_pki(tmp_path, NAMES)
+    gone = tmp_path / "gone.pem"
+    taken, words = ask_nginx(nginx_text(certificate=str(gone), key=str(pki.key_file)), tmp_path)
+    assert not taken and "cannot load certificate" in words
 
 
 def test_nginx_leaves_port_80_to_renewals():

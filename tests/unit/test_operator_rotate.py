@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ktlog.commands.keys import command
 from ktlog.config import Settings, write_settings
 from ktlog.durable import FileLock
-from ktlog.errors import Invalid, KtlogError
+from ktlog.errors import Invalid, KtlogError, StoreError
 from ktlog.operator import rotate as rotate_module
 from ktlog.operator.create import check_public_keys, create_log, load_public_keys
 from ktlog.operator.custody import local_custody
@@ -202,6 +202,21 @@ def test_not_while_the_log_runs(settings, lock):
         assert name_of(lambda: settle(settings, NOW)) == "Locked"
     assert key_files(settings) == before
     assert not settings.key_changes.exists()
+
+
+def test_root_leaves_nothing_of_its_own_in_another_users_log(settings, monkeypatch):
+    """A log that never ran has no locks yet, and could not open root's."""
+    if os.geteuid() == 0:
+        os.chown(settings.directory, 65534, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    before = sorted(os.listdir(settings.directory))
+    for lock in LOCKS:
+        (settings.directory / lock).unlink(missing_ok=True)
+    for refuse in (lambda: rotate(settings, "leaf", "", NOW), lambda: settle(settings, NOW)):
+        with pytest.raises(StoreError) as caught:
+            refuse()
+        assert caught.value.name == "OtherUser" and "runuser -u " in caught.value.hint
+    assert sorted(os.listdir(settings.directory)) == [name for name in before if name not in LOCKS]
 
 
 def test_what_it_does_not_do(settings):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import time
@@ -218,6 +219,10 @@ def test_whoever_restores_is_warned_of_two_copies_that_run(world, monkeypatch):
     assert f"{new} is the log again: 14 entries, 0 of them recovered" in done.stderr and done.stdout == ""
     assert "two copies that run sign two histories, and that convicts the log for ever" in done.stderr
     assert "drill, remove it" in done.stderr and "secret keys are not there" not in done.stderr
+    shutil.rmtree(new)
+    (world.keys / "leaf").rename(world.directory / "leaf")
+    done = CliRunner().invoke(command_module.command, words)
+    assert re.search(r"secret keys are not there yet: .* credentials \(leaf\)\.", done.stderr)
     shutil.rmtree(new)
     done = CliRunner().invoke(command_module.command, [*words, "--json"])
     assert json.loads(done.stdout)["size"] == 14 and done.stderr == ""

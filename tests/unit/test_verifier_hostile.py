@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from ktlog.pkd.erasure import encode_erasure_record
+from ktlog.pkd.messages import AddKey
 from ktlog.tlog.encoding import encode_base64
 from ktlog.tlog.tiles import format_bundle
 from ktlog.tlog.tree import Frontier, hash_leaf
-from tests.pkd_samples import quick_argon2  # noqa: F401
+from tests.pkd_samples import NOW, public, quick_argon2  # noqa: F401
 from tests.verifier_world import Clock, Daemon, PublishedLog, person, quick_follower
 
 
@@ -93,6 +94,21 @@ def test_an_erasure_that_somebody_on_the_way_has_invented(log, start):
     log.lies.clear()
     site.submit()
     assert site.submit().status == 200, site.status()
+
+
+def test_what_a_verifier_writes_of_its_own_names_no_actor(log, start, caplog):
+    """Whom the log erases would stay in the verifier's output: what is wrong is told by names, numbers and roots."""
+    lines = [log.line(index) for index in range(len(log.entries))]
+    log.lies = {"/records/000.p/3": b"\n".join([log.line(0, actor=person("zoe")), *lines[1:], b""])}
+    site = start()
+    assert site.submit().reason == "NotChecked PlaintextMismatch"
+    log.lies.clear()
+    assert not log.log(AddKey(person("ann"), public("p"), NOW), "p")
+    log.grow(map_root=bytes(32))
+    assert site.submit().reason == "WrongMap MapMismatch"
+    for words in ("is not checked: PlaintextMismatch", "breaks a rule: ", "is read again", "WRONG: "):
+        assert words in caplog.text
+    assert person("") not in caplog.text
 
 
 def test_evidence_of_before_the_database_was_restored_keeps_nobody_from_being_served(log, start):

@@ -51,6 +51,14 @@ def test_the_callers_cannot_set_the_host(fetcher):
         fetcher.get(URL, headers={"host": OTHER})
 
 
+def test_who_asks_for_another_host_does_so_of_the_urls_server(server):
+    """Each time, and the server's name in TLS stays the URL's."""
+    with Fetcher(server.dial(HOST), misnamed=OTHER) as fetcher:
+        fetcher.get(URL)
+        fetcher.post(URL, b"x")
+    assert [(one.header("host"), one.server_name) for one in server.requests] == [(OTHER, HOST), (OTHER, HOST)]
+
+
 def test_post(server, fetcher):
     response = fetcher.post(URL, b"\x00\xff", {"Content-Type": "text/plain"})
     assert response.status == 200
