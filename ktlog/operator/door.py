@@ -105,6 +105,15 @@ class Door:
 
     def _answer_all(self, connection: socket.socket, handed: queue.Queue[Handed | None]) -> None:
         """Until None comes. Whoever takes no answers any more is not read any more."""
+        try:
+            self._answer_until_none(connection, handed)
+        except Exception:
+            log.exception("a link closes")
+            self._hang_up(connection)
+            while handed.get() is not None:
+                pass
+
+    def _answer_until_none(self, connection: socket.socket, handed: queue.Queue[Handed | None]) -> None:
         over = False
         while not over:
             batch = [handed.get()]
@@ -127,6 +136,11 @@ class Door:
             connection.sendall(b"".join(answers))
             reach("sequencer.answered")
         except OSError:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            self._hang_up(connection)
         answers.clear()
+
+    @staticmethod
+    def _hang_up(connection: socket.socket) -> None:
+        """Nothing more is read from it."""
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)

@@ -53,8 +53,9 @@ class Gate:
     ) -> None:
         self.slots = slots
         self._places = limit if places is None else places
-        self._holding = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._holding = self._turns = 0  # threads; of these, those of messages that waited for them
+        self._held: Counter[str] = Counter()  # the same, by address
+        self._waiting: deque[tuple[str, Callable[[], None]]] = deque()
         self._limit = limit
         self._share = share
         self._clock = clock
@@ -106,24 +107,52 @@ class Gate:
                     if not self._of[name]:
                         del self._of[name]
             if not waits:
-                self.let_go()
+                self._release()
 
-    def hold(self, turn: Callable[[], None]) -> bool:
-        """Whether one that waits may have a thread now. If not, *turn* is called when it may: once, in any thread."""
+    def hold(self, source: Source, turn: Callable[[], None]) -> bool:
+        """Whether one that waits may have a thread now. If not, *turn* is called when it may: once, in any thread.
+
+        They come in the order of their calls, but no address has more threads than its share, and one thread is left
+        for those that hold one all the time, where there are two.
+        """
+        name = "" if source.place is None else address_name(source.ip)
         with self._lock:
-            if self._holding < self._limit:
-                self._holding += 1
+            if self._may_hold(name):
+                self._hold(name)
                 return True
-            self._waiting.append(turn)
+            self._waiting.append((name, turn))
             return False
 
-    def let_go(self) -> None:
-        """Give a thread back, which is the next one's, if any waits."""
+    def let_go(self, source: Source) -> None:
+        """Give back a thread that ``hold`` gave: it is the next one's, if any waits."""
+        name = "" if source.place is None else address_name(source.ip)
         with self._lock:
-            turn = self._waiting.popleft() if self._waiting else None
-            self._holding -= turn is None
-        if turn is not None:
-            turn()
+            self._turns -= 1
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+        self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._holding -= 1
+            found = next((one for one in self._waiting if self._may_hold(one[0])), None)
+            if found is not None:
+                self._waiting.remove(found)
+                self._hold(found[0])
+        if found is not None:
+            found[1]()
+
+    def _may_hold(self, name: str) -> bool:
+        """name: "" has no share."""
+        if self._holding >= self._limit or self._turns >= max(1, self._limit - 1):
+            return False
+        return not name or self._held[name] < self._share
+
+    def _hold(self, name: str) -> None:
+        self._holding += 1
+        self._turns += 1
+        self._held[name] += 1
 
     def claim(self, source: Source) -> None:
         """Count a request that was let in for the instance that signed it, too. Once, when that is known.

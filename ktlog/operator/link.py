@@ -530,7 +530,7 @@ class SequencerLink(Link):
             except (OSError, EncodingError):
                 self._drop()
         try:
-            self._local.connection = self.connect()
+            self._local.connection = self.connect(self.timeout_seconds)
         except OSError as error:
             # What went over a connection that died may have been accepted.
             raise unanswered(error) if reused else self.absent(error) from None
@@ -567,11 +567,11 @@ class SequencerLink(Link):
             raise EncodingError("BrokenFrame", "the sequencer closed the connection")
         return parse_json(answer)
 
-    def connect(self) -> socket.socket:
-        """A new connection. Raises OSError: then nothing was asked."""
+    def connect(self, seconds: float) -> socket.socket:
+        """A new connection, and its timeout. Raises OSError: then nothing was asked."""
         address = self._record.read_text(encoding="utf-8").strip()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(self.timeout_seconds)
+        connection.settimeout(seconds)
         try:
             connection.connect(address)
         except OSError:

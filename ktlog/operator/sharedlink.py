@@ -6,8 +6,8 @@ signatures. On a shared connection answers come in the order of their messages, 
 
 from __future__ import annotations
 
+import select
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -32,8 +32,9 @@ from ktlog.operator.link import (
 )
 from ktlog.pkd.canonical import parse_json
 
-LOOK_SECONDS = 1.0
-"""How often a receiver looks whether somebody has waited for too long."""
+LOOK_SECONDS = 0.5
+"""How often a receiver looks whether somebody has waited for too long, or something is left to be sent."""
+CONNECT_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -49,12 +50,20 @@ class _Parcel:
 
 class _Line:
     """A connection, and whose answers are to come over it, in this order. Guarded by the link's lock, but for taking
-    from the left, which only the receiver does."""
+    from the left, which only the receiver does. unsent: what the kernel did not take; nobody waits until it does."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.waiting: deque[_Parcel] = deque()
+        self.unsent = bytearray()
         self.open = True
+
+    def send(self, data: bytes = b"") -> None:
+        """Raises OSError: the connection is over."""
+        self.unsent += data
+        with suppress(BlockingIOError):
+            while self.unsent:
+                del self.unsent[: self.connection.send(self.unsent)]
 
 
 class SharedLink(SequencerLink):
@@ -93,6 +102,9 @@ class SharedLink(SequencerLink):
         self._send(_Parcel(framed(payload), told, time.monotonic()))
 
     def _send(self, parcel: _Parcel) -> None:
+        if self._late(parcel):
+            parcel.told(unanswered(TimeoutError("timed out")))
+            return
         with self._lock:
             line = self._line
             try:
@@ -105,9 +117,9 @@ class SharedLink(SequencerLink):
                 line.waiting.append(parcel)  # before it is sent: its answer may be here sooner than we are back
                 parcel.sent = True
                 try:
-                    line.connection.sendall(parcel.payload)
+                    line.send(parcel.payload)
                 except OSError:
-                    # Perhaps in the middle of a frame. The receiver sees the end, and to all who wait.
+                    # The receiver sees the end, and to all who wait.
                     line.open = False
                     with suppress(OSError):
                         line.connection.shutdown(socket.SHUT_RDWR)
@@ -115,15 +127,11 @@ class SharedLink(SequencerLink):
         parcel.told(failure)
 
     def _begin(self) -> _Line:
-        connection = self.connect()
+        connection = self.connect(min(CONNECT_SECONDS, self.timeout_seconds))
         try:
-            connection.settimeout(None)
-            for option, seconds in ((socket.SO_RCVTIMEO, LOOK_SECONDS), (socket.SO_SNDTIMEO, self.timeout_seconds)):
-                connection.setsockopt(
-                    socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-                )
-            connection.sendall(framed(TOGETHER))
+            connection.setblocking(False)
             line = _Line(connection)
+            line.send(framed(TOGETHER))
             threading.Thread(target=self._receive, args=(line,), name="receipts", daemon=True).start()
         except (OSError, RuntimeError):
             connection.close()
@@ -156,14 +164,29 @@ class SharedLink(SequencerLink):
             try:
                 answer = frames.receive()
             except BlockingIOError:
-                if line.waiting and time.monotonic() - line.waiting[0].since > self.timeout_seconds:
-                    for parcel in line.waiting:
-                        parcel.last = True  # none of them has time for more
-                    raise TimeoutError("timed out") from None
+                self._wait(line)
                 continue
             if answer is None:
                 raise EncodingError("BrokenFrame", "the sequencer closed the connection")
             return answer
+
+    def _wait(self, line: _Line) -> None:
+        """Until something comes, or it is time to look.
+
+        Raises:
+            TimeoutError: somebody has waited for too long.
+        """
+        poll = select.poll()
+        poll.register(line.connection, select.POLLIN | (select.POLLOUT if line.unsent else 0))
+        poll.poll(LOOK_SECONDS * 1000)
+        if line.unsent:
+            with self._lock:
+                line.send()
+        if line.waiting and self._late(line.waiting[0]):
+            raise TimeoutError("timed out")
+
+    def _late(self, parcel: _Parcel) -> bool:
+        return time.monotonic() - parcel.since > self.timeout_seconds
 
     def _end(self, line: _Line, error: Exception) -> None:
         with self._lock:
@@ -172,7 +195,7 @@ class SharedLink(SequencerLink):
                 self._line = None
         line.connection.close()
         for parcel in line.waiting:
-            if parcel.last:
+            if parcel.last or self._late(parcel):
                 parcel.told(unanswered(error))
             else:
                 parcel.last = True

@@ -169,7 +169,7 @@ class QuickInbox:
         arrived = _Arrived(environ, start_response, headers, length, found, place)
         if later is None:
             return self._take(arrived)
-        if ctx.gate.hold(lambda: later.run(lambda: self._take_later(arrived, later))):
+        if ctx.gate.hold(source, lambda: later.run(lambda: self._take_later(arrived, later))):
             self._take_later(arrived, later)
         return later
 
@@ -178,7 +178,7 @@ class QuickInbox:
         try:
             said = self._take(arrived, later)
         finally:
-            self._context.gate.let_go()
+            self._context.gate.let_go(arrived.found.source)
         if said is not later:
             later.answer(read_whole(said))
 

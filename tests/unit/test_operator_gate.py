@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 
 import pytest
@@ -212,31 +213,81 @@ def test_whatever_comes_and_goes_the_counts_are_right(steps):
 
 
 def test_those_that_wait_hold_no_thread_and_get_their_turns_in_order():
-    gate = Gate(2, 1, 2, lambda: 0.0, lambda: NOW, places=5)
+    gate = Gate(3, 1, 2, lambda: 0.0, lambda: NOW, places=5)
+    sources = [source(number) for number in range(5)]
     inside = [ExitStack() for _ in range(5)]
-    for number, stack in enumerate(inside):
-        stack.enter_context(gate.enter(source(number), waits=True))
+    for stack, whose in zip(inside, sources, strict=True):
+        stack.enter_context(gate.enter(whose, waits=True))
     with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9), waits=True):
         pass
     turns: list[int] = []
-    assert [gate.hold(lambda number=number: turns.append(number)) for number in range(5)] == [True, True, False, False, False]
+    assert [gate.hold(whose, lambda n=n: turns.append(n)) for n, whose in enumerate(sources)] == [True] * 2 + [False] * 3
     assert turns == []
     with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9)):
-        pass  # there is no thread for one that holds its own
-    gate.let_go()
+        pass  # there is no place
+    gate.let_go(sources[0])
     assert turns == [2]
     inside[0].close()  # its thread was let go of before; its place is free now
-    with pytest.raises(RateLimited, match="overloaded"), gate.enter(source(9)):
-        pass
-    for _ in range(3):
-        gate.let_go()
+    with gate.enter(source(9)):  # and a thread is left for one that holds its own
+        assert gate._holding == 3
+        gate.let_go(sources[1])
+        assert turns == [2, 3]
+    for whose in sources[2:4]:
+        gate.let_go(whose)
     assert (turns, gate._holding) == ([2, 3, 4], 1)
-    with gate.enter(source(9)):
-        assert gate._holding == 2
-    gate.let_go()
+    gate.let_go(sources[4])
     for stack in inside[1:]:
         stack.close()
-    assert is_empty(gate) and gate._holding == 0
+    assert is_empty(gate) and (gate._holding, gate._turns, gate._held) == (0, 0, {})
+
+
+def test_no_address_has_every_thread_while_others_wait():
+    gate = Gate.for_threads(8, 2)
+    turns: list[str] = []
+    greedy, other = source(1), source(2)
+    with ExitStack() as inside:
+        for whose, count in ((greedy, 10), (other, 2)):
+            for _ in range(count):
+                inside.enter_context(gate.enter(whose, waits=True))
+        assert [gate.hold(greedy, lambda: turns.append("greedy")) for _ in range(10)] == [True] * 4 + [False] * 6
+        assert [gate.hold(other, lambda: turns.append("other")) for _ in range(2)] == [True, False]
+        gate.let_go(other)
+        assert turns == ["other"], "who came before it has its share"
+        gate.let_go(greedy)
+        assert turns == ["other", "greedy"]
+        with gate.enter(source(3)):
+            assert gate._holding == 6
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["wait", "go", "sync", "leave"])), max_size=80))
+def test_whoever_waits_for_a_thread_gets_it(steps):
+    gate = Gate.for_threads(8, 2)
+    holding: list = []
+    syncs: list[ExitStack] = []
+    with ExitStack() as inside:
+        for number, step in steps:
+            whose = source(number)
+            if step == "go" and holding:
+                gate.let_go(holding.pop(number % len(holding)))
+            elif step == "leave" and syncs:
+                syncs.pop().close()
+            elif step in ("wait", "sync"):
+                stack = ExitStack()
+                try:
+                    stack.enter_context(gate.enter(whose, waits=step == "wait"))
+                except RateLimited:
+                    continue
+                (inside.enter_context(stack) if step == "wait" else syncs.append(stack))
+                if step == "wait" and gate.hold(whose, lambda whose=whose: holding.append(whose)):
+                    holding.append(whose)
+            assert gate._turns == len(holding) <= 5 and gate._holding == len(holding) + len(syncs) <= 6
+            assert max(Counter(one.ip for one in holding).values(), default=0) <= 4
+        for stack in syncs:
+            stack.close()
+        while holding:
+            gate.let_go(holding.pop())
+        assert not gate._waiting
+    assert is_empty(gate) and (gate._holding, gate._turns, gate._held) == (0, 0, {})
 
 
 def test_of_more_places_everybody_has_the_same_share():
