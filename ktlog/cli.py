@@ -16,6 +16,7 @@ COMMANDS = {
     "next": "Say what a new log is missing still.",
     "policy": "Say who must cosign a log, and what its readers need.",
     "proxy-config": "Print the configuration of nginx, Caddy or Apache for a log.",
+    "unit": "Print a systemd unit.",
     "serve": "Run a log.",
     "config": "Show and check a log's configuration.",
     "admin": "Look after a log while it runs.",

@@ -18,7 +18,7 @@ from ktlog.errors import KtlogError, StoreError
 from ktlog.operator.cosigning import load_cosigners
 from ktlog.operator.create import ensure_map, load_public_keys
 from ktlog.operator.directories import check_directories
-from ktlog.operator.firsthour import Step, describe_start, letter, missing_at_start, proxy_snippet
+from ktlog.operator.firsthour import Step, describe_start, letter, missing_at_start, proxy_snippet, without_policy
 from ktlog.operator.mapcheck import check_whole_map
 from ktlog.operator.service import load_publish_policy
 from ktlog.operator.shred import finish_erasures
@@ -96,6 +96,8 @@ def _check(settings: Settings, check_map: bool, notifier: Notifier) -> None:
     check_keys(settings)
     load_sources(settings)
     if settings.role != WEB:
+        if not settings.publish_policy.exists():
+            raise without_policy(settings)
         load_publish_policy(settings)
     _ask_for_time(settings, notifier)
     if not settings.uses_postgres:  # else the sequencer does this when it is its turn, and only then

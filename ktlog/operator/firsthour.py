@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktlog.config import WEB, Settings
-from ktlog.errors import KtlogError
+from ktlog.errors import KtlogError, UsageError
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.keys import PublicKeys
 from ktlog.operator.proxy import Proxied, format_proxy
@@ -61,7 +61,7 @@ def missing(settings: Settings, *, serving: bool = False) -> list[Step]:
     where = _where(settings.directory)
     steps = []
     policy, why = _policy(settings)
-    make = f"ktlog policy make --dir {where} --witness 'VKEY VKEY' --witness 'VKEY VKEY' --verifier 'VKEY VKEY'"
+    make = make_policy(settings)
     if policy is None and settings.publish_policy.exists():
         steps.append(Step(f"A policy that holds: {why}.", (f"{make} --replace",)))
     elif policy is None:
@@ -83,6 +83,23 @@ def missing(settings: Settings, *, serving: bool = False) -> list[Step]:
     return steps
 
 
+def make_policy(settings: Settings) -> str:
+    """The command that writes a policy, but for what witnesses send."""
+    where = _where(settings.directory)
+    return f"ktlog policy make --dir {where} --witness 'VKEY VKEY' --witness 'VKEY VKEY' --verifier 'VKEY VKEY'"
+
+
+def without_policy(settings: Settings) -> UsageError:
+    """The last word of `ktlog serve` without a policy. It may stand below a page of keys: whole, and in this order."""
+    return UsageError(
+        "NoPublishPolicy", "`ktlog serve` stops here until it has a policy with witnesses, in"
+        f" {settings.publish_policy}: without them nothing is published.",
+        hint=f"With what they send you: {make_policy(settings)}\n"
+        f"What to send to them, and what else is missing: ktlog next --dir {_where(settings.directory)}\n"
+        "Only to look: `ktlog demo` shows a whole log at once, on this machine alone.",
+    )
+
+
 def afterwards(settings: Settings) -> list[Step]:
     """What nobody misses before it is too late, and what readers need."""
     where = _where(settings.directory)
@@ -93,8 +110,8 @@ def afterwards(settings: Settings) -> list[Step]:
         Step("Is all well, here and as a peer sees it?", (f"ktlog doctor --dir {where}",)),
         Step("What clients need:", (f"ktlog policy show --dir {where} > trust.policy",)),
         Step(
-            "A backup each hour, in the crontab of the log's user, or by deploy/systemd. No backup can be restored"
-            " without a mirror: find one.", (f"17 * * * *  {backup_line(settings.directory)}",),
+            "A backup each hour, in the crontab of the log's user, or by systemd (`ktlog unit --list`). No backup can"
+            " be restored without a mirror: find one.", (f"17 * * * *  {backup_line(settings.directory)}",),
         ),
     ]
 

@@ -30,6 +30,7 @@ from ktlog.durable import (
     name_user,
     reach,
     read_file,
+    read_secret,
     read_secret_file,
     sync_directory,
     write_secret,
@@ -39,6 +40,7 @@ from ktlog.operator.create import load_public_keys, write_public_keys
 from ktlog.operator.keys import (
     FETCH_KEY,
     MAXIMUM_FETCH_KEY_BYTES,
+    SEED_BYTES,
     PublicKeys,
     destroy_old,
     fetch_key_pem,
@@ -46,6 +48,7 @@ from ktlog.operator.keys import (
     load_seed,
     new_fetch_key,
     old_path,
+    old_paths,
     parse_fetch_key,
 )
 from ktlog.operator.stores import open_log
@@ -67,7 +70,7 @@ from ktlog.pkd.keychanges import (
 )
 from ktlog.pkd.keys import decode_public_key, encode_public_key, private_key_from_seed
 from ktlog.tlog.encoding import encode_base64url
-from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey
+from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey, parse_vkey
 
 # In order. A test kills it at each.
 HOOKS = ("rotate.made", "rotate.announced", "rotate.put_aside", "rotate.switched", "rotate.told")
@@ -150,14 +153,63 @@ def check_told(settings: Settings, public: PublicKeys, changes: tuple[KeyChange,
 
 
 def check_web_keys(settings: Settings) -> None:
-    """``check_announced`` for the keys that web workers hold, and for nothing else: no other file is read."""
+    """``check_apart``, and ``check_announced`` for the keys that web workers hold; no other key's file is read."""
+    check_apart(settings, load_public_keys(settings))
     if not read_changes(settings):
         return
     purposes = [purpose for kind in ("hpke", "http", "fetch") for purpose in KINDS[kind]]
     check_announced(settings, {
-        purpose: read_public_half(settings, purpose)
-        for purpose in purposes if _path(settings, purpose).exists() or is_credential(settings.keys, purpose)
+        purpose: read_public_half(settings, purpose) for purpose in purposes if _is_there(settings, purpose)
     })
+
+
+def check_apart(settings: Settings, public: PublicKeys) -> None:
+    """Refuse a seed that is there twice: web workers, whom strangers talk to, would hold a key that signs, or held it.
+
+    Raises:
+        StoreError: ``KeyReused``; ``BadPublicKeys``; as :func:`ktlog.operator.keys.load_seed`.
+    """
+    signing = _signing(settings, public)
+    seen: dict[bytes, str] = {}
+    for purpose, place, seed in _web_seeds(settings):
+        halves = (Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw(),
+                  private_key_from_seed(seed).public_key().public_bytes_raw())
+        other = next((signing[half] for half in halves if half in signing), seen.setdefault(seed, purpose))
+        if other != purpose:
+            raise StoreError(
+                "KeyReused", f"{place}: the key for {purpose} is the log's key for {other}, too",
+                hint=f"Put the right key there; in a unit, LoadCredential={purpose}:PATH may name another key's file."
+                f" If web workers ran with it, replace it: ktlog keys rotate {other.partition('-')[0]} --dir DIR.",
+            )
+
+
+def _signing(settings: Settings, public: PublicKeys) -> dict[bytes, str]:
+    """What each key that signs entries or heads is for, or that signed them, by its raw public half."""
+    found = dict.fromkeys(public.leaf_keys, "leaf")
+    try:
+        for kind, vkeys in (
+            ("checkpoint", (*public.vkeys, *public.retired_vkeys)),
+            ("map", (*public.map_vkeys, *public.retired_map_vkeys)),
+        ):
+            for vkey in map(parse_vkey, vkeys):
+                found[vkey.public_key] = f"{kind}-{'ed25519' if vkey.algorithm == ED25519 else 'mldsa44'}"
+    except (EncodingError, TypeError, AttributeError) as error:
+        raise StoreError("BadPublicKeys", f"{settings.directory}: a vkey of its own cannot be used: {error}") from None
+    return found
+
+
+def _web_seeds(settings: Settings) -> Iterator[tuple[str, str, bytes]]:
+    """Each seed that web workers read: what for, where it is, and itself; none that is missing."""
+    for purpose in (*KINDS["hpke"], *KINDS["http"]):
+        if _is_there(settings, purpose):
+            place = f"the credential {purpose}" if is_credential(settings.keys, purpose) else _path(settings, purpose)
+            yield purpose, str(place), load_seed(settings.keys, purpose)
+    for path, _ in old_paths(settings.keys, "hpke"):
+        yield "hpke", str(path), read_secret(path, SEED_BYTES)
+
+
+def _is_there(settings: Settings, purpose: str) -> bool:
+    return _path(settings, purpose).exists() or is_credential(settings.keys, purpose)
 
 
 # One key

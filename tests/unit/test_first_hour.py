@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ktlog.cli import ktlog
+from ktlog.cli import COMMANDS, ktlog
 from ktlog.commands.doctor import _closing
 from ktlog.config import Settings, load_settings
 from ktlog.errors import KtlogError, UsageError
@@ -175,10 +175,15 @@ def test_on_a_terminal_serve_says_all_that_is_missing_and_what_stops_it_last(set
     assert {line.strip() for line in snippet.splitlines() if not line.strip().startswith("#")} <= written
     for words in ("1. Two witnesses", f"{settings.url}/checkpoint", settings.actor_id, f"backup --dir {settings.directory}"):
         assert words in text
-    assert text.rstrip().splitlines()[-2].startswith("ktlog: NoPublishPolicy: ")
+    stopped, make, send, look = text.rstrip().splitlines()[-4:]
+    assert stopped.startswith("ktlog: NoPublishPolicy: ") and "stops here until" in stopped and "witnesses" in stopped
+    words = shlex.split(make[make.index("ktlog policy make"):])
+    assert words[3:5] == ["--dir", str(settings.directory)] and "--witness" in words and "--verifier" in words
+    assert send.endswith(f"ktlog next --dir {settings.directory}") and "`ktlog demo`" in look and "demo" in COMMANDS
     for more in ({"terminal": False}, {"terminal": True, "KTLOG_LOG_FORMAT": "json"}):
         code, text = serve(settings, **more)
-        assert code == 2 and "NoPublishPolicy" in text and "server_name" not in text and len(text) < 600
+        assert code == 2 and "NoPublishPolicy" in text and "server_name" not in text and len(text) < 1000
+        assert "stops here until" in text and "ktlog policy make --dir" in text and "ktlog demo" in text
 
 
 def test_one_witness_alone_and_two_of_two_are_warned_of(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from ktlog.operator.findings import Findings
 from ktlog.operator.fsckfiles import read_documents
 from ktlog.operator.rotate import rotate
 from ktlog.operator.startkeys import ANSWERING, SIGNING, check_keys
+from ktlog.web.context import Context
 from tests.operator_world import NOW, ORIGIN
 
 
@@ -93,6 +94,50 @@ def test_each_key_is_asked_for_where_it_is_used_and_nowhere_else(settings):
         path.chmod(0o600)
     shutil.rmtree(settings.keys)
     assert refused(settings, "all").hint.startswith("Restore ")
+
+
+@pytest.mark.parametrize("purpose", ANSWERING)
+def test_no_web_worker_holds_a_seed_that_is_another_keys_too(settings, purpose):
+    """As when a line in a unit names the wrong file. Keys that signed once are no better."""
+    rotate(settings, "checkpoint", "", NOW)
+    rotate(settings, "map", "", NOW)
+    kept = (settings.keys / purpose).read_bytes()
+    own = [path.name for path in settings.keys.iterdir() if path.name in {*SIGNING, *ANSWERING} - {purpose}]
+    old = [path.name for path in settings.keys.iterdir() if ".until-" in path.name]
+    assert len(own) == len(SIGNING) + len(ANSWERING) - 1 and len(old) == 5
+    for name in (*own, *old):
+        (settings.keys / purpose).write_bytes((settings.keys / name).read_bytes())
+        error = refused(settings, WEB)
+        if purpose == "hpke" == name.partition(".")[0]:  # a switch that died between two steps leaves just that
+            assert error.name == "RotationUnfinished"
+            continue
+        others = {purpose, name.partition(".")[0]}
+        assert error.name == "KeyReused" and error.exit_code == 8, name
+        assert all(other in error.message for other in others) and str(settings.keys) in error.message
+        with pytest.raises(StoreError) as caught:
+            Context(settings, load_public_keys(settings))
+        assert caught.value.name == "KeyReused"
+        result = CliRunner().invoke(serve.command, ["--dir", str(settings.directory)])
+        assert result.exception.name == "KeyReused"
+        assert refused(settings, SEQUENCER) is None
+    (settings.keys / purpose).write_bytes(kept)
+    assert refused(settings, WEB) is None
+
+
+def test_an_old_key_and_a_credential_are_compared_too(settings, tmp_path, monkeypatch):
+    old = next(path for path in settings.keys.iterdir() if path.name.startswith("hpke.until-"))
+    kept = old.read_bytes()
+    old.write_bytes((settings.keys / "map-mldsa44").read_bytes())
+    error = refused(settings, WEB)
+    assert error.name == "KeyReused" and str(old) in error.message and "map-mldsa44" in error.message
+    old.write_bytes(kept)
+    (tmp_path / "credentials").mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    (settings.keys / "hpke").unlink()
+    shutil.copy(settings.keys / "leaf", tmp_path / "credentials" / "hpke")
+    error = refused(settings, WEB)
+    assert error.name == "KeyReused" and "the credential hpke" in error.message and "LoadCredential=hpke" in error.hint
+    assert "rotate leaf" in error.hint
 
 
 def test_serve_says_so_before_it_starts_anything(settings, monkeypatch):
