@@ -65,9 +65,10 @@ def _examine(settings: Settings, inside: bool) -> Iterator[Ailment]:
     dial = load_dial(path) if path else None
     with (
         Fetcher(dial, timeout=FETCH_SECONDS) as fetcher,
-        Fetcher(dial, timeout=FETCH_SECONDS, misnamed=WRONG_HOST) as misnamed,
+        Fetcher(dial, timeout=FETCH_SECONDS, odd={"Host": WRONG_HOST}) as misnamed,
+        Fetcher(dial, timeout=FETCH_SECONDS, odd={"Accept-Encoding": "gzip"}) as zipping,
     ):
-        outside = Outside(fetcher, misnamed, lambda: int(time.time()), dial.hosts if dial else ())
+        outside = Outside(fetcher, misnamed, zipping, lambda: int(time.time()), dial.hosts if dial else ())
         yield from examine_outside(settings, outside)
 
 

@@ -67,16 +67,21 @@ class Ailment:
         return {"name": self.name, "state": self.state, "what": self.what, "advice": self.advice}
 
 
+ROOM = "the proxy has no room for the signatures, over 4 kB of header (nginx: proxy_buffer_size 16k)."
+
+
 @dataclass(frozen=True)
 class Outside:
     """A peer's place, to look from.
 
     fetcher: asks as peers do. misnamed: asks the same servers, but names the host ``WRONG_HOST`` in each request.
-    now: Unix seconds. dialled: hosts that a dial table leads to, and not the DNS.
+    zipping: asks them for compressed answers. now: Unix seconds. dialled: hosts that a dial table leads to, and not
+    the DNS.
     """
 
     fetcher: Fetcher
     misnamed: Fetcher
+    zipping: Fetcher
     now: Callable[[], int]
     dialled: Collection[str] = ()
 
@@ -105,12 +110,13 @@ def examine_outside(settings: Settings, outside: Outside) -> Iterator[Ailment]:
         yield Ailment(
             "Reachable", BAD, f"{settings.url}/checkpoint: {why}",
             "Peers look the name up in the DNS, take no private address, and check the certificate. A 421 means that"
-            " the proxy does not pass the Host header on; a 404 that nothing was published yet.",
+            " the proxy does not pass the Host header on; a 404 that nothing was published yet; a 502 that the log does"
+            f" not run, or that {ROOM}",
         )
     else:
         yield _reachable(settings, outside)
         yield _published(settings, answer)
-        yield _answers(settings, outside.fetcher)
+        yield _answers(settings, outside)
         yield _paths(settings, outside.fetcher)
         yield _host(settings, outside.misnamed)
     try:
@@ -298,18 +304,21 @@ def _published(settings: Settings, answer: Response) -> Ailment:
     return _found("Checkpoint", checkpoint.origin == settings.origin, what, "The proxy leads to another log.")
 
 
-def _answers(settings: Settings, fetcher: Fetcher) -> Ailment:
+def _answers(settings: Settings, outside: Outside) -> Ailment:
     """Whether signed answers come through whole."""
-    answer, why = _get(fetcher, f"{settings.url}/api/info")
+    answer, why = _get(outside.fetcher, f"{settings.url}/api/info")
     if answer is None or answer.status != 200 or "signature" not in answer.headers:
         return Ailment(
             "Answers", BAD, f"{settings.url}/api/info: {why or 'no signed answer came'}",
-            "The signature is a header of over 4 kB: give the proxy room for it (nginx: proxy_buffer_size 16k).",
+            f"Either the log does not run, or {ROOM}",
         )
-    return _found(
-        "Answers", answer.headers.get("content-digest") == content_digest(answer.body), "signed answers of the API",
-        "The proxy changes them: turn compression and rewriting off.",
-    )
+    changed = "The proxy changes them: turn compression and rewriting off (nginx: gzip off)."
+    if answer.headers.get("content-digest") != content_digest(answer.body):
+        return Ailment("Answers", BAD, "signed answers of the API are not what was signed", changed)
+    _answer, why = _get(outside.zipping, f"{settings.url}/api/info")
+    zips = why.startswith("BadContent")
+    what = "whoever takes compressed answers gets others than were signed" if zips else "signed answers of the API"
+    return _found("Answers", not zips, what, changed)
 
 
 def _paths(settings: Settings, fetcher: Fetcher) -> Ailment:

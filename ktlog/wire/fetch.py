@@ -25,6 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urljoin
 
@@ -136,20 +137,20 @@ class Fetcher:
         max_bytes: the longest body accepted unless a call says otherwise.
         now: a monotonic clock in seconds.
         sign_get: headers that sign a GET of a URL; asked again after each redirect. POSTs are their callers' to sign.
-        misnamed: the host that the Host header names in place of the URL's, to see who hears it.
+        odd: headers of every request, in place of the fetcher's own too, to see how a server takes them.
     """
 
     def __init__(
         self, dial: Dial | None = None, *, timeout: float = DEFAULT_TIMEOUT_SECONDS,
         max_bytes: int = DEFAULT_MAX_BYTES, now: Callable[[], float] = time.monotonic,
-        sign_get: Callable[[HttpsUrl], Mapping[str, str]] | None = None, misnamed: str = "",
+        sign_get: Callable[[HttpsUrl], Mapping[str, str]] | None = None, odd: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._dial = dial
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._now = now
         self._sign_get = sign_get
-        self._misnamed = {"Host": misnamed} if misnamed else {}
+        self._odd = odd
         self._contexts: dict[bool, ssl.SSLContext] = {}
         self._forget()
 
@@ -246,7 +247,7 @@ class Fetcher:
     ) -> Response:
         if any(name.lower() in ("host", "accept-encoding", "content-length") for name in headers):
             raise AssertionError("Host, Accept-Encoding and Content-Length are the fetcher's")
-        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers, **self._misnamed}
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers, **self._odd}
         limit = self._max_bytes if max_bytes is None else max_bytes
         try:
             kept = self._take(url)

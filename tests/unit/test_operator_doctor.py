@@ -58,6 +58,7 @@ class World:
         self.answers: dict[str, Response] = {}
         self.clocks: dict[str, int | None] = {}
         self.misnamed: Response | None = Response(421, {}, b"", "")
+        self.zips = False
         signer = signer_from_seed(ORIGIN, ED25519, bytes(32))
         self.note = sign_checkpoint(Checkpoint(ORIGIN, 1, bytes(32)), [signer], NOW)
         info = b'{"info":1}'
@@ -85,7 +86,12 @@ class World:
                 raise Unreachable("Broken", "it hung up")
             return self.misnamed
 
-        return Outside(self, SimpleNamespace(get=misname), lambda: NOW, dialled)  # type: ignore[arg-type]
+        def zip_(url: str, **_: object) -> Response:
+            if self.zips:
+                raise Unreachable("BadContent", "it is compressed")
+            return self.get(url)
+
+        return Outside(self, SimpleNamespace(get=misname), SimpleNamespace(get=zip_), lambda: NOW, dialled)  # type: ignore[arg-type]
 
 
 def states(found: list[Ailment]) -> dict[str, str]:
@@ -115,6 +121,7 @@ def test_nothing_is_wrong_outside(settings: Settings) -> None:
     (lambda world: world.say("/api/info", 502, b""), "Answers", "bad"),
     (lambda world: world.say("/api/info", 200, b"{ }", {"signature": "x", "content-digest": content_digest(b"{}")}),
      "Answers", "bad"),
+    (lambda world: setattr(world, "zips", True), "Answers", "bad"),
     (lambda world: world.say("/map/bundle/", 404, b"there is nothing at this address"), "Paths", "bad"),
     (lambda world: world.say("/map/bundle/", 404, b"no map was published yet"), "Paths", "ok"),
     (lambda world: world.say("w1.example", 404, b""), "Witness", "look"),

@@ -53,7 +53,7 @@ def test_the_callers_cannot_set_the_host(fetcher):
 
 def test_who_asks_for_another_host_does_so_of_the_urls_server(server):
     """Each time, and the server's name in TLS stays the URL's."""
-    with Fetcher(server.dial(HOST), misnamed=OTHER) as fetcher:
+    with Fetcher(server.dial(HOST), odd={"Host": OTHER}) as fetcher:
         fetcher.get(URL)
         fetcher.post(URL, b"x")
     assert [(one.header("host"), one.server_name) for one in server.requests] == [(OTHER, HOST), (OTHER, HOST)]
