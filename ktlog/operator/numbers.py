@@ -65,6 +65,7 @@ class Numbers:
     fetches: Histogram = field(default_factory=Histogram)
     blocked: int = 0
     paused: bool = False
+    heartbeat_seconds: int = 600
 
 
 class Refusals:
@@ -120,6 +121,10 @@ def format_metrics(numbers: Numbers) -> bytes:
     page.add(
         "checkpoint_age_seconds", "gauge", "Since this process published a checkpoint, or else since it began.",
         [({"log": part}, numbers.now - fresh.published) for part, fresh in parts],
+    )
+    page.add(
+        "heartbeat_seconds", "gauge", "How old a checkpoint may grow while nothing comes.",
+        [({}, numbers.heartbeat_seconds)],
     )
     ages = _cosigned_ages(numbers)
     page.add(

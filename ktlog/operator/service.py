@@ -246,7 +246,7 @@ class Service:
             now=self._now(), log=publisher.fresh, map=self._mapping.fresh, oldest_seconds=desk.oldest_seconds(),
             database_bytes=self._database_bytes(), tiles_bytes=self._tiles_bytes(),
             messages=dict(self._sequencer.messages), fetches=fetches, blocked=blocked,
-            paused=self._rules.rules.paused is not None,
+            paused=self._rules.rules.paused is not None, heartbeat_seconds=self._settings.heartbeat_seconds,
         )
 
     def _tiles_bytes(self) -> int | None:

@@ -48,6 +48,24 @@ def test_every_metric_is_served(expression: str) -> None:
     assert named <= served()
 
 
+SELECTOR = re.compile(r"\b(ktlog_[a-z_]+)\{([^}]*)\}")
+MATCHER = re.compile(r'([a-z_]+)(=~?|!=)"([^"]*)"')
+
+
+@pytest.mark.parametrize("expression", [one for one in EXPRESSIONS if SELECTOR.search(one)])
+def test_every_label_of_the_logs_own_is_served(expression: str) -> None:
+    """And a value that is fixed: `stage="sequencd"` would never fire."""
+    page = log_metrics(NUMBERS).decode()
+    for name, text in SELECTOR.findall(expression):
+        rows = [dict(re.findall(r'([a-z_]+)="([^"]*)"', row)) for row in re.findall(rf"^{name}(\{{.*\}}) ", page, re.MULTILINE)]
+        for label, how, value in MATCHER.findall(text):
+            if label in ("job", "instance") or not rows:
+                continue  # Prometheus's own; or a metric of another daemon
+            assert all(label in row for row in rows), label
+            open_ended = name == "ktlog_refused_total"  # whose codes come as they come
+            assert how != "=" or open_ended or value in {row[label] for row in rows}, value
+
+
 def test_every_alert_says_what_to_do() -> None:
     alerts = [rule for group in RULES for rule in group["rules"]]
     assert len(alerts) >= 10
@@ -77,11 +95,35 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
     assert promtool("check", "rules", tmp_path / "bent.yml").returncode != 0
 
 
-@pytest.mark.parametrize(("alert", "bad", "good", "minutes"), [
+FIRED = [
     ("KtlogDown", {'up{job="ktlog"}': "0x60"}, {'up{job="ktlog"}': "1x60"}, 10),
     ("KtlogNotCosigned", {'ktlog_witnesses_fresh{log="log"}': "0x60"}, {'ktlog_witnesses_fresh{log="log"}': "1x60"}, 20),
-    ("KtlogCheckpointOld", {'ktlog_checkpoint_age_seconds{log="log"}': "1800+60x60"},
-     {'ktlog_checkpoint_age_seconds{log="log"}': "900x60"}, 20),
+    ("KtlogMapNotCosigned", {'ktlog_witnesses_fresh{log="map"}': "0x60"}, {'ktlog_witnesses_fresh{log="map"}': "1x60"}, 20),
+    ("KtlogCheckpointOld", {'ktlog_checkpoint_age_seconds{log="log"}': "1800+60x60", "ktlog_heartbeat_seconds": "600x60"},
+     {'ktlog_checkpoint_age_seconds{log="log"}': "900x60", "ktlog_heartbeat_seconds": "600x60"}, 20),
+    # An idle log whose heartbeat comes once a day.
+    ("KtlogCheckpointOld", {'ktlog_checkpoint_age_seconds{log="map"}': "88000x60", "ktlog_heartbeat_seconds": "86400x60"},
+     {'ktlog_checkpoint_age_seconds{log="map"}': "86000x60", "ktlog_heartbeat_seconds": "86400x60"}, 20),
+    ("KtlogPaused", {"ktlog_paused": "1x120"}, {"ktlog_paused": "0x120"}, 90),
+    ("KtlogCosignerMissing", {'ktlog_witness_cosign_age_seconds{log="log",witness="w"}': "3700x120"},
+     {'ktlog_witness_cosign_age_seconds{log="log",witness="w"}': "3500x120"}, 90),
+    ("KtlogEntriesWait", {'ktlog_entries{stage="sequenced"}': "5000x60", 'ktlog_entries{stage="published"}': "3000x60"},
+     {'ktlog_entries{stage="sequenced"}': "5000x60", 'ktlog_entries{stage="published"}': "4000x60"}, 20),
+    ("KtlogMapBehind", {'ktlog_entries{stage="published"}': "5000x60", 'ktlog_entries{stage="mapped"}': "3000x60"},
+     {'ktlog_entries{stage="published"}': "5000x60", 'ktlog_entries{stage="mapped"}': "4000x60"}, 20),
+    ("KtlogOverloaded", {'ktlog_refused_total{by="web",code="overloaded"}': "0+120x60"},
+     {'ktlog_refused_total{by="web",code="overloaded"}': "0+30x60"}, 40),
+    ("KtlogBadSignatures", {'ktlog_refused_total{by="web",code="bad_token_signature"}': "0+120x60"},
+     {'ktlog_refused_total{by="web",code="not_found"}': "0+120x60"}, 40),
+    ("KtlogDiskFull", {"ktlog_free_bytes": "1000000000x60"}, {"ktlog_free_bytes": "2000000000x60"}, 20),
+    ("KtlogAlarmsWait", {"ktlog_auditor_alarms_oldest_waiting_seconds": "3700x60"},
+     {"ktlog_auditor_alarms_oldest_waiting_seconds": "3500x60"}, 20),
+    ("KtlogWitnessDown", {'up{job="ktlog-witness"}': "1x60", "ktlog_witness_ready": "0x60"},
+     {'up{job="ktlog-witness"}': "1x60", "ktlog_witness_ready": "1x60"}, 20),
+    ("KtlogWitnessFork", {'ktlog_witness_forks_total{origin="x"}': "0x20 1x60"}, {'ktlog_witness_forks_total{origin="x"}': "1x80"}, 40),
+    ("KtlogWitnessRecordFailed", {"ktlog_witness_record_failed": "1x60"}, {"ktlog_witness_record_failed": "0x60"}, 10),
+    ("KtlogVerifierFoundWrong", {'ktlog_witness_replay_wrong{origin="x"}': "1x60"},
+     {'ktlog_witness_replay_wrong{origin="x"}': "0x60"}, 10),
     # The test's time begins at 0, and a sample is of the minute that it is in.
     ("KtlogClockOff", {"ktlog_time_seconds": "45+60x60"}, {"ktlog_time_seconds": "15+60x60"}, 20),
     ("KtlogClockOff", {"ktlog_time_seconds": "-45+60x60"}, {"ktlog_time_seconds": "-15+60x60"}, 20),
@@ -91,7 +133,15 @@ def test_prometheus_takes_the_rules(tmp_path: Path) -> None:
      {'ktlog_auditor_looked_timestamp_seconds{origin="x"}': "0+60x200"}, 180),
     ("KtlogAuditorDown", {"ktlog_auditor_ready": "0x60"}, {"ktlog_auditor_ready": "1x60"}, 20),
     ("KtlogFetchesBlocked", {"ktlog_ssrf_blocked_total": "0+120x60"}, {"ktlog_ssrf_blocked_total": "0+6x60"}, 40),
-])
+]
+"""Of each alert the series by which it fires, and by which it does not."""
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    assert {alert for alert, *_ in FIRED} == {rule["alert"] for group in RULES for rule in group["rules"]}
+
+
+@pytest.mark.parametrize(("alert", "bad", "good", "minutes"), FIRED)
 def test_an_alert_fires_when_it_should_and_then_only(
     tmp_path: Path, alert: str, bad: dict[str, str], good: dict[str, str], minutes: int
 ) -> None:

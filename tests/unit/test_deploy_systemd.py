@@ -16,6 +16,7 @@ from tests.unit.test_docs import TOOLS
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
+TELLER = "ktlog-tell@.service"
 EXPOSURE_LIMIT = 2.0
 OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
 CREDENTIALS = re.search(r"^```ini\n(\[Service\]\nLoadCredentialEncrypted=.*?)^```", OPERATING, re.DOTALL | re.MULTILINE)[1]
@@ -63,7 +64,22 @@ def test_what_a_break_in_would_find_is_little(installed: Path, name: str) -> Non
     assert float(exposure[1]) <= EXPOSURE_LIMIT
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != TELLER])
+def test_who_fails_is_told_of(name: str) -> None:
+    assert ("OnFailure", "ktlog-tell@%n.service") in settings(name)
+
+
+def test_what_is_told_is_which_unit_failed_and_where_to_look(tmp_path: Path) -> None:
+    """What systemd makes of its command, given to a shell: $$ is $, and %i the unit."""
+    (command,) = [value for key, value in settings(TELLER) if key == "ExecStart"]
+    words = shlex.split(command.replace("$$", "$").replace("%i", "ktlog-backup.service"))
+    told = tmp_path / "told"
+    done = subprocess.run(words, env={"PATH": "/usr/bin:/bin", "KTLOG_TELL": f"tee {told}"}, capture_output=True, check=True)
+    assert told.read_bytes() == done.stdout == b"ktlog-backup.service failed: journalctl -u ktlog-backup.service\n"
+    assert ("EnvironmentFile", "-/etc/ktlog/tell") in settings(TELLER) and "/etc/ktlog/tell" in OPERATING
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != TELLER])
 def test_what_it_starts_exists(name: str) -> None:
     (command,) = [value for key, value in settings(name) if key == "ExecStart"]
     words = shlex.split(command)

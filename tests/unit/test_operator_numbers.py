@@ -37,6 +37,7 @@ def test_as_prometheus_reads_it():
         'ktlog_entries{stage="sequenced"} 9', 'ktlog_entries{stage="integrated"} 8',
         'ktlog_entries{stage="published"} 7', 'ktlog_entries{stage="mapped"} 6',
         'ktlog_checkpoint_age_seconds{log="log"} 10', 'ktlog_checkpoint_age_seconds{log="map"} 1000',
+        "ktlog_heartbeat_seconds 600",
         'ktlog_witness_cosign_age_seconds{log="log",witness="w1"} 20',
         'ktlog_witness_cosign_age_seconds{log="log",witness="w2"} 4000',
         'ktlog_witness_cosign_age_seconds{log="map",witness="v1"} 1001',
