@@ -97,6 +97,7 @@ class RunningLog:
         self, directory: Path, *, verifier: bool = False, others: Others = lambda public: {}, **settings: Any
     ) -> None:
         self.directory = directory
+        self.source: str | None = None  # the address to send from
         self.verifier = verifier
         self._others = others
         self.keys = {user: SigningKey.generate() for user in USERS}
@@ -222,7 +223,7 @@ class RunningLog:
     def send(self, raw: bytes) -> Answer:
         """*raw* over TLS, and one answer."""
         with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS) as plain,
+            socket.create_connection(("127.0.0.1", self.port), SECONDS, self.source and (self.source, 0)) as plain,
             self._context.wrap_socket(plain, server_hostname=ORIGIN) as connection,
         ):
             try:

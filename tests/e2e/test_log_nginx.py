@@ -24,6 +24,8 @@ from tests.running_log import INBOX_PATH, LOG_ACTOR, ORIGIN, Answer, RunningLog,
 
 pytestmark = pytest.mark.slow
 
+WAITING = {"rate_limit_exempt": "127.0.0.1/32", "rate_limit_base_ms": 60_000, "trusted_proxies": "127.0.0.1/32"}
+"""Whoever comes from another address than the proxy's, and is refused, has to wait for a minute."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
@@ -31,7 +33,7 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLog]:
     """Everything that is sent to it goes through nginx."""
     need("nginx")
-    with running_log(tmp_path_factory.mktemp("nginx")) as running:
+    with running_log(tmp_path_factory.mktemp("nginx"), **WAITING) as running:
         upstream = next(found.port for found in running.processes.running() if found.name == "log")
         pki = pki_in(running.directory / "front")
         with nginx(ORIGIN, running.settings.tiles, upstream, pki.certificate_file, pki.key_file) as port:
@@ -137,6 +139,24 @@ def test_so_does_the_answer_to_a_message(log: RunningLog, enrolled: Answer) -> N
     assert answer.status == 400
     digest = next(value for name, value in headers.items() if name.lower() == "content-digest")
     check_signed(log, answer, "POST", INBOX_PATH, digest)
+
+
+def check_senders(log: RunningLog) -> None:
+    """Whose fault it was has to wait, and nobody else: the proxy says who sends, and believes nobody about it."""
+    def send(source: str, headers: dict[str, str]) -> int:
+        log.source = source
+        try:
+            return log.request("POST", INBOX_PATH, headers, b"{}").status
+        finally:
+            log.source = None
+
+    assert [send("127.0.0.2", {}), send("127.0.0.2", {}), send("127.0.0.3", {})] == [400, 429, 400]
+    assert send("127.0.0.2", {"X-Forwarded-For": "203.0.113.1"}) == 429
+    assert send("127.0.0.4", {"X-Forwarded-For": "127.0.0.2"}) == 400
+
+
+def test_who_is_refused_has_to_wait_and_no_other(log: RunningLog) -> None:
+    check_senders(log)
 
 
 def test_limits(log: RunningLog) -> None:

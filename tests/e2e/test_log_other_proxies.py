@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from ktlog.demo.pki import Pki, pki_in
-from tests.e2e.test_log_nginx import check_signed
+from tests.e2e.test_log_nginx import WAITING, check_senders, check_signed
 from tests.machine import need, program
 from tests.running_log import INBOX_PATH, ORIGIN, RunningLog, actor, running_log
 
@@ -89,7 +90,7 @@ def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLog]:
-    with running_log(tmp_path_factory.mktemp("proxies")) as found:
+    with running_log(tmp_path_factory.mktemp("proxies"), **WAITING) as found:
         assert found.enrol("a01").status // 100 == 2
         found.wait_published(1)
         found.wait("the map", lambda: found.get("/map/checkpoint").status == 200)
@@ -126,6 +127,12 @@ def test_so_does_the_answer_to_a_message(log: RunningLog) -> None:
     answer = log.request("POST", INBOX_PATH, headers, body)
     assert answer.status == 400
     check_signed(log, answer, "POST", INBOX_PATH, next(value for name, value in headers.items() if name.lower() == "content-digest"))
+
+
+def test_who_is_refused_has_to_wait_and_no_other(log: RunningLog) -> None:
+    with closing(sqlite3.connect(log.settings.directory / "guard.db")) as guard, guard:
+        guard.execute("DELETE FROM bad_sources")  # they came through another proxy before
+    check_senders(log)
 
 
 def test_limits(log: RunningLog) -> None:
