@@ -248,7 +248,7 @@ def test_looking_up(log: RunningLog, beside: Shell) -> None:
     state = beside.here.parent / "home" / ".local" / "share" / "ktlog"
     state.mkdir(parents=True)
     (state / "domains.toml").write_text(f'[domains]\n"{DOMAIN}" = "{ORIGIN}"\n')
-    walk("looking-up.md", beside, says={"ktlog lookup": "1 active key", "ktlog watch": "1 keys"})
+    walk("looking-up.md", beside, says={"ktlog lookup": "1 active key", "ktlog watch": "1 key"})
 
 
 def test_every_day(log: RunningLog, beside: Shell) -> None:
