@@ -312,6 +312,6 @@ def test_the_commands_are_ones_that_a_shell_understands():
     export, *lines = _commands(plan(Path("/some where/it's"), 4))
     assert shlex.split(export) == ["export", "KTLOG_DIAL=/some where/it's/dial.json"]
     assert len(lines) == 4
-    for line, policy in zip(lines[2:], ("trust", "auditor"), strict=True):
+    for line, policy in zip(lines[2:], ("trust", "audit"), strict=True):
         words = shlex.split(line)
         assert words[words.index("--policy") + 1] == f"/some where/it's/{policy}.policy"

@@ -20,7 +20,7 @@ SECONDS = 40
 
 @pytest.fixture
 def log(tmp_path):
-    with running_log(tmp_path, workers=1, threads=4) as running:  # three threads for messages, and six messages
+    with running_log(tmp_path, workers=1, threads=12) as running:  # half of them may fetch actors
         yield running
 
 
