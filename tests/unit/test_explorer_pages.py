@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import re
 import shlex
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -35,7 +31,6 @@ from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F401
 from tests.reading_log import AGE, AGE_ID, DAVE, fill, key_id, reading_log
 
-ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "https://example.com/users/nobody"
 ATOM = "{http://www.w3.org/2005/Atom}"
 
@@ -253,25 +248,6 @@ def test_an_entry_shows_the_way_to_the_root_and_gives_its_proof(site):
     assert store.root_after(11).hex()[:10] in re.search(r'<svg class="path".*?</svg>', html, re.DOTALL)[0]
     for index, status in (("11", 404), ("x", 400), ("01", 400), ("9" * 30, 400)):
         site.ask(f"/e/{index}", status)
-
-
-def test_the_commands_of_an_entry_check_it(site, tmp_path):
-    for name in ("5.tlog-proof", "5.leaf"):
-        (tmp_path / name).write_bytes(site.ask(f"/e/{name}").data)
-    vkeys = site.json("/about")["vkeys"]
-    policy = "".join(f"log {vkey} https://{ORIGIN}\n" for vkey in vkeys) + "quorum none\n"
-    (tmp_path / "my.policy").write_text(policy)
-    text = html.unescape(re.search(r'aria-label="Commands that check this entry">(.*?)</pre>', site.ask("/e/5").text, re.DOTALL)[1])
-    fetch, check = text.split("\n", 1)
-    assert [word for word in shlex.split(fetch) if "/e/5." in word] == [
-        f"https://{ORIGIN}/e/5.tlog-proof", f"https://{ORIGIN}/e/5.leaf"]
-    python, *words = shlex.split(check)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert python == "python3" and "size=11" in done.stdout, done.stderr
-    (tmp_path / "5.leaf").write_bytes(site.ask("/e/4.leaf").data)
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode and "Invalid" in done.stderr
 
 
 # --- actors
