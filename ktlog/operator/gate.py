@@ -195,6 +195,11 @@ class Gate:
             with self._lock:
                 self._hashes -= count
 
+    def is_hashing(self) -> bool:
+        """Whether hashes of some message are being made, or wait for it: it is likely to be ready in a moment."""
+        with self._lock:
+            return self._hashes > 0
+
     @contextmanager
     def slot(self) -> Iterator[None]:
         """One of the machine's cores, for one hash."""

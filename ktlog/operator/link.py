@@ -58,7 +58,7 @@ class Submission:
     password that a BurnDown brought, once it was found good. ``unique_hash`` follows from the preimage and does
     not travel: who made the submission may know it already. ``leaf_key`` is the hash of the leaf key that the front
     end tells everybody is the present one; None from whoever tells nobody. ``sender`` is the host name of the instance
-    that signed the request; None where nobody has to.
+    that signed the request; None where nobody has to. ``more``: the front end is about to have another one.
     """
 
     preimage: bytes
@@ -68,6 +68,7 @@ class Submission:
     unique_hash: bytes | None = field(default=None, compare=False)
     leaf_key: bytes | None = None
     sender: str | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def encode_submission(submission: Submission) -> bytes:
         members["leaf-key"] = encode_base64(submission.leaf_key)
     if submission.sender is not None:
         members["sender"] = submission.sender
+    if submission.more:
+        members["more"] = _yes(True)
     return canonical(members)
 
 
@@ -146,7 +149,9 @@ def decode_submission(request: Mapping[str, Any]) -> Submission:
             totp = TotpUse(_text(use["domain"]), parse_decimal(use["serial"]), parse_decimal(use["window"]))
         leaf_key = decode_base64(request["leaf-key"], 32) if "leaf-key" in request else None
         sender = _text(request["sender"]) if "sender" in request else None
-        return Submission(decode_base64(request["preimage"]), plain, keys, totp, leaf_key=leaf_key, sender=sender)
+        more = "more" in request and _is_yes(request["more"])
+        preimage = decode_base64(request["preimage"])
+        return Submission(preimage, plain, keys, totp, leaf_key=leaf_key, sender=sender, more=more)
     except (KeyError, TypeError, AttributeError):
         raise EncodingError("BadRequest", "not a submission") from None
 

@@ -138,7 +138,7 @@ class Context:
         self.link.append_later(self._addressed(submission, sender), heeded)
 
     def _addressed(self, submission: Submission, sender: str | None) -> Submission:
-        return replace(submission, leaf_key=self._leaf_key, sender=sender)
+        return replace(submission, leaf_key=self._leaf_key, sender=sender, more=self.gate.is_hashing())
 
     def _heed(self, refusal: MessageRejected) -> None:
         """What a refusal by the sequencer says of the log."""

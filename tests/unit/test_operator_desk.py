@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ktlog.errors import MessageRejected
-from ktlog.operator.desk import WAIT_SECONDS, Desk
+from ktlog.operator.desk import GATHER_SECONDS, WAIT_SECONDS, Desk
 from ktlog.operator.link import Fetched, Receipt, decode_receipt, encode_refused, encode_submission
 from ktlog.operator.refusalbook import KEEP_SECONDS, ROWS_LIMIT, RefusalBook, RefusalKey
 from ktlog.pkd.canonical import canonical, parse_json
@@ -81,6 +81,35 @@ def test_what_is_queued_is_one_batch_and_each_gets_its_own_answer(slow):
     assert code(tickets[1].answer()) == "merkle_root_stale"
     assert (desk.batches, desk.accepted, desk.queue.qsize()) == (1, 1, 0)
     assert desk.refusals.counts() == {("sequencer", "merkle_root_stale"): 1}
+
+
+def test_a_batch_forms_only_where_more_messages_are_about_to_come(slow):
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        slow.now += seconds
+        desk.hand_in(add(100 + len(slept)))  # it came meanwhile
+
+    def work(number: int, *, more: bool) -> None:
+        message = submission(AddKey(f"https://example.com/users/u{number}", public("a"), NOW + number))
+        desk.hand_in(encode_submission(replace(message, more=more)))
+        desk.work(0)
+
+    desk = make(slow, sleep=sleep, queue_limit=100)
+    work(1, more=True)  # after a quiet time nobody waits
+    work(2, more=True)
+    slow.now += GATHER_SECONDS / 4
+    work(3, more=False)  # and where nobody else is about to come, neither
+    slow.now += GATHER_SECONDS / 4
+    work(4, more=True)
+    slow.now += GATHER_SECONDS * 2
+    work(5, more=True)
+    assert slept == pytest.approx([GATHER_SECONDS, GATHER_SECONDS * 3 / 4])
+    assert slow.batches == [1, 2, 1, 2, 1]
+    slow.now -= 1000  # a clock that went back
+    work(6, more=True)
+    assert len(slept) == 2
 
 
 def test_a_receipt_given_again_is_nothing_accepted(slow):

@@ -155,6 +155,16 @@ def test_nobody_is_let_in_to_wait_for_long(gate, clock):
     assert is_empty(gate)
 
 
+def test_it_is_known_whether_others_are_about_to_be_ready(gate):
+    assert not gate.is_hashing()
+    with gate.hashing(2):
+        assert gate.is_hashing()
+        with pytest.raises(ValueError, match="wrong"), gate.hashing(1):
+            raise ValueError("wrong")
+        assert gate.is_hashing()
+    assert not gate.is_hashing()
+
+
 def test_the_mean_follows_what_hashes_take(gate, clock):
     for seconds in (1.0, *[0.1] * 30):
         with gate.slot():

@@ -126,7 +126,7 @@ def raw(data: bytes) -> Exception:
 
 def test_a_submission_there_and_back():
     assert decode_submission(parse_json(encode_submission(SUBMISSION))) == SUBMISSION
-    token = Submission(b"x", {}, {})
+    token = Submission(b"x", {}, {}, more=True)
     assert decode_submission(parse_json(encode_submission(token))) == token
 
 
@@ -142,7 +142,7 @@ def test_any_submission_there_and_back(submission):
     {"preimage": None}, {"preimage": 5}, {"preimage": "AB=="}, {"preimage": "!"}, {"plain": None}, {"plain": "ab"},
     {"plain": ["ab"]}, {"plain": [["a", "b"]]}, {"plain": {"actor": None}}, {"plain": {"actor": 5}}, {"plain": 5},
     {"keys": None}, {"keys": []}, {"keys": "ab"}, {"keys": {"actor": "AAAA"}}, {"keys": {"actor": None}},
-    {"keys": {"actor": 5}},
+    {"keys": {"actor": 5}}, {"more": True}, {"more": "maybe"}, {"more": None},
 ])
 def test_requests_that_are_no_submission(change):
     with pytest.raises(EncodingError):

@@ -124,6 +124,20 @@ def test_every_message_carries_the_leaf_key_that_this_front_end_knows(site, monk
     assert TABLE["keys_differ"][1] == 503
 
 
+def test_a_message_says_whether_another_is_about_to_follow(site):
+    sent = []
+
+    class Taking:
+        def append(self, submission):
+            sent.append(submission.more)
+
+    site.context.link = Taking()
+    site.context.append(Submission(b"", {}, {}))
+    with site.context.gate.hashing(1):
+        site.context.append(Submission(b"", {}, {}))
+    assert sent == [False, True]
+
+
 # --- what workers tell the sequencer
 
 
