@@ -66,7 +66,7 @@ def _examine(settings: Settings, inside: bool) -> Iterator[Ailment]:
     with (
         Fetcher(dial, timeout=FETCH_SECONDS) as fetcher,
         Fetcher(dial, timeout=FETCH_SECONDS, odd={"Host": WRONG_HOST}) as misnamed,
-        Fetcher(dial, timeout=FETCH_SECONDS, odd={"Accept-Encoding": "gzip"}) as zipping,
+        Fetcher(dial, timeout=FETCH_SECONDS, odd={"Accept-Encoding": "gzip, deflate, br, zstd"}) as zipping,
     ):
         outside = Outside(fetcher, misnamed, zipping, lambda: int(time.time()), dial.hosts if dial else ())
         yield from examine_outside(settings, outside)

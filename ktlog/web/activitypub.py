@@ -135,6 +135,4 @@ def webfinger() -> Response:
         "aliases": [ctx.settings.actor_id],
         "links": [link for link in links if not wanted or link["rel"] in wanted],
     }
-    response = Response(json.dumps(document), content_type=JRD_TYPES[0])
-    response.headers["Access-Control-Allow-Origin"] = "*"
-    return response
+    return Response(json.dumps(document), content_type=JRD_TYPES[0])

@@ -92,12 +92,15 @@ def create_app(settings: Settings) -> Flask:
 
 
 def register_readers(app: Flask) -> None:
-    """Let pages from anywhere read what is public anyway: a proof is worth most to code that is not the log's own."""
+    """Let pages from anywhere read what is public anyway: a proof is worth most to code that is not the log's own.
+
+    There is no cookie and no login, so a GET says to everybody the same.
+    """
 
     @app.after_request
     def allow(response: Response) -> Response:
-        if request.blueprint in (files.name, directory_map.name):
-            response.headers[FOR_ANY_PAGE[0]] = FOR_ANY_PAGE[1]
+        if request.method in ("GET", "HEAD"):
+            response.headers.update(FOR_ANY_PAGE)
         return response
 
 

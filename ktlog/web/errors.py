@@ -67,6 +67,7 @@ TABLE: dict[str, tuple[str, int]] = {
 }
 INVALID_REQUEST = ("invalid_request", 400)
 RETRY_SECONDS = "2"
+NOTHING_HERE = "there is nothing at this address"
 TOO_LARGE = "the request body is too large"
 PAUSE_SECONDS = "120"
 """When to come again while the operator lets no messages in."""
@@ -84,6 +85,11 @@ def error_response(code: str, message: str) -> Response:
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = PAUSE_SECONDS if code == "paused" else RETRY_SECONDS
     return response
+
+
+def nothing_here() -> Response:
+    """Of an address that is none of this server's."""
+    return error_response("not_found", NOTHING_HERE)
 
 
 def _members(pkd_code: str, code: str, message: str) -> dict[str, str]:
@@ -130,7 +136,7 @@ def register_errors(app: Flask) -> None:
     def http(error: HTTPException) -> Response:
         status = error.code or 500
         if status == HTTPStatus.NOT_FOUND:
-            return error_response("not_found", "there is nothing at this address")
+            return nothing_here()
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return error_response("too_large", TOO_LARGE)
         response = error_response("bad_request", error.name)

@@ -23,8 +23,12 @@ from ktlog.web.errors import error_response
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 FOR_A_DAY = "public, max-age=86400, immutable"
-FOR_ANY_PAGE = ("Access-Control-Allow-Origin", "*")
 """Of what never changes, and goes some day."""
+FOR_ANY_PAGE = (
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Expose-Headers", "Retry-After, Signature, Signature-Input"),
+)
+"""Headers with which a browser lets a page of any site read an answer, and its signatures."""
 
 files = Blueprint("files", __name__)
 

@@ -21,9 +21,7 @@ nodeinfo = Blueprint("nodeinfo", __name__)
 
 
 def _answer(document: dict[str, object], content_type: str) -> Response:
-    response = Response(json.dumps(document), content_type=content_type)
-    response.headers["Access-Control-Allow-Origin"] = "*"
-    return response
+    return Response(json.dumps(document), content_type=content_type)
 
 
 @nodeinfo.get("/.well-known/nodeinfo")

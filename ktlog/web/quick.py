@@ -89,7 +89,7 @@ class QuickKeys(Quick):
 
     targets = re.compile(r"/api/actor/([A-Za-z0-9._~%-]+)/keys")
     content_type = CONTENT_TYPE
-    headers = (_NOT_KEPT,)
+    headers = (_NOT_KEPT, *FOR_ANY_PAGE)
 
     def body(self, asked: re.Match[str]) -> bytes | None:
         view = self._context.view
@@ -106,7 +106,7 @@ class QuickBundles(Quick):
 
     targets = re.compile(r"/map/bundle/([A-Za-z0-9._~%-]+)(\?aux=true)?")
     content_type = BUNDLE_TYPE
-    headers = (("Cache-Control", UNKEPT), FOR_ANY_PAGE)
+    headers = (("Cache-Control", UNKEPT), *FOR_ANY_PAGE)
 
     def body(self, asked: re.Match[str]) -> bytes | None:
         reader = self._context.map_reader()

@@ -31,6 +31,7 @@ from tests.operator_world import NOW, ORIGIN
 from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F401
 from tests.reading_log import AGE, AGE_ID, DAVE, fill, key_id, reading_log
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 NOBODY = "https://example.com/users/nobody"
 ATOM = "{http://www.w3.org/2005/Atom}"
 
@@ -119,8 +120,25 @@ def test_the_rest_of_the_log_is_as_it_was(site):
     assert site.client.get("/", headers={"Host": "other.example"}).status_code == 421
 
 
+@pytest.mark.parametrize(("accept", "kind"), [
+    (BROWSER, "text/html"), ("text/html", "text/html"), ("*/*", "application/json"), ("application/json", "application/json"),
+    ("application/json, text/html;q=0.9", "application/json"), ("text/html;q=x, ;;", "application/json"), ("", "application/json"),
+])
+def test_where_nothing_is_a_browser_gets_a_page_and_a_program_the_error(site, accept, kind):
+    for target in ("/nothing", "//e/1", "/a", "/explorer/other.css", "/" + "x" * 9000):
+        answer = site.ask(target, 404, Accept=accept)
+        assert answer.mimetype == kind and answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Vary"] == "Accept"
+        if kind == "text/html":
+            assert "There is nothing at this address." in answer.text and "Content-Security-Policy" in answer.headers
+            assert "xxxx" not in answer.text and "/search" in answer.text
+        else:
+            assert answer.json["code"] == "not_found" and "Signature" in answer.headers
+
+
 def test_without_the_setting_there_is_no_page(site):
     client = create_app(replace(site.log.settings, explorer=False)).test_client()
+    assert client.get("/e/1", headers={"Host": ORIGIN, "Accept": BROWSER}).json["code"] == "not_found"
     assert [client.get(path, headers={"Host": ORIGIN}).status_code for path in ("/", "/e/1", "/api/info")] == [404, 404, 200]
     client = create_app(replace(site.log.settings, explorer_live=False)).test_client()
     assert client.get(page(ALICE, "/live"), headers={"Host": ORIGIN}).status_code == 404
@@ -397,7 +415,7 @@ def test_the_search_knows_what_it_was_given(site):
     alice, tree = page(ALICE), "/checkpoints?old=4"
     record = store.records(3, 4)[0]
     for text, where in {
-        ALICE: alice, ALICE.replace("https", "http"): alice, "https://example.com/@alice": alice,
+        ALICE: alice, ALICE.replace("https", "http"): alice, ALICE.removeprefix("https://"): alice, "example.com/@alice": alice, "https://example.com/@alice": alice,
         encode_public_key(key): alice, key_hash(key).hex(): alice, key_id(2): alice, AGE_ID: alice,
         " ".join(people_groups(key_hash(key).hex())): alice, key_hash(key).hex().upper(): alice,
         "@alice@example.com": f"{alice}?handle=%40alice%40example.com",

@@ -67,6 +67,25 @@ def api(tmp_path_factory):
         yield Api(log)
 
 
+@pytest.mark.parametrize("target", [
+    "/api/info", "/api/history", f"/api/actor/{quote(ALICE, safe='')}/keys", f"/api/actor/{quote(NOBODY, safe='')}/keys",
+    f"/map/bundle/{quote(ALICE, safe='')}", "/checkpoint", "/tile/0/000", "/records/000", "/nodeinfo/2.1",
+    "/.well-known/nodeinfo", "/nothing", "/", "/verify.html",
+])
+def test_a_page_of_any_site_may_read_what_the_log_says_and_its_signatures(api, target):
+    answer = api.client.get(target, headers={"Host": ORIGIN, "Origin": "https://app.example"})
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert {"Signature", "Signature-Input"} <= set(answer.headers["Access-Control-Expose-Headers"].split(", "))
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("target", ["/users/pubkeydir/inbox", "/api/revoke", "/checkpoints"])
+def test_what_a_page_of_another_site_sends_is_not_answered_to_it(api, target):
+    for method in ("post", "options"):
+        answer = getattr(api.client, method)(target, headers={"Host": ORIGIN, "Origin": "https://app.example"})
+        assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+
+
 @pytest.fixture
 def fresh(tmp_path):
     with reading_log(tmp_path / "log") as log:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import NotFound
 
 from ktlog import __version__
 from ktlog.errors import EncodingError, KtlogError, MessageRejected
@@ -26,7 +27,7 @@ from ktlog.web.explorer.live import differences
 from ktlog.web.explorer.peers import SCANNED, directory_rows, mirror_rows
 from ktlog.web.explorer.people import actor_members, entry_members, named_keys, reset_leaf, timeline
 from ktlog.web.explorer.search import likely_actor_ids
-from ktlog.web.explorer.sorry import failed, message, unknown
+from ktlog.web.explorer.sorry import failed, unknown
 from ktlog.web.explorer.standing import FRESH_SECONDS
 from ktlog.web.explorer.words import entries, span
 from ktlog.web.guarding import client_address
@@ -351,6 +352,5 @@ def _live_members(ctx: Context, actor_id: str, held: Held) -> dict[str, object]:
 @pages.get("/explorer/<name>")
 def style(name: str) -> Response:
     if name != stylesheet()[0]:
-        g.ktlog_unsigned = True
-        return message(404, "Not here", "There is nothing at this address.", "not_found")
+        raise NotFound
     return stylesheet_response()

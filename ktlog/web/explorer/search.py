@@ -84,6 +84,10 @@ def _name(text: str) -> Asked | None:
             return Asked("the URL of an actor", actor_id=canonical_actor_id(text))
         except EncodingError:
             return Asked("the URL of an actor", actor_id=canonical_actor_id(text.partition("#")[0].rstrip("/")))
+    host, slash, _ = text.partition("/")
+    if slash and "." in host:
+        parse_host(host.lower())
+        return _name(f"https://{text}")
     name = unquote(text.removeprefix("acct:"))
     if "@" in name:
         return Asked("a handle", handle=parse_handle(name))

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from ktlog.pkd.actors import Cause, Role, Status
+from ktlog.tlog.encoding import encode_base64
 
 STATUS = {
     Status.ACTIVE: "active", Status.BURNED: "burned down", Status.REVOKED: "all keys revoked",
@@ -98,8 +99,13 @@ def actor_path(actor_id: str) -> str:
     return f"/a/{quote(actor_id, safe='')}"
 
 
+def base64(hexadecimal: str) -> str:
+    """A hash as checkpoints write it."""
+    return encode_base64(bytes.fromhex(hexadecimal))
+
+
 FILTERS: dict[str, Callable[..., object]] = {
     "when": when, "iso": iso, "span": span, "number": number, "some": some, "entries": entries, "groups": groups,
-    "short": short, "actor_path": actor_path, "soft": soft,
+    "short": short, "actor_path": actor_path, "soft": soft, "base64": base64,
     "shell": shlex.quote,  # of a word in a command line that people copy: an id may hold ; & $ ( ) and quotes
 }
