@@ -17,9 +17,9 @@ from witness.config import WitnessDir
 from witness.store import WitnessStore
 
 EXIT_CODES = """\b
-Exit codes: 0 done; 2 the command asks for the impossible; 3 a server was not
-reached; 5 something does not parse; 8 the witness directory contradicts the
-command, or is damaged.
+Exit codes: 0 done; 1 internal error; 2 the command asks for the impossible; 3 a
+server was not reached; 5 something does not parse; 8 the witness directory
+contradicts the command, or is damaged.
 """
 
 dir_option = click.option(

@@ -33,6 +33,7 @@ from ktlog.operator.tasks import Task
 from ktlog.pkd.canonical import canonical, parse_json
 from ktlog.wire.actor_id import parse_host
 from ktlog.wire.prometheus import Histogram
+from ktlog.words import count_entries
 
 # Below the time for which a front end waits (ktlog.operator.roles.open_link), so that the sender hears of it.
 ANSWER_TIMEOUT_SECONDS = 20.0
@@ -182,7 +183,7 @@ class Desk:
         """Why no message would be taken, in words; None when one would. Safe in any thread."""
         waiting = self._unpublished()
         if waiting >= self.unpublished_limit:
-            return f"{waiting} entries wait for the witnesses; try again later"
+            return f"{count_entries(waiting)} not published yet, for want of witnesses; try again later"
         if self.queue.qsize() * self._seconds_each > WAIT_SECONDS:
             return "too many messages wait; try again in a few seconds"
         return self._shortage()

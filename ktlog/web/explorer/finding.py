@@ -15,7 +15,7 @@ from ktlog.web.explorer.answer import Page, finish, show
 from ktlog.web.explorer.explorer import actor_url
 from ktlog.web.explorer.search import Asked, likely_actor_ids, understand
 from ktlog.web.explorer.sorry import failed
-from ktlog.web.explorer.words import entries
+from ktlog.words import count_entries
 
 RESULTS = 20
 
@@ -53,7 +53,7 @@ def find(store: LogStore, asked: Asked) -> list[tuple[str, str]]:
     for root in asked.roots:
         size = store.size_of_root(root)
         if size is not None:
-            found[f"/checkpoints?old={size}"] = f"the root after {entries(size)}"
+            found[f"/checkpoints?old={size}"] = f"the root after {count_entries(size)}"
         leaf_index = store.seen(root)
         if leaf_index is not None:
             found[f"/e/{leaf_index}"] = f"the message with this hash, entry {leaf_index:,}"

@@ -15,8 +15,9 @@ from ktlog.tlog.evidence import Evidence, format_evidence, inconsistent, two_roo
 from ktlog.tlog.note import Note, Verified, Vkey, open_note
 from ktlog.tlog.tree import prove_consistency, root_hash, verify_consistency
 from ktlog.web.explorer.standing import BAD, NONE, OK
-from ktlog.web.explorer.words import entries, number, some
+from ktlog.web.explorer.words import number
 from ktlog.web.logview import Published
+from ktlog.words import count_entries, some
 
 SAVED_BYTES = 65_536
 """Of a checkpoint that is pasted."""
@@ -104,13 +105,13 @@ def _compared(
     if checkpoint.size > size:
         return _judged(
             BAD, "rolled-back", "This log signed a larger log than the one that it has now.",
-            f"It has {entries(size)} here, and {number(checkpoint.size)} by your checkpoint. If that lasts,"
+            f"It has {count_entries(size)} here, and {number(checkpoint.size)} by your checkpoint. If that lasts,"
             " entries are gone: keep what you have, and show it to the log's witnesses, who know how far it was.",
             checkpoint,
         )
     if store.root_after(checkpoint.size) == checkpoint.root:
         return _judged(
-            OK, "extends", f"What this log has now begins with the {entries(checkpoint.size)} that you saw.",
+            OK, "extends", f"What this log has now begins with the {count_entries(checkpoint.size)} that you saw.",
             "Nothing of it was changed or taken out since, if this page is true.", checkpoint,
         )
     return _forked(data, checkpoint, signed, store, published, read_tile)

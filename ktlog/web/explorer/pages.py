@@ -29,12 +29,13 @@ from ktlog.web.explorer.people import actor_members, entry_members, named_keys, 
 from ktlog.web.explorer.search import likely_actor_ids
 from ktlog.web.explorer.sorry import failed, unknown
 from ktlog.web.explorer.standing import FRESH_SECONDS
-from ktlog.web.explorer.words import entries, span
+from ktlog.web.explorer.words import span
 from ktlog.web.guarding import client_address
 from ktlog.web.logview import Published
 from ktlog.wire.actor_id import parse_actor_id, parse_handle
 from ktlog.wire.environ import header_lines
 from ktlog.wire.webfinger import is_activity_type
+from ktlog.words import count_entries
 
 pages = Blueprint("explorer", __name__)
 
@@ -76,7 +77,7 @@ def front() -> Response:
         "growth": sizes,
         "grown": grown,
     }
-    label = f"{entries(grown)} in 30 days"
+    label = f"{count_entries(grown)} in 30 days"
     return show(Page("status", f"{ctx.settings.origin}: status", members, pictures={
         "spark": pictures.sparkline(sizes, label),
     }, names_actors=False))
@@ -254,7 +255,7 @@ def _leaf_index(text: str) -> int:
 def _check_there(leaf_index: int) -> None:
     size = context().store.state().size
     if leaf_index >= size:
-        raise MessageRejected("not_found", f"this log has {entries(size)}, and the first is number 0")
+        raise MessageRejected("not_found", f"this log has {count_entries(size)}, and the first is number 0")
 
 
 # Actors

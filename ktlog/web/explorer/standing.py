@@ -13,7 +13,8 @@ from ktlog.operator.witnessing import input_policy
 from ktlog.tlog.checkpoint import Checkpoint, parse_signed_checkpoint
 from ktlog.tlog.note import COSIGNATURE_MLDSA44, Vkey, open_note
 from ktlog.tlog.policy import NO_QUORUM, VERIFIERS, WITNESSES, Policy, parse_policy
-from ktlog.web.explorer.words import number, some, span
+from ktlog.web.explorer.words import number, span
+from ktlog.words import some
 
 FRESH_SECONDS = 3_600
 """Older than this nobody's word makes an answer verified, unless the asker says so."""

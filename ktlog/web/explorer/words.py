@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from ktlog.pkd.actors import Cause, Role, Status
 from ktlog.tlog.encoding import encode_base64
+from ktlog.words import count_entries, some
 
 STATUS = {
     Status.ACTIVE: "active", Status.BURNED: "burned down", Status.REVOKED: "all keys revoked",
@@ -72,14 +73,6 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def some(value: int, noun: str, plural: str = "") -> str:
-    return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
-
-
-def entries(count: int) -> str:
-    return some(count, "entry", "entries")
-
-
 def soft(text: str) -> Markup:
     """A name that goes on in the next line behind ``/``, ``.``, ``@`` or ``=``, not amid a word if it can be helped."""
     return Markup(re.sub(r"([/.@=]+)(?=.)", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped just now
@@ -105,7 +98,7 @@ def base64(hexadecimal: str) -> str:
 
 
 FILTERS: dict[str, Callable[..., object]] = {
-    "when": when, "iso": iso, "span": span, "number": number, "some": some, "entries": entries, "groups": groups,
+    "when": when, "iso": iso, "span": span, "number": number, "some": some, "entries": count_entries, "groups": groups,
     "short": short, "actor_path": actor_path, "soft": soft, "base64": base64,
     "shell": shlex.quote,  # of a word in a command line that people copy: an id may hold ; & $ ( ) and quotes
 }
