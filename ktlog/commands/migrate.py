@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ktlog.config import Settings, load_settings
-from ktlog.durable import FileLock
-from ktlog.errors import StoreError
-from ktlog.operator.rotate import LOCKS
+from ktlog.operator.stopped import stopped
 from ktlog.operator.stores import database_url, look_at_database, map_exists, open_log, open_map
 from ktlog.store import upgrade
 from ktlog.words import count_entries, some
@@ -38,9 +35,8 @@ def command(directory: Path, plan: bool, as_json: bool) -> None:
         _print(before, as_json)
         return
     if _steps(before):
-        with ExitStack() as stack:
-            for name in LOCKS:
-                _lock(stack, settings, name)
+        why, hint = "a log is migrated while it is stopped", "Stop it first. ktlog serve migrates when it starts."
+        with stopped(settings, why, hint):
             open_log(settings).close()
             if map_exists(settings):
                 open_map(settings).close()
@@ -61,18 +57,6 @@ def command(directory: Path, plan: bool, as_json: bool) -> None:
 def _steps(found: dict[str, Any]) -> list[dict[str, str]]:
     """All that would run, of the log's database and of its map's."""
     return [*found["steps"], *(found["map"]["steps"] if found.get("map") else ())]
-
-
-def _lock(stack: ExitStack, settings: Settings, name: str) -> None:
-    try:
-        stack.enter_context(FileLock(settings.directory / name))
-    except StoreError as error:
-        if error.name != "Locked":
-            raise
-        raise StoreError(
-            "Locked", f"{settings.directory} is in use: a log is migrated while it is stopped",
-            hint="Stop it first. ktlog serve migrates by itself when it starts.",
-        ) from None
 
 
 def _look(settings: Settings) -> dict[str, Any]:

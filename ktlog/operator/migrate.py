@@ -13,17 +13,17 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktlog.config import Settings
-from ktlog.durable import FileLock, file_errors, reach, read_file, sync_directory, write_atomic
+from ktlog.durable import file_errors, reach, read_file, sync_directory, write_atomic
 from ktlog.errors import StoreError
 from ktlog.keymap.output import format_config
 from ktlog.operator.fsck import examine
 from ktlog.operator.mapcheck import check_map
-from ktlog.operator.rotate import LOCKS
+from ktlog.operator.stopped import stopped
 from ktlog.operator.stores import (
     bring_up,
     database_url,
@@ -103,19 +103,8 @@ def finish_move(settings: Settings) -> tuple[Path, ...]:
         return _retire(settings)
 
 
-@contextmanager
-def _stopped(settings: Settings) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name in LOCKS:
-            try:
-                stack.enter_context(FileLock(settings.directory / name))
-            except StoreError as error:
-                if error.name != "Locked":
-                    raise
-                raise StoreError(
-                    "Locked", f"{settings.directory} is in use: a log moves while it is stopped", hint="Stop it first."
-                ) from None
-        yield
+def _stopped(settings: Settings) -> AbstractContextManager[None]:
+    return stopped(settings, "a log moves while it is stopped", "Stop it first.")
 
 
 def _settle(settings: Settings) -> None:

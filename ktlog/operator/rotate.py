@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ktlog.config import Settings
 from ktlog.durable import (
-    FileLock,
     append_line,
     file_errors,
-    name_user,
     reach,
     read_file,
     read_secret,
@@ -51,6 +49,7 @@ from ktlog.operator.keys import (
     old_paths,
     parse_fetch_key,
 )
+from ktlog.operator.stopped import stopped
 from ktlog.operator.stores import open_log
 from ktlog.pkd.hpke import DecapsulationKey
 from ktlog.pkd.keychanges import (
@@ -85,7 +84,6 @@ _PUT_BACK = (
     "put it and the log's checkpoint keys back into DIR/keys, as files of the log's user (systemd-creds decrypt),"
     " rotate outside of the unit, encrypt the new ones and remove their files (docs/keys.md)."
 )
-LOCKS = ("serve.lock", "sequencer.lock", "signer.lock")
 HPKE_PREFIX = "xwing:"
 
 
@@ -270,38 +268,10 @@ def read_public_half(settings: Settings, purpose: str) -> str:
 # The rotation
 
 
-@contextmanager
-def stopped(settings: Settings) -> Iterator[None]:
-    """Keep the log from starting; refuse when it runs.
-
-    Raises:
-        StoreError: ``Locked``; ``OtherUser``: the log could not start after it.
-    """
-    with ExitStack() as stack:
-        for name in LOCKS:
-            _check_owner(settings.directory, name)
-            try:
-                stack.enter_context(FileLock(settings.directory / name))
-            except StoreError as error:
-                if error.name != "Locked":
-                    raise
-                raise StoreError(
-                    "Locked", f"{settings.directory} is in use: a log gets new keys while it is stopped",
-                    hint="Stop it, rotate, start it again: a few seconds.",
-                ) from None
-        yield
-
-
-def _check_owner(directory: Path, name: str) -> None:
-    """A lock that root makes in another user's log is root's, and the log may not open it."""
-    with file_errors(directory):
-        owner = directory.stat().st_uid
-    if os.geteuid() == 0 != owner and not (directory / name).exists():
-        user = name_user(owner)
-        raise StoreError(
-            "OtherUser", f"{directory} belongs to another user, {user}",
-            hint=f"Run this as that user: runuser -u {user} -- COMMAND",
-        )
+def _stopped(settings: Settings) -> AbstractContextManager[None]:
+    return stopped(
+        settings, "a log gets new keys while it is stopped", "Stop it, rotate, start it again: a few seconds."
+    )
 
 
 def rotate(
@@ -318,7 +288,7 @@ def rotate(
         raise UsageError("UnknownKind", f"{kind!a} is none of {', '.join(KINDS)}")
     if len(reason) > MOST_REASON or not reason.isprintable():
         raise UsageError("BadReason", f"a reason has {MOST_REASON} printable characters at most")
-    with stopped(settings):
+    with _stopped(settings):
         _settle(settings, now)
         changes = read_changes(settings)
         check_told(settings, load_public_keys(settings), changes)
@@ -346,7 +316,7 @@ def rotate(
 
 def settle(settings: Settings, now: int) -> tuple[str, ...]:
     """Finish a rotation that was announced, and destroy keys that are of no use any more. Gives what was done."""
-    with stopped(settings):
+    with _stopped(settings):
         return _settle(settings, now)
 
 

@@ -21,6 +21,7 @@ from ktlog.operator import migrate
 from ktlog.operator.fsck import check_log
 from ktlog.operator.head import load_signed_head
 from ktlog.operator.migrate import MOVED, migrate_store
+from ktlog.operator.stopped import LOCKS
 from ktlog.operator.stores import map_signed_head, open_log, open_map, signed_head
 from ktlog.store.contracts import Cosignature
 from ktlog.store.postgres import PostgresStore
@@ -115,7 +116,7 @@ def test_a_move_that_was_cut_short_is_finished_by_saying_it_again(
 
 
 def test_a_running_log_does_not_move(settings: Settings, postgres_url: str) -> None:
-    for name in migrate.LOCKS:
+    for name in LOCKS:
         with FileLock(settings.directory / name), pytest.raises(StoreError, match="Locked"):
             migrate_store(settings, postgres_url, "", _quiet)
     assert _untouched(settings)

@@ -23,9 +23,9 @@ from ktlog.operator.create import check_public_keys, create_log, load_public_key
 from ktlog.operator.custody import local_custody
 from ktlog.operator.hpkekeys import load_hpke_keys, open_hpke
 from ktlog.operator.keys import PURPOSES, destroy_old, load_seed, old_paths
+from ktlog.operator.migrate import finish_move
 from ktlog.operator.rotate import (
     HOOKS,
-    LOCKS,
     OVERLAP_SECONDS,
     check_signing_keys,
     check_web_keys,
@@ -36,6 +36,7 @@ from ktlog.operator.rotate import (
     settle,
 )
 from ktlog.operator.service import Service
+from ktlog.operator.stopped import LOCKS
 from ktlog.pkd.entry import leaf_key_hash, verify_entry
 from ktlog.pkd.hpke import DecapsulationKey, seal_message
 from ktlog.pkd.keychanges import KINDS, parse_changes, successors, verify_changes
@@ -212,7 +213,9 @@ def test_root_leaves_nothing_of_its_own_in_another_users_log(settings, monkeypat
     before = sorted(os.listdir(settings.directory))
     for lock in LOCKS:
         (settings.directory / lock).unlink(missing_ok=True)
-    for refuse in (lambda: rotate(settings, "leaf", "", NOW), lambda: settle(settings, NOW)):
+    for refuse in (
+        lambda: rotate(settings, "leaf", "", NOW), lambda: settle(settings, NOW), lambda: finish_move(settings),
+    ):
         with pytest.raises(StoreError) as caught:
             refuse()
         assert caught.value.name == "OtherUser" and "runuser -u " in caught.value.hint
