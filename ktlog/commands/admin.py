@@ -88,6 +88,8 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"cosigned    {name} {_age(age)} ago"
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in found["database-bytes"].items())
     yield f"disk        {_size(found['free-bytes'])} free{sizes and f'; {sizes}'}"
+    backup = found.get("backup-age")  # a sequencer of before does not say
+    yield f"backup      {'none that was noted' if backup is None else _age(backup) + ' old'}"
     yield f"since start {found['accepted']} accepted in {some(int(found['batches']), 'batch', 'batches')}"
     refused = ", ".join(f"{name} {count}" for name, count in found["refused"].items())
     yield f"refused     {refused or 'nobody'}"

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ktlog.config import load_settings
-from ktlog.errors import UsageError
+from ktlog.errors import StoreError, UsageError
 from ktlog.operator.backup import back_up, left_out, prune
+from ktlog.operator.lastbackup import LastBackup, note_backup
 from ktlog.tlog.encoding import encode_base64
 from ktlog.words import count_entries, some
 
@@ -47,6 +48,10 @@ def command(
         settings = load_settings(directory)
         path, manifest = back_up(settings, target, with_keys=with_keys, progress=progress)
         absent = left_out(settings, manifest)
+        try:
+            note_backup(settings, LastBackup(manifest.time, manifest.size))
+        except StoreError as error:
+            click.echo(f"The backup is finished. Metrics and the doctor do not hear of it: {error}", err=True)
         shown = {
             "backup": str(path), "size": manifest.size, "root": encode_base64(manifest.root),
             "map-size": manifest.map_size, "erasures": manifest.erasures, "files": len(manifest.files),

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from ktlog.config import MAP_MMD_SECONDS, Settings
 from ktlog.errors import EncodingError, KtlogError, StoreError
 from ktlog.keymap.output import map_origin
+from ktlog.operator.lastbackup import last_backup
 from ktlog.operator.roles import open_link
 from ktlog.operator.room import MIB, Room
 from ktlog.operator.service import load_publish_policy
@@ -44,6 +45,7 @@ STUCK_SECONDS = 30
 SPARE_SECONDS = 3.0
 LOOK_SECONDS = 0.5
 ROOM_BYTES = 1 << 30
+BACKUP_SECONDS = 2 * 86_400
 """Under which it is time to look for more: some 45,000 messages."""
 WRONG_HOST = "ktlog-doctor.invalid"
 ROUTED = "https://ktlog-doctor.invalid/users/a%2Fb"
@@ -91,13 +93,16 @@ def _found(name: str, well: bool, what: str, advice: str, state: str = BAD) -> A
 
 
 def examine_inside(
-    settings: Settings, sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info
+    settings: Settings, sqlite_version: tuple[int, ...] = sqlite3.sqlite_version_info,
+    now: Callable[[], int] = lambda: int(time.time()),
 ) -> Iterator[Ailment]:
     """The directory, the library, the policy, and the running log."""
     yield _modes(settings)
     yield _sqlite(sqlite_version)
     yield _room(settings)
     yield _policy(settings)
+    if not settings.uses_postgres:  # which has means of its own
+        yield _backup(settings, now())
     yield from _running(settings)
 
 
@@ -251,6 +256,19 @@ def _room(settings: Settings) -> Ailment:
         f"Make room: below {settings.free_space_floor_mib} MiB no message is taken, and below {needed // MIB:,} MiB an"
         " upgrade or an erasure has none, which writes the database anew.", LOOK if free > needed else BAD,
     )
+
+
+def _backup(settings: Settings, now: int) -> Ailment:
+    backup = last_backup(settings)
+    advice = (
+        f"Back it up each day, to another disk: ktlog backup --dir {shlex.quote(str(settings.directory))} TARGET, by a"
+        " timer. See docs/backup.md."
+    )
+    if backup is None:
+        return Ailment("Backup", LOOK, "no backup was made yet, or none that was noted here", advice)
+    age = now - backup.time
+    what = f"the newest backup is {some(max(0, age) // 3_600, 'hour')} old and has {count_entries(backup.size)}"
+    return _found("Backup", age <= BACKUP_SECONDS, what, advice, LOOK)
 
 
 def _reachable(settings: Settings, outside: Outside) -> Ailment:

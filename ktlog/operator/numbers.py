@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktlog import __version__
 from ktlog.errors import EncodingError
 from ktlog.operator.freshness import Fresh
+from ktlog.operator.sources import MirrorStatus
 from ktlog.wire.prometheus import Histogram, Page
 
 CODES_LIMIT = 256
@@ -41,7 +42,8 @@ class Numbers:
     what is published, as counted some minutes ago at most; None where it is not in files. messages: since the start, by
     action and result, as ``Sequencer.messages``. fetches: of actors' documents, in all web workers; blocked: of which
     no connection was made, since the address is not one of the public Internet. paused: no messages are taken, because
-    the operator said so.
+    the operator said so. backup: when the newest backup was begun, in Unix seconds; None for none. mirrors: how the
+    copies of other logs do, by origin.
     """
 
     sequenced: int
@@ -66,6 +68,8 @@ class Numbers:
     blocked: int = 0
     paused: bool = False
     heartbeat_seconds: int = 600
+    backup: int | None = None
+    mirrors: Mapping[str, MirrorStatus] = field(default_factory=dict)
 
 
 class Refusals:
@@ -100,7 +104,7 @@ def as_members(numbers: Numbers) -> dict[str, object]:
         "database-bytes": {name: str(size) for name, size in sorted(numbers.database_bytes.items())},
         "commit-seconds": f"{numbers.commit_seconds:.6f}", "batch-seconds": f"{numbers.batch_seconds:.6f}",
         "refused": {f"{by}/{code}": str(count) for (by, code), count in sorted(numbers.refused.items())},
-    }
+    } | ({} if numbers.backup is None else {"backup-age": str(max(0, numbers.now - numbers.backup))})
 
 
 def _cosigned_ages(numbers: Numbers) -> list[tuple[str, str, int]]:
@@ -167,6 +171,26 @@ def format_metrics(numbers: Numbers) -> bytes:
         "ssrf_blocked_total", "counter", "Fetches without a connection: the address was not a public one.",
         numbers.blocked,
     )
+    if numbers.backup is not None:
+        page.add("backup_timestamp_seconds", "gauge", "When the newest backup was begun.", numbers.backup)
+    if numbers.mirrors:
+        _add_mirrors(page, sorted(numbers.mirrors.items()))
     page.add("time_seconds", "gauge", "What the log's clock says, in Unix seconds.", numbers.now)
     page.add("build_info", "gauge", "Which ktlog this is.", [({"version": __version__}, 1)])
     return page.encode()
+
+
+def _add_mirrors(page: Page, mirrors: Sequence[tuple[str, MirrorStatus]]) -> None:
+    def each(value: Callable[[MirrorStatus], int]) -> list[tuple[dict[str, str], int]]:
+        return [({"origin": origin}, value(status)) for origin, status in mirrors]
+
+    page.add("mirror_entries", "gauge", "Entries of the copy of another log.", each(lambda one: one.tree_size))
+    page.add(
+        "mirror_success_timestamp_seconds", "gauge", "When its source last answered and all held; 0 for never.",
+        each(lambda one: one.last_success),
+    )
+    page.add("mirror_failing", "gauge", "1 if that failed since.", each(lambda one: one.error is not None))
+    page.add(
+        "mirror_stopped", "gauge", "1 if its source signed two histories, and is asked no more.",
+        each(lambda one: one.stopped),
+    )

@@ -29,6 +29,7 @@ from ktlog.operator.custody import Custody, local_custody, open_custody
 from ktlog.operator.desk import Desk
 from ktlog.operator.fence import FencedHeads, FencedTiles, epoch_fence
 from ktlog.operator.keys import destroy_old
+from ktlog.operator.lastbackup import last_backup
 from ktlog.operator.lifeline import end_with_parent
 from ktlog.operator.mapping import MapCycle
 from ktlog.operator.numbers import Numbers, as_members, format_metrics
@@ -40,6 +41,7 @@ from ktlog.operator.rotate import check_signing_keys
 from ktlog.operator.rules import RulesKeeper
 from ktlog.operator.sequencer import Sequencer
 from ktlog.operator.shred import Shredder, resume, try_scrub
+from ktlog.operator.sources import Source, load_sources, mirrors_of
 from ktlog.operator.stores import open_log, open_tiles, rules_document
 from ktlog.operator.tasks import Tasks
 from ktlog.operator.witnessing import input_policy
@@ -176,6 +178,9 @@ class Service:
         )
         self._room = Room(settings.directory, settings.free_space_floor_mib * MIB)
         self._weight = Weight(settings.tiles)
+        self._mirrored: tuple[Source, ...] = ()
+        with contextlib.suppress(KtlogError):  # the process that mirrors says what is wrong
+            self._mirrored = load_sources(settings)
         self._stands = (-1, time.monotonic())  # the published size, and since when entries wait behind it
         self.desk = Desk(
             self._sequencer, self._tasks.plan, status=self._status, unpublished=self._unpublished,
@@ -237,6 +242,7 @@ class Service:
     def numbers(self) -> Numbers:
         """How the log does. Safe in any thread."""
         desk, publisher = self.desk, self._publisher
+        backup = last_backup(self._settings)
         fetches, blocked = desk.fetches()
         return Numbers(
             sequenced=self._sequencer.state.size, integrated=publisher.integrated_size,
@@ -247,6 +253,7 @@ class Service:
             database_bytes=self._database_bytes(), tiles_bytes=self._tiles_bytes(),
             messages=dict(self._sequencer.messages), fetches=fetches, blocked=blocked,
             paused=self._rules.rules.paused is not None, heartbeat_seconds=self._settings.heartbeat_seconds,
+            backup=None if backup is None else backup.time, mirrors=mirrors_of(self._mirrored),
         )
 
     def _tiles_bytes(self) -> int | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -143,6 +145,15 @@ def load_status(source: Source) -> MirrorStatus:
         if type(found[name]) is not kind and not (name == "error" and isinstance(found[name], str)):
             raise StoreError("BadMirrorStatus", f"{source.status}: {name} is of another type")
     return MirrorStatus(**found)
+
+
+def mirrors_of(sources: Iterable[Source]) -> dict[str, MirrorStatus]:
+    """How each of them does, by origin; without those of which that cannot be read."""
+    found = {}
+    for source in sources:
+        with suppress(StoreError):
+            found[source.log.origin] = load_status(source)
+    return found
 
 
 def save_status(source: Source, status: MirrorStatus) -> None:

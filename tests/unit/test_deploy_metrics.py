@@ -132,6 +132,10 @@ FIRED = [
     ("KtlogAuditorFailing", {'ktlog_auditor_looked_timestamp_seconds{origin="x"}': "0x200"},
      {'ktlog_auditor_looked_timestamp_seconds{origin="x"}': "0+60x200"}, 180),
     ("KtlogAuditorDown", {"ktlog_auditor_ready": "0x60"}, {"ktlog_auditor_ready": "1x60"}, 20),
+    ("KtlogBackupOld", {"ktlog_backup_timestamp_seconds": "0x3200"}, {"ktlog_backup_timestamp_seconds": "60000x3200"}, 3_000),
+    ("KtlogMirrorStale", {'ktlog_mirror_success_timestamp_seconds{origin="x"}': "0x500"},
+     {'ktlog_mirror_success_timestamp_seconds{origin="x"}': "0+60x500"}, 450),
+    ("KtlogMirrorStopped", {'ktlog_mirror_stopped{origin="x"}': "1x60"}, {'ktlog_mirror_stopped{origin="x"}': "0x60"}, 20),
     ("KtlogFetchesBlocked", {"ktlog_ssrf_blocked_total": "0+120x60"}, {"ktlog_ssrf_blocked_total": "0+6x60"}, 40),
 ]
 """Of each alert the series by which it fires, and by which it does not."""

@@ -280,7 +280,7 @@ def running(settings: Settings, monkeypatch: pytest.MonkeyPatch, *statuses: dict
             return left.pop(0) if len(left) > 1 else left[0]
 
     monkeypatch.setattr(doctor, "open_link", lambda *_: Link())
-    monkeypatch.setattr(doctor, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None))
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None, time=lambda: NOW))
     return list(examine_inside(settings))
 
 

@@ -18,6 +18,7 @@ from ktlog.operator.numbers import (
     as_members,
     format_metrics,
 )
+from ktlog.operator.sources import MirrorStatus
 from ktlog.pkd.canonical import canonical
 from ktlog.wire.prometheus import LATENCY_BOUNDS, MetricsServer, parse_metrics_listen
 
@@ -27,6 +28,10 @@ NUMBERS = Numbers(
     free_bytes=4096, now=5000, log=Fresh(4990, {"w1": 4980, "w2": 1000}), map=Fresh(4000, {"v1": 3999}),
     oldest_seconds=0.25, database_bytes={"map": 64, "log": 128}, tiles_bytes=512,
     messages={("AddKey", "accepted"): 5, ("AddKey", "known"): 1, ("Fireproof", "refused"): 2}, blocked=3,
+    backup=4000, mirrors={
+        "b.example": MirrorStatus(tree_size=7, last_success=4500),
+        "a.example": MirrorStatus(tree_size=9, last_success=4400, error="Forked", stopped=True),
+    },
 )
 NUMBERS.fetches.observe(0.3)
 
@@ -53,7 +58,13 @@ def test_as_prometheus_reads_it():
         'ktlog_messages_total{action="Fireproof",result="refused"} 2',
         *(f'ktlog_fetch_seconds_bucket{{le="{bound}"}} {int(bound >= 0.3)}' for bound in LATENCY_BOUNDS),
         'ktlog_fetch_seconds_bucket{le="+Inf"} 1', "ktlog_fetch_seconds_sum 0.3", "ktlog_fetch_seconds_count 1",
-        "ktlog_ssrf_blocked_total 3", "ktlog_time_seconds 5000", f'ktlog_build_info{{version="{__version__}"}} 1',
+        "ktlog_ssrf_blocked_total 3", "ktlog_backup_timestamp_seconds 4000",
+        'ktlog_mirror_entries{origin="a.example"} 9', 'ktlog_mirror_entries{origin="b.example"} 7',
+        'ktlog_mirror_success_timestamp_seconds{origin="a.example"} 4400',
+        'ktlog_mirror_success_timestamp_seconds{origin="b.example"} 4500',
+        'ktlog_mirror_failing{origin="a.example"} 1', 'ktlog_mirror_failing{origin="b.example"} 0',
+        'ktlog_mirror_stopped{origin="a.example"} 1', 'ktlog_mirror_stopped{origin="b.example"} 0',
+        "ktlog_time_seconds 5000", f'ktlog_build_info{{version="{__version__}"}} 1',
     ]
     named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     plain = {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
@@ -74,6 +85,14 @@ def test_as_an_answer_s_members():
     canonical(members)
     assert (members["sequenced"], members["commit-seconds"]) == ("9", "0.500000")
     assert members["refused"] == {"sequencer/merkle_root_stale": "1", "web/bad_signature": "4"}
+
+
+def test_without_backups_and_mirrors_nothing_is_said_of_them():
+    bare = replace(NUMBERS, backup=None, mirrors={})
+    assert b"backup" not in format_metrics(bare) and b"mirror" not in format_metrics(bare)
+    assert "backup-age" not in as_members(bare)
+    assert as_members(NUMBERS)["backup-age"] == "1000"
+    assert as_members(replace(NUMBERS, backup=6000))["backup-age"] == "0"  # a clock that was set back
 
 
 def test_refusals_are_counted_and_no_code_breaks_a_line():
