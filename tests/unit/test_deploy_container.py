@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from ktlog.operator.proxy import Proxied, format_proxy
+from ktlog.wire.prometheus import parse_metrics_listen
 from tests.unit.test_docs import TOOLS
 
 CONTAINER = Path(__file__).parents[2] / "deploy" / "container"
@@ -39,9 +41,25 @@ def test_a_service_is_closed_and_starts_what_exists(name: str) -> None:
 
 def test_networks_and_volumes_are_those_that_are_used() -> None:
     used = {network for service in SERVICES.values() for network in service["networks"]}
-    assert used == set(COMPOSE["networks"]) and COMPOSE["networks"]["inside"] == {"internal": True}
+    assert used == set(COMPOSE["networks"]) and COMPOSE["networks"]["inside"]["internal"]
     volumes = {text.partition(":")[0] for service in SERVICES.values() for text in service["volumes"]}
     assert {volume for volume in volumes if not volume.startswith(".")} == set(COMPOSE["volumes"])
+
+
+def test_the_proxy_alone_is_reached_from_elsewhere_and_believed() -> None:
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+    shared = {name: set(service["networks"]) & set(SERVICES["proxy"]["networks"]) for name, service in SERVICES.items()}
+    assert all(shared[name] == {"inside"} for name in OURS)
+    (subnet,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
+    trusted = SERVICES["log"]["command"][SERVICES["log"]["command"].index("--trusted-proxies") + 1]
+    assert trusted == subnet["subnet"] and ipaddress.ip_network(trusted).is_private
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_metrics_are_served_inside_alone(name: str) -> None:
+    words = SERVICES[name]["command"]
+    listen = parse_metrics_listen(words[words.index("--metrics-listen") + 1])
+    assert listen == "0.0.0.0:9464" and listen.partition(":")[2] not in str(SERVICES["proxy"]["ports"])
 
 
 def test_the_commands_of_its_head_exist_and_reach_every_service() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -64,6 +66,65 @@ def test_every_label_of_the_logs_own_is_served(expression: str) -> None:
             assert all(label in row for row in rows), label
             open_ended = name == "ktlog_refused_total"  # whose codes come as they come
             assert how != "=" or open_ended or value in {row[label] for row in rows}, value
+
+
+def labels_in(module: ModuleType, prefix: str) -> dict[str, set[str]]:
+    """The labels of each metric that *module* adds to a page: from its source, for some come in some states only."""
+    found: dict[str, set[str]] = {}
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
+    for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+        if not isinstance(call.func, ast.Attribute) or call.func.attr not in ("add", "add_histograms") or len(call.args) < 3:
+            continue
+        within = [node for loop in loops if call in ast.walk(loop) for node in ast.walk(loop.iter)]
+        within += [node for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and call in ast.walk(one)
+                   for inner in one.body if isinstance(inner, ast.FunctionDef) for node in ast.walk(inner)]
+        first = call.args[0]
+        names = [first.value] if isinstance(first, ast.Constant) else [
+            node.elts[0].value for node in within if isinstance(node, ast.Tuple) and isinstance(node.elts[0], ast.Constant)
+        ]
+        keys = {key.value for node in [*ast.walk(call), *within] if isinstance(node, ast.Dict)
+                for key in node.keys if isinstance(key, ast.Constant)}
+        for name in names:
+            found.setdefault(f"{prefix}{name}", set()).update(keys)
+    return found
+
+
+def labels() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in log_metrics(NUMBERS).decode().splitlines():
+        if not row.startswith("#"):
+            found.setdefault(row.partition("{")[0].split()[0], set()).update(re.findall(r'([a-z_]+)="', row))
+    for module, prefix in (
+        (witness_metrics, "ktlog_witness_"), (auditor.watch, "ktlog_auditor_"), (auditor.outbox, "ktlog_auditor_"),
+    ):
+        found |= labels_in(module, prefix)
+    return found
+
+
+SHOWN = [(rule["expr"], str(rule["annotations"])) for group in RULES for rule in group["rules"]]
+SHOWN += [(target["expr"], target.get("legendFormat", "")) for panel in BOARD["panels"] for target in panel["targets"]]
+
+
+def test_labels_are_found_in_the_source() -> None:
+    found = labels()
+    assert found["ktlog_auditor_findings_open"] == {"origin", "name", "class"}
+    assert found["ktlog_auditor_log_failed"] == found["ktlog_witness_replay_wrong"] == {"origin"}
+    assert found["ktlog_witness_request_seconds"] == {"endpoint"} and found["ktlog_witness_forks_total"] == set()
+
+
+@pytest.mark.parametrize(("expression", "words"), SHOWN)
+def test_every_label_that_is_asked_for_or_shown_is_served(expression: str, words: str) -> None:
+    known, bare = labels(), {"job", "instance", "le"}
+    # What an operator gives has the labels of its left side.
+    left = [OURS.findall(re.sub(r"\{[^}]*\}", "", part))[:1] for part in expression.split(" or ")]
+    of_all = set.intersection(*({label for name in names for label in known.get(name.removesuffix("_bucket"), ())} for names in left))
+    for name, text in SELECTOR.findall(expression):
+        assert {label for label, _, _ in MATCHER.findall(text)} <= known[name] | bare, name
+    groups = {label for text in re.findall(r"by \(([^)]*)\)", expression) for label in text.split(", ")}
+    assert groups <= of_all | bare
+    shown = set(re.findall(r"\{\{ ?(?:\$labels\.)?([a-z_]+) ?\}\}", words))
+    assert shown <= (groups if "by (" in expression else of_all) | bare
 
 
 def test_every_alert_says_what_to_do() -> None:
