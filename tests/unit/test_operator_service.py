@@ -209,7 +209,7 @@ def test_overload_is_said_before_anything_is_accepted(service):
     service.desk.unpublished_limit = 5
     service._sequencer.state = replace(service._sequencer.state, size=5)
     answer = ask(service, message)["error"]
-    assert (answer["code"], "5 entries wait" in answer["message"]) == ("overloaded", True)
+    assert (answer["code"], "5 entries not published yet" in answer["message"]) == ("overloaded", True)
     assert service.desk.queue.empty()
     service._publisher.published_size = 1
     service.desk.queue.maxsize = 1
