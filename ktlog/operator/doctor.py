@@ -266,8 +266,9 @@ def _backup(settings: Settings, now: int) -> Ailment:
     )
     if backup is None:
         return Ailment("Backup", LOOK, "no backup was made yet, or none that was noted here", advice)
-    age = now - backup.time
-    what = f"the newest backup is {some(max(0, age) // 3_600, 'hour')} old and has {count_entries(backup.size)}"
+    age = max(0, now - backup.time)
+    old = some(age // 60, "minute") if age < 7_200 else some(age // 3_600, "hour")
+    what = f"the newest backup is {old} old and has {count_entries(backup.size)}"
     return _found("Backup", age <= BACKUP_SECONDS, what, advice, LOOK)
 
 

@@ -57,6 +57,7 @@ def test_the_doctor_says_how_old_it_is_and_what_to_do(settings):
     assert (found(settings).state, "no backup" in found(settings).what) == ("look", True)
     note_backup(settings, LastBackup(NOW - 7_300, 1))
     assert (found(settings).state, found(settings).what) == ("ok", "the newest backup is 2 hours old and has 1 entry")
+    assert "is 1 minute old" in found(settings, NOW - 7_200).what and "is 0 minutes old" in found(settings, NOW - 9_000).what
     assert found(settings, NOW + BACKUP_SECONDS).state == "look"
     assert "ktlog backup --dir" in found(settings, NOW + BACKUP_SECONDS).advice
     assert found(settings, NOW - 10_000).state == "ok"  # made before the clock was set back
