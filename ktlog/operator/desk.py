@@ -42,7 +42,7 @@ WAIT_SECONDS = 10.0
 """No message is queued that would have to wait for longer than about this."""
 
 GATHER_SECONDS = 0.1
-"""So far apart begin batches while more messages are about to come, which share what a batch costs however small it is.
+"""So far apart begin batches while more messages are about to come: they share what a batch costs however small it is.
 At some forty messages a second, as two cores of Argon2id let in, they cost the sequencer two thirds of its time so."""
 
 _NEWEST = 0.2  # how much the newest batch counts in the mean
@@ -86,15 +86,14 @@ class Desk:
         shortage: says when the disk has too little room left to take a message.
         judge: raises MessageRejected for an instance whose messages are not taken, or while none are.
         book: where it is noted who was refused what. now: Unix seconds, for it.
-        clock: seconds, from anywhere. sleep: for so many of them.
+        clock: seconds, from anywhere.
     """
 
     def __init__(
         self, sequencer: Sequencer, plan: Plan, *, status: Callable[[], Mapping[str, object]],
         unpublished: Callable[[], int], unpublished_limit: int,
         queue_limit: int, leaf_key: bytes | None = None, shortage: Callable[[], str | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
-        judge: Callable[[str | None], None] = lambda _sender: None,
+        clock: Callable[[], float] = time.monotonic, judge: Callable[[str | None], None] = lambda _sender: None,
         book: RefusalBook | None = None, now: Callable[[], int] = lambda: int(time.time()),
     ) -> None:
         self.sequencer = sequencer
@@ -105,7 +104,6 @@ class Desk:
         self._leaf_key = leaf_key
         self._shortage = shortage
         self._clock = clock
-        self._sleep = sleep
         self._began = -GATHER_SECONDS
         self._judge = judge
         self.book = RefusalBook() if book is None else book
@@ -202,16 +200,24 @@ class Desk:
             batch = [self.queue.get(timeout=seconds)]
         except queue.Empty:
             return
-        self._gather(batch[0])
+        self._gather(batch)
         while len(batch) < BATCH_LIMIT and not self.queue.empty():
             batch.append(self.queue.get_nowait())
         self._do(batch)
 
-    def _gather(self, first: Ticket) -> None:
-        """Let a batch form, where *first* says that more messages are about to come. An idle log commits at once."""
-        since = self._clock() - self._began
-        if isinstance(first.work, Submission) and first.work.more and 0 <= since < GATHER_SECONDS:
-            self._sleep(GATHER_SECONDS - since)
+    def _gather(self, batch: list[Ticket]) -> None:
+        """Let *batch* grow, as long as the newest message says that another is about to come.
+
+        An idle log commits at once, and so does one whose senders all wait for it.
+        """
+        while len(batch) < BATCH_LIMIT and isinstance(batch[-1].work, Submission) and batch[-1].work.more:
+            left = self._began + GATHER_SECONDS - self._clock()
+            if not 0 < left <= GATHER_SECONDS:
+                break
+            try:
+                batch.append(self.queue.get(timeout=left))
+            except queue.Empty:
+                break
         self._began = self._clock()
 
     def _do(self, batch: Sequence[Ticket]) -> None:

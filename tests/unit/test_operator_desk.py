@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from ktlog.errors import MessageRejected
-from ktlog.operator.desk import GATHER_SECONDS, WAIT_SECONDS, Desk
+from ktlog.operator import desk as desk_module
+from ktlog.operator.desk import WAIT_SECONDS, Desk
 from ktlog.operator.link import Fetched, Receipt, decode_receipt, encode_refused, encode_submission
 from ktlog.operator.refusalbook import KEEP_SECONDS, ROWS_LIMIT, RefusalBook, RefusalKey
 from ktlog.pkd.canonical import canonical, parse_json
@@ -83,33 +85,57 @@ def test_what_is_queued_is_one_batch_and_each_gets_its_own_answer(slow):
     assert desk.refusals.counts() == {("sequencer", "merkle_root_stale"): 1}
 
 
-def test_a_batch_forms_only_where_more_messages_are_about_to_come(slow):
-    slept: list[float] = []
+def test_a_batch_forms_where_more_messages_are_about_to_come(slow, monkeypatch):
+    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 20.0)  # for a slow machine
+    desk = make(slow, queue_limit=100)
+    numbers = iter(range(100))
 
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        slow.now += seconds
-        desk.hand_in(add(100 + len(slept)))  # it came meanwhile
-
-    def work(number: int, *, more: bool) -> None:
+    def hand_in(*, more: bool) -> None:
+        number = next(numbers)
         message = submission(AddKey(f"https://example.com/users/u{number}", public("a"), NOW + number))
         desk.hand_in(encode_submission(replace(message, more=more)))
-        desk.work(0)
 
-    desk = make(slow, sleep=sleep, queue_limit=100)
-    work(1, more=True)  # after a quiet time nobody waits
-    work(2, more=True)
-    slow.now += GATHER_SECONDS / 4
-    work(3, more=False)  # and where nobody else is about to come, neither
-    slow.now += GATHER_SECONDS / 4
-    work(4, more=True)
-    slow.now += GATHER_SECONDS * 2
-    work(5, more=True)
-    assert slept == pytest.approx([GATHER_SECONDS, GATHER_SECONDS * 3 / 4])
-    assert slow.batches == [1, 2, 1, 2, 1]
-    slow.now -= 1000  # a clock that went back
-    work(6, more=True)
-    assert len(slept) == 2
+    def work(*, more: bool, then: Sequence[bool] = ()) -> int:
+        """How many messages were one batch: the first, and some of those that come one after the other."""
+        hand_in(more=more)
+        late = [threading.Timer(0.02 * at, hand_in, kwargs={"more": one}) for at, one in enumerate(then, 1)]
+        for one in late:
+            one.start()
+        desk.work(0)
+        for one in late:
+            one.join()
+        found = slow.batches[-1]
+        while not desk.queue.empty():
+            desk.queue.get_nowait()
+        slow.now += 5
+        return found
+
+    assert work(more=True, then=[False]) == 1, "after a quiet time nobody waits"
+    assert work(more=True, then=[True, False, False]) == 3, "until one says that none follows"
+    assert work(more=False, then=[True]) == 1
+    slow.now += 14.98
+    assert work(more=True) == 1, "nobody came after all"
+    slow.now += 20
+    assert work(more=True, then=[False]) == 1
+    slow.now -= 1000
+    assert work(more=True, then=[False]) == 1, "the clock went back"
+
+
+def test_a_task_ends_the_wait_for_more_messages(slow, monkeypatch):
+    monkeypatch.setattr(desk_module, "GATHER_SECONDS", 20.0)
+    done = []
+    desk = Desk(
+        slow, lambda op, request: (lambda: done.append(op) or b"{}") if op == "task" else None, status=dict, clock=slow.clock,
+        unpublished=lambda: 0, unpublished_limit=100, queue_limit=8,
+    )
+    desk.hand_in(add(1))
+    desk.work(0)
+    desk.hand_in(encode_submission(replace(submission(AddKey(BOB, public("b"), NOW)), more=True)))
+    later = threading.Timer(0.02, desk.hand_in, [canonical({"op": "task"})])
+    later.start()
+    desk.work(0)
+    assert (done, slow.batches) == (["task"], [1, 1])
+    later.join()
 
 
 def test_a_receipt_given_again_is_nothing_accepted(slow):
