@@ -42,7 +42,7 @@ from ktlog.store.contracts import LogStore, Record
 from ktlog.store.mapcontract import MapState, MapStore
 from ktlog.tlog.checkpoint import Checkpoint
 from ktlog.tlog.tiles import TILE_WIDTH
-from ktlog.tlog.tree import hash_leaf
+from ktlog.tlog.tree import Frontier, hash_leaf
 from ktlog.words import count_entries
 
 UNUSABLE = frozenset({"Corrupt", "NotALog", "MissingStore", "WrongOrigin", "DatabaseError", "Refused"})
@@ -209,7 +209,8 @@ class _Examination:
             files.tile(*tile)
         self._examined.broken[0].extend(files.broken)
         self._check_state(tree, replay)
-        judge_log(self._documents, self._size, tree.roots.get, self._findings)
+        public = self._size > 0 and self._store.public_since(0) is not None
+        judge_log(self._documents, self._size, tree.roots.get, self._findings, public=public)
         if replay is not None:
             replay.finish()
             if replay.broken is None:
@@ -267,6 +268,7 @@ class _Examination:
         hashes = []
         for row in rows:
             chosen, full = tree.take(row.entry, row.leaf_hash, row.root)
+            self._check_root_found(row.root, tree.frontier)
             hashes.append(chosen)
             for tile in full:
                 files.tile(*tile)
@@ -280,6 +282,18 @@ class _Examination:
                 entry = bundle[place] if place < len(bundle) else None  # the published copy may be the right one
             self._replay(replay, at, entry, row.record)
             self._check_map_at(at + 1, replay)
+
+    def _check_root_found(self, root: bytes | None, frontier: Frontier) -> None:
+        """The log refuses messages that name a root which it does not find."""
+        if root is None or root != frontier.root():
+            return  # which is a finding of its own
+        try:
+            found = self._store.size_of_root(root)
+        except DAMAGE as error:
+            _unusable(error)
+            found = None
+        if found != frontier.size:
+            self._findings.add("RootPlaceDamaged", f"log.db root_places {frontier.size}", "it leads elsewhere")
 
     def _replay(self, replay: Replay, at: int, entry: bytes | None, record: Record | None) -> None:
         if entry is None or record is None:

@@ -202,9 +202,13 @@ def judge_times(documents: Documents, now: int | None, findings: Findings) -> No
             findings.add("SignedHeadAhead", where, what)
 
 
-def judge_log(documents: Documents, size: int, root_at: RootAt, findings: Findings) -> None:
-    """The checkpoint and the signed head against the log's own tree."""
+def judge_log(
+    documents: Documents, size: int, root_at: RootAt, findings: Findings, *, public: bool = False
+) -> None:
+    """The checkpoint and the signed head against the log's own tree. public: the store knows of entries that are."""
     published, head = documents.checkpoint, documents.head
+    if published is None and public and "CheckpointDamaged" not in findings.counts:
+        findings.add("CheckpointMissing", "tiles/checkpoint", "it is gone, and something was published")
     if published is not None:
         _judge_tree("CheckpointBeyondLog", "tiles/checkpoint", published.size, published.root, size, root_at, findings)
     if head is not None:

@@ -62,8 +62,9 @@ def _check_actor(
     if stored is None:
         findings.add("ActorDamaged", _of(actor), "the entries lead to it, and it is not there")
         return
-    if directory.tombstones:  # what somebody revoked before an erased one's keys moved in, nobody can tell
-        stored, actor = replace(stored, revoked=frozenset()), replace(actor, revoked=frozenset())
+    if directory.tombstones and actor.revoked <= stored.revoked:
+        # What somebody revoked before an erased one's keys moved in, nobody can tell: more may be stored, and not less.
+        stored = replace(stored, revoked=actor.revoked)
     wrong = [part.name for part in fields(actor) if getattr(stored, part.name) != getattr(actor, part.name)]
     if wrong:
         findings.add("ActorDamaged", _of(actor), f"its {', '.join(wrong)} is not what the entries lead to")

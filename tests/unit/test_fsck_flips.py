@@ -17,9 +17,11 @@ from ktlog.errors import UsageError
 from ktlog.operator.fsck import Scope, check_log, examine
 from ktlog.operator.fsckfiles import AHEAD_SECONDS
 from ktlog.operator.head import load_signed_head, record_signed_head
+from ktlog.operator.stores import open_log
 from ktlog.operator.tilerepair import make_file, repair_tiles
 from ktlog.store.documents import FileDocument
 from ktlog.tlog.tree import hash_leaf, leaf_reader, root_hash
+from tests.operator_world import NOW
 from tests.pkd_samples import ALICE, CAROL, quick_argon2  # noqa: F401
 from tests.whole_log import copy_of, resume, whole  # noqa: F401
 
@@ -94,6 +96,9 @@ CASES = {
     "key id": (row("log.db", "directory_keys", "key_id"), "ActorDamaged", None),
     "aux data": (row("log.db", "directory_aux", "aux_data"), "ActorDamaged", None),
     "revoked key": (row("log.db", "token_revoked", "key_hash"), "TokenDamaged", "log.db token_revoked"),
+    "revoked set": (row("log.db", "directory_revoked", "key_hash"), "ActorDamaged", None),
+    "root's place": (row("log.db", "root_places", "prefix"), "RootPlaceDamaged", None),
+    "entry's place": (row("log.db", "entry_places", "prefix"), "UniqueHashDamaged", None),
     "history": (row("log.db", "directory_history", "role", "leaf_index = 5"), "HistoryDamaged", None),
     "operator": (row("log.db", "directory_operated", "leaf_index"), "OperatedDamaged", "log.db directory_operated 8"),
     "move": (row("log.db", "directory_moves", "history_root"), "MoveDamaged", "log.db directory_moves 5"),
@@ -158,6 +163,15 @@ def test_a_whole_log_is_clean(whole, tmp_path):  # noqa: F811
     examined = examine(copy_of(whole, tmp_path / "copy"))
     assert examined.findings.kept == []
     assert examined.findings.checked["entries"] == whole.desk.size
+
+
+def test_a_checkpoint_that_is_gone_is_missed(whole, tmp_path):  # noqa: F811
+    settings = copy_of(whole, tmp_path / "copy")
+    with open_log(settings) as store:
+        store.note_published(store.state().size, NOW)
+    assert check_log(settings) == []
+    (settings.tiles / "checkpoint").unlink()
+    assert ("CheckpointMissing", "tiles/checkpoint") in {(one.name, one.where) for one in check_log(settings)}
 
 
 @pytest.mark.parametrize("name", ["tiles/tile/0/000.p/14", "tiles/tile/entries/000.p/14", "tiles/map/tile/0/000.p/6"])
