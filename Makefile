@@ -23,13 +23,14 @@ bench:
 	$(KTLOG) bench log | tee $(BENCH)/log.txt
 	$(KTLOG) bench audit | tee $(BENCH)/audit.txt
 
-# Faults, 10,000 of them, and every system call, stored object and older part once: two hours on two quiet cores.
+# Faults, 10,000 of them, and every call, every two in a row, every system call, stored object and older part once, in
+# each way: five hours on two quiet cores.
 # What needs root (loop devices) or strace says so where it is absent, and is skipped. Last, 10,000 runs of an honest
 # log under bad weather, of which the auditor must accuse none. See docs/reliability.md.
 FAULTS_SEED ?= 1
 faults:
 	$(PYTHON) -m tests.faults --count 10000 --seed $(FAULTS_SEED) --markdown
-	$(PYTHON) -m tests.faults --each --count 100000 --kinds restored,flipped,syscall --seed $(FAULTS_SEED) --markdown
+	$(PYTHON) -m tests.faults --each --count 100000 --kinds call,pair,restored,flipped,syscall --seed $(FAULTS_SEED) --markdown
 	$(PYTHON) -m tests.liars --count 10000 --seed $(FAULTS_SEED)
 
 # Other implementations, against ours: their Go modules are fetched here, and built by the tests. Two minutes the first

@@ -21,7 +21,7 @@ from ktlog.bench.getter import Got, Kept, get
 from ktlog.bench.names import ORIGIN, actor_name, bytes_of
 from ktlog.bench.nginx import file_servers
 from ktlog.bench.reads import measure
-from ktlog.bench.row import Row, cpu_rows
+from ktlog.bench.row import GENERATOR, Row, cpu_rows
 from ktlog.bench.stage import Stage, stage
 from ktlog.config import Settings
 from ktlog.demo.processes import wait_until
@@ -103,7 +103,7 @@ def _keys_of(number: int) -> str:
 
 
 def _rows(work: str, got: Got, goal: float | None) -> list[Row]:
-    cpu = {**got.usage.cpu, "load generator": got.cpu}
+    cpu = {**got.usage.cpu, GENERATOR: got.cpu}
     return [
         Row(work, got.count / got.seconds, "/s", goal, at_least=True),
         Row(f"{work}: p50", got.p50_ms, "ms", None),

@@ -6,6 +6,7 @@ the server has. Two of them belong to every AddKey, so half of that rate is the 
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import statistics
@@ -17,7 +18,7 @@ from ktlog.bench.acks import check_acks, refusals
 from ktlog.bench.calibrate import EACH, argon2_alone, argon2_rate
 from ktlog.bench.load import Answer, Plan
 from ktlog.bench.messages import AHEAD_SECONDS, Prepared, prepare, sign_all
-from ktlog.bench.row import Row, cpu_rows, percentile
+from ktlog.bench.row import GENERATOR, Row, cpu_rows, percentile
 from ktlog.bench.stage import WORKERS, Loaded, Stage, stage
 from ktlog.bench.usage import counting_syncs
 from ktlog.config import Settings
@@ -34,6 +35,9 @@ OVERLOAD = 10
 OVERLOAD_CONNECTIONS = 400
 PUBLISHED_SECONDS = 60.0
 ARGON2_GOAL, WITHOUT_GOAL, IDLE_GOAL_MS = 0.80, 350.0, 60.0
+OVERLOAD_P99_MS, OVERLOAD_GROWTH, RECOVERY_SECONDS = 5_000.0, 1.25, 5.0
+"""Under ten times the load: how long the accepted wait at most, how much larger a process may be after it, and
+when a message is taken again."""
 SWITCH = "KTLOG_BENCH_WITHOUT_ARGON2"
 
 
@@ -178,7 +182,7 @@ def _idle_rows(idle: Loaded, options: Options) -> list[Row]:
 def _cost_rows(loaded: Loaded) -> list[Row]:
     count = len(loaded.accepted)
     return [
-        *cpu_rows("AddKey", {**loaded.usage.cpu, "load generator": loaded.cpu}, count),
+        *cpu_rows("AddKey", {**loaded.usage.cpu, GENERATOR: loaded.cpu}, count),
         Row("bytes written for an entry, map and all", loaded.usage.written / count / 1024, "KiB", None),
     ]
 
@@ -218,12 +222,15 @@ def _overload(run: _Run, options: Options, rate: float, numbers: dict[str, objec
     return [
         Row(f"{what}: requests a second", len(loaded.answers) / loaded.seconds, "/s", None),
         Row(f"{what}: accepted", len(loaded.accepted) / loaded.seconds, "/s", None),
-        Row(f"{what}: p99 of the accepted", percentile(times or [0], 0.99), "ms", None),
+        Row(f"{what}: p99 of the accepted", percentile(times or [math.inf], 0.99), "ms", OVERLOAD_P99_MS),
         Row(f"{what}: p99 of the refused", percentile(_refused_times(loaded.answers), 0.99), "ms", None),
         *(Row(f"{what}: {name}", number, "", None) for name, number in refusals(loaded.answers).items()),
         Row("largest process before it", resident / 2**20, "MiB", None),
-        Row("largest process after it", grown / 2**20, "MiB", None),
-        Row("from its end until a message is taken again", drained + first, "s", 5.0),
+        Row(
+            "largest process after it", grown / 2**20, "MiB", OVERLOAD_GROWTH, peer=resident / 2**20,
+            ratio=grown / resident,
+        ),
+        Row("from its end until a message is taken again", drained + first, "s", RECOVERY_SECONDS),
     ]
 
 

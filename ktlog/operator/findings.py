@@ -20,7 +20,8 @@ HINTS: Mapping[str, str] = {
     "MapAheadOfLog": _MAP, "MapUnreadable": _MAP,
     "UpdateDamaged": "It cannot be made again: put a good copy in its place, from whoever has one, or remove it."
     " It goes by itself 30 days after its leaf.",
-    "CheckpointDamaged": _DOCUMENT, "CheckpointMissing": _DOCUMENT, "CheckpointBeyondLog": _RESTORE, "SignedHeadDamaged": _DOCUMENT,
+    "CheckpointDamaged": _DOCUMENT, "CheckpointMissing": _DOCUMENT, "CheckpointBeyondLog": _RESTORE,
+    "SignedHeadDamaged": _DOCUMENT,
     "SignedHeadAhead": "Nothing is signed before that time. If this machine's clock is behind, set it right. Else stop"
     " the log, and write into the file the time at which what is published was signed; its size and root stay.",
     "SignedHeadLost": _DOCUMENT, "PendingDamaged": _DOCUMENT, "PendingLost": _DOCUMENT,

@@ -30,15 +30,19 @@ from tests.machine import need
 
 need("postgres")
 
+import boto3  # noqa: E402 - after what may be missing
+
 from tests.front_ends import SEQUENCERS, WEB, FrontEnds  # noqa: E402 - psycopg may be missing
+from tests.object_stores import credentials, moto  # noqa: E402
+from tests.objects_server import BUCKET  # noqa: E402
 from tests.running_log import USERS, actor  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 
 @contextmanager
-def machines(directory: Path, url: str) -> Iterator[FrontEnds]:
-    log = FrontEnds(directory, url)
+def machines(directory: Path, url: str, **settings: str) -> Iterator[FrontEnds]:
+    log = FrontEnds(directory, url, **settings)
     try:
         log.wait("both front ends", lambda: all(ready(log, name) for name in WEB))
         yield log
@@ -85,6 +89,25 @@ def test_two_front_ends_and_an_orderly_change_of_sequencers(tmp_path, postgres_u
         log.processes.stop(first)
         log.wait("all in both maps", lambda: all(keys_at(log, name, user) for name in WEB for user in USERS[:4]))
         assert head_at(log, "web1") == head_at(log, "web2") == 4
+
+
+def test_with_files_in_an_object_store_too(tmp_path, postgres_url):
+    """Then nothing but keys and settings lies on any machine, and sequencers change as well."""
+    with credentials(), moto() as endpoint, machines(
+        tmp_path, postgres_url, objects=f"s3://{BUCKET}/log", objects_endpoint=endpoint,
+    ) as log:
+        first = log.active()
+        assert log.by("web1").enrol("a01").json()["leaf-index"] == 0
+        log.wait("the first in both maps", lambda: all(keys_at(log, name, "a01") for name in WEB))
+        os.kill(log.pids(first)["supervisor"], signal.SIGKILL)
+        assert log.by("web2").enrol("a02").json()["leaf-index"] == 1
+        log.processes.stop(first)
+        log.wait("the second in both maps", lambda: all(keys_at(log, name, "a02") for name in WEB))
+        assert log.active() != first and head_at(log, "web1") == head_at(log, "web2") == 2
+        bucket = boto3.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        stored = {one["Key"] for one in bucket.list_objects_v2(Bucket=BUCKET)["Contents"]}
+        assert {"log/checkpoint", "log/map/checkpoint", "log/tile/0/000.p/2", "log/tile/entries/000.p/2"} <= stored
+        assert not [path for path in log.directory.rglob("tiles/*") if path.is_file()]
 
 
 @dataclass

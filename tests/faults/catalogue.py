@@ -39,7 +39,7 @@ class Kind:
 
 KINDS = {
     "call": Kind("one call fails, or is done and said to have failed, or is half done, or the process dies", kinds.single, 6, (), kinds.every_call, kinds.one_call),
-    "pair": Kind("two in a row, or one now and one at the next start", kinds.pair, 6),
+    "pair": Kind("two in a row, or one now and one at the next start", kinds.pair, 6, (), kinds.every_pair, kinds.one_pair),
     "broken": Kind("every call fails from one on", kinds.broken, 2),
     "full": Kind("no space from one call on, nor at the next start", kinds.full, 2),
     "cut": Kind("power cut: what was not synced is lost, or torn", kinds.cut, 6),

@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ktlog.errors import KtlogError, MessageRejected
@@ -203,6 +203,18 @@ def every_call(world: World, base: str, _directory: Path) -> list[Fault]:
         for key, count in sorted(world.counts[base].items()) if key != "* *"
         for number in range(1, count + 1) for mode in ("fail", "done", "kill")
     ]
+
+
+def every_pair(world: World, base: str, _directory: Path) -> list[Fault]:
+    """Each call of a run with the one after it: each of the two failed, or failed but done."""
+    return [
+        replace(fault, also=also) for fault in every_call(world, base, _directory) if fault.mode != "kill"
+        for also in ("fail", "done")
+    ]
+
+
+def one_pair(world: World, base: str, directory: Path, draw: random.Random, fault: Fault) -> Outcome:
+    return call_with(world, base, directory, draw, "pair", fault)
 
 
 def one_call(world: World, base: str, directory: Path, draw: random.Random, fault: Fault) -> Outcome:

@@ -322,10 +322,11 @@ def test_percentiles(share, expected):
 
 
 def test_cpu_is_told_of_kinds_that_had_a_share():
-    rows = cpu_rows("reads", {"web": 2.0, "signer": 1.0, "replies": 0.001}, 500)
+    rows = cpu_rows("reads", {"web": 2.0, "signer": 1.0, "replies": 0.001, "load generator": 0.0}, 500)
     assert [(row.work, row.measured) for row in rows] == [
-        ("reads: CPU for 1,000, signer", 2.0), ("reads: CPU for 1,000, web", 4.0),
-    ]
+        ("reads: CPU for 1,000, load generator", 0.0), ("reads: CPU for 1,000, signer", 2.0),
+        ("reads: CPU for 1,000, web", 4.0),
+    ], "and always of what is not the log's"
 
 
 def test_a_row_says_whether_its_goal_is_met():

@@ -204,6 +204,9 @@ def test_submit_under_ten_times_the_load(full):
     # Bounded: what is too much is refused, and says so.
     assert set(found["overload-refused"]) <= {"503 overloaded", "429 too_many_at_once", "429 rate_limited"}
     assert sum(found["overload-refused"].values()) > 0
+    assert rows["10 times the load: p99 of the accepted"]["goal"] == 5_000
+    assert rows["largest process after it"]["met"], rows
+    assert rows["from its end until a message is taken again"]["met"], rows
 
 
 @pytest.mark.slow

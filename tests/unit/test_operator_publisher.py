@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 
@@ -412,6 +413,49 @@ def test_a_bit_that_flipped_in_the_database(tmp_path, column, leaf_index):
         assert len(press.network.asked) == asked
         assert load_signed_head(FileDocument(press.settings.signed_head)) == head
         assert press.published().size == 300
+
+
+def one_bit_off(data: bytes) -> Iterator[bytes]:
+    for at in range(len(data)):
+        yield data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("part", ["entry", "leaf_hash", "root"])
+def test_with_any_byte_of_the_newest_entry_flipped_nothing_is_signed(press, part):
+    """Requirement R1."""
+    grow(press.store, 9)
+    press.publish()
+    grow(press.store, 13)
+    records = press.store._contents.records
+    record, asked = records[12], len(press.network.asked)
+    head = load_signed_head(FileDocument(press.settings.signed_head))
+    for bad in one_bit_off(getattr(record, part)):
+        records[12] = replace(record, **{part: bad})
+        assert failure(lambda: (press.restart(), press.publish()))
+        assert (len(press.network.asked), press.published().size) == (asked, 9)
+        assert load_signed_head(FileDocument(press.settings.signed_head)) == head
+    records[12] = record
+    press.restart()
+    press.publish()
+    assert press.published().size == 13
+
+
+@pytest.mark.parametrize(("table", "column"), [("log_state", "root"), ("log_state", "frontier"), ("leaf_roots", "root")])
+def test_with_any_byte_of_the_state_flipped_the_log_is_not_even_opened(tmp_path, table, column):
+    path = tmp_path / "log.db"
+    with SqliteStore.create(path, ORIGIN, "spec") as store:
+        grow(store, 13)
+    database = sqlite3.connect(path, isolation_level=None)
+    for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        database.execute(f"DROP TRIGGER {name}")
+    where = "tree_size = 13" if table == "leaf_roots" else "1"
+    (good,) = database.execute(f"SELECT {column} FROM {table} WHERE {where}").fetchone()
+    for bad in one_bit_off(good):
+        database.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (bad,))
+        assert failure(lambda: SqliteStore.open(path, origin=ORIGIN))
+    database.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (good,))
+    database.close()
+    SqliteStore.open(path, origin=ORIGIN).close()
 
 
 def test_entries_that_hang_together_and_do_not_make_the_root(press):
