@@ -41,6 +41,11 @@ TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'ktlog' ORDER BY 1"
 Make = Callable[[int], Settings]
 
 
+def damage(settings):
+    """What is wrong with it. These stores come without files, and of some something was published."""
+    return [finding for finding in check_log(settings) if finding.name != "CheckpointMissing"]
+
+
 @pytest.fixture
 def make(postgres: Cluster, postgres_url: str, tmp_path: Path) -> Make:
     """Makes the directory of a log whose database has that schema."""
@@ -103,7 +108,7 @@ def test_a_log_of_an_earlier_schema_is_brought_up_to_date_and_is_whole(make: Mak
         assert (store.state().size, store.erasure_count()) == (5, 1)
         (key,) = store.actor(CAROL).keys
         assert store.owners(key.key_id, 2) == (CAROL,)
-    assert check_log(settings) == []
+    assert damage(settings) == []
     assert ask("SELECT schema_version, oldest_code FROM ktlog.log_meta") == [
         (pgschema.SCHEMA_VERSION, pgschema.OLDEST_CODE)
     ]
@@ -118,7 +123,7 @@ def test_an_auditor_finds_no_fault_in_a_log_of_an_earlier_schema(make: Make, aud
     report = audited(settings)
     assert (report["findings"], report["ok"], report["entries_audited"]) == ([], True, 5)
     assert report["map"]["leaves"] == report["map"]["derived"] == 1
-    assert check_log(settings) == []
+    assert damage(settings) == []
 
 
 @pytest.mark.parametrize("version", OLDER)
@@ -143,7 +148,7 @@ def test_what_is_wrong_in_an_earlier_log_is_found_afterwards(make: Make, ask) ->
     ask("UPDATE ktlog.entries SET entry = '\\x00' WHERE leaf_index = 1")
     ask("ALTER TABLE ktlog.entries ENABLE TRIGGER USER")
     open_log(settings).close()
-    assert check_log(settings) != []
+    assert damage(settings) != []
 
 
 @pytest.mark.parametrize(("last", "error"), [

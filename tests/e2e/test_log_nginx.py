@@ -87,6 +87,7 @@ def test_published_files_come_from_nginx(log: RunningLog, enrolled: Answer) -> N
 def test_updates_of_the_map_are_kept_for_a_day(log: RunningLog, enrolled: Answer) -> None:
     answer = log.get("/map/updates/001", headers={"Accept-Encoding": "gzip"})
     assert (answer.status, answer.body) == (200, (log.settings.map_tiles / "updates/001").read_bytes())
+    assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["cache-control"] == "public, max-age=86400, immutable"
     assert answer.headers["server"] == "nginx" and "signature" not in answer.headers
 
@@ -95,6 +96,7 @@ def test_what_is_not_there_is_kept_by_nobody(log: RunningLog, enrolled: Answer) 
     for path in ("/tile/0/000.p/255", "/tile/0/000", "/tile/entries/x001/000", "/map/tile/3/000.p/9", "/map/updates/x001/000"):
         answer = log.get(path)
         assert (answer.status, answer.headers["cache-control"]) == (404, "no-store")
+        assert answer.headers["access-control-allow-origin"] == "*"
         assert "signature" not in answer.headers
 
 

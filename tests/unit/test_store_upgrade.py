@@ -43,6 +43,11 @@ def make(directory: Path, version: int) -> Settings:
     return settings
 
 
+def damage(settings):
+    """What is wrong with it. These stores come without files, and of some something was published."""
+    return [finding for finding in check_log(settings) if finding.name != "CheckpointMissing"]
+
+
 @pytest.fixture
 def oldest(tmp_path) -> Settings:
     return make(tmp_path / "log", 1)
@@ -73,7 +78,7 @@ def test_a_log_of_an_earlier_schema_is_brought_up_to_date_and_is_whole(tmp_path,
     with open_log(settings) as store:
         assert (store.state().size, store.erasure_count()) == ((4, 0) if version == 1 else (5, 1))
         assert store.actor(CAROL).keys
-    assert check_log(settings) == []
+    assert damage(settings) == []
     (copy,) = upgrade.copies(settings.database)
     assert re.fullmatch(rf"log\.schema-{version}\.\d{{4}}-\d\d-\d\dT\d{{6}}Z\.db", copy.name)
     assert (meta(copy)[0], copy.stat().st_mode & 0o777) == (version, 0o600)
@@ -92,7 +97,7 @@ def test_what_is_wrong_in_an_earlier_store_is_found_afterwards(tmp_path):
     database.close()
     with open_log(settings):
         pass
-    assert check_log(settings) != []
+    assert damage(settings) != []
 
 
 def test_two_copies_stay_and_an_erasure_takes_both(oldest):
