@@ -17,7 +17,7 @@ from ktlog.bench.acks import check_acks
 from ktlog.bench.load import Answer, Plan, read_answer
 from ktlog.bench.messages import AHEAD_SECONDS, Prepared, prepare, request_of, sign_all
 from ktlog.bench.names import actor_name
-from ktlog.bench.row import Row
+from ktlog.bench.row import Row, percentile
 from ktlog.bench.stage import WORKERS, Stage, stage
 from ktlog.config import Settings
 from ktlog.errors import Unreachable
@@ -49,12 +49,22 @@ def measure_recover(settings: Settings, messages: int) -> tuple[float, list[Row]
         on.start()
         read = _first_read(on, started)
         append, answer = _first_append(on, later[messages], started)
-        peak = max(on.server.peaks())
+        usage, peak = on.server.usage(), max(on.server.peaks())
         checked = check_acks(settings, [*enrolled, *acks, answer])
+    accepted = [answer for answer, _ in acks if answer.status == 202]
+    if not accepted:
+        raise Unreachable("NothingAccepted", "no message was accepted before the crash")
+    times = [answer.seconds * 1000 for answer in accepted]
+    begin, end = min(one.start for one in accepted), max(one.start + one.seconds for one in accepted)
     return append, [
-        Row("acknowledged under load before the crash", sum(answer.status == 202 for answer, _ in acks), "", None),
+        Row("acknowledged under load before the crash", len(accepted), "", None),
+        Row("the same, a second", len(accepted) / (end - begin), "/s", None),
+        Row("answer before the crash, p50", percentile(times, 0.5), "ms", None),
+        Row("answer before the crash, p99", percentile(times, 0.99), "ms", None),
         Row("restart until a lookup is answered", read, "s", None),
         Row("restart until the next message is durable", append, "s", GOAL),
+        Row("CPU from the restart until then", usage.seconds, "s", None),
+        Row("bytes written from the restart until then", usage.written / 2**20, "MiB", None),
         Row("memory of the largest process afterwards", peak / 2**20, "MiB", None),
         Row("acknowledged entries read back and compared", checked, "", None),
     ]

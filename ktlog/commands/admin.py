@@ -59,15 +59,16 @@ def command() -> None:
 @AS_JSON
 def status(directory: Path, as_json: bool) -> None:
     """Say how the log does: how far everything has come, what waits, who cosigned when, what holds."""
-    found = open_link(load_settings(directory)).status()
+    settings = load_settings(directory)
+    found = open_link(settings).status()
     if as_json:
         click.echo(json.dumps(found))
         return
-    for line in _status_lines(found):
+    for line in _status_lines(found, backed_up_by_us=not settings.uses_postgres):
         click.echo(line)
 
 
-def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
+def _status_lines(found: Mapping[str, Any], *, backed_up_by_us: bool) -> Iterator[str]:
     rules = found["rules"]
     paused = rules["paused"]
     yield (
@@ -88,8 +89,9 @@ def _status_lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"cosigned    {name} {_age(age)} ago"
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in found["database-bytes"].items())
     yield f"disk        {_size(found['free-bytes'])} free{sizes and f'; {sizes}'}"
-    backup = found.get("backup-age")  # a sequencer of before does not say
-    yield f"backup      {'none that was noted' if backup is None else _age(backup) + ' old'}"
+    if backed_up_by_us:
+        backup = found.get("backup-age")  # a sequencer of before does not say
+        yield f"backup      {'none that was noted' if backup is None else _age(backup) + ' old'}"
     yield f"since start {found['accepted']} accepted in {some(int(found['batches']), 'batch', 'batches')}"
     refused = ", ".join(f"{name} {count}" for name, count in found["refused"].items())
     yield f"refused     {refused or 'nobody'}"

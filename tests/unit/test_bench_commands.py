@@ -64,7 +64,11 @@ def short_submit(monkeypatch) -> None:
 def test_prefill(tmp_path):
     words = ["bench", "prefill", "--dir", str(tmp_path / "log"), "--entries", "100"]
     first = CliRunner().invoke(ktlog, [*words, "--json"])
-    assert first.exit_code == 0 and json.loads(first.stdout)["entries"] == 100
+    found = json.loads(first.stdout)
+    assert first.exit_code == 0 and found["entries"] == 100
+    assert {"entries and map, filled", "CPU for 1,000 entries", "memory of the process, at most"} <= {
+        row["work"] for row in found["rows"] if row["measured"] > 0
+    }
     again = CliRunner().invoke(ktlog, words)
     assert again.exit_code == 0 and "100 entries" in again.stderr
     other = CliRunner().invoke(ktlog, [*words[:-1], "101"])
@@ -191,6 +195,8 @@ def test_recover(full):
     rows = found["by-work"]
     assert rows["restart until a lookup is answered"]["measured"] > 0 and 0 < found["seconds"] < 60
     assert rows["acknowledged under load before the crash"]["measured"] >= 10
+    assert 0 < rows["answer before the crash, p50"]["measured"] <= rows["answer before the crash, p99"]["measured"]
+    assert rows["the same, a second"]["measured"] > 0 and rows["CPU from the restart until then"]["measured"] > 0
     assert run("recover", "--dir", str(full), "--entries", str(MANY), "--messages", "10", "--at-most", "0", code=5)
 
 
