@@ -24,6 +24,7 @@ from ktlog.durable import FileLock
 from ktlog.errors import MessageRejected, StoreError
 from ktlog.operator import rules as rules_module
 from ktlog.operator.create import create_log
+from ktlog.operator.lastbackup import LastBackup, note_backup
 from ktlog.operator.link import SequencerLink
 from ktlog.operator.numbers import format_metrics
 from ktlog.operator.rules import Note, Rules, RulesKeeper, allowed, blocked, parse_domain_blocks
@@ -137,6 +138,9 @@ def test_status_says_how_the_log_does(running):
     assert {"published", "mapped", "free-bytes", "checkpoint-age", "cosigned-age", "version"} <= found.keys()
     assert int(found["database-bytes"]["log"]) > 0
     words = admin(running.settings, "status").output
+    assert "backup      none that was noted" in words
+    note_backup(running.settings, LastBackup(int(time.time()) - 7_260, 1))
+    assert "backup      2 h old" in admin(running.settings, "status").output
     for word in ("messages    taken", "1 sequenced", "checkpoint", "cosigned", "disk", "queue"):
         assert word in words
     admin(running.settings, "pause", "--reason", "house")
