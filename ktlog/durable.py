@@ -60,7 +60,11 @@ def reach(name: str) -> None:
     with _kill_lock:
         _kill_counts[name] = _kill_counts.get(name, 0) + 1
         if _kill_counts[name] == (int(number) if colon else 1):
-            os.kill(os.getpid(), signal.SIGSTOP if os.environ.get(STOP_VARIABLE) else signal.SIGKILL)
+            if os.environ.get(STOP_VARIABLE):
+                # By way of this thread: sent to the process, it may be another's to notice, while this one goes on.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 # Files
