@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -424,6 +424,22 @@ class PgConnections:
 
     def _closed_error(self) -> StoreError:
         return StoreError("ClosedStore", f"{self.where}: the store was closed")
+
+
+def make_missing(db: psycopg.Connection, table: str, statements: Sequence[str]) -> None:
+    """Make *table* where there is none, in one transaction of *db*, which is in autocommit mode.
+
+    IF NOT EXISTS is not enough: it looks before it waits, so that of two sessions which both find nothing the second
+    fails once the first has committed, with whatever row of the catalogue is there twice.
+    """
+    for _ in range(TRIES):
+        if db.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() == (True,):
+            return
+        with suppress(psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, *AGAIN), db.transaction():
+            for statement in statements:
+                db.execute(statement)
+            return
+    raise StoreError("Locked", f"the table {table} is being made by others, {TRIES} times in a row")
 
 
 def _roll_back(connection: psycopg.Connection) -> None:

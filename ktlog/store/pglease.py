@@ -3,7 +3,7 @@
 It decides who tries, not who may: that is the epoch in ``log_state``. A sequencer that was overtaken and does not know
 it changes nothing. (``ktlog.store.contracts``, "Compare and set".)
 
-The functions take a connection in autocommit mode, and are one statement each.
+The functions take a connection in autocommit mode, and are one statement each but for the first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from psycopg import Connection, errors
 
-TABLE = """CREATE TABLE IF NOT EXISTS lease (
+from ktlog.store.pgconnections import make_missing
+
+TABLE = """CREATE TABLE lease (
     id integer PRIMARY KEY CHECK (id = 1),
     holder text NOT NULL,
     taken timestamptz NOT NULL,
@@ -35,7 +37,7 @@ class Held:
 
 def create_table(db: Connection) -> None:
     """Make the table where there is none."""
-    db.execute(TABLE)
+    make_missing(db, "lease", (TABLE,))
 
 
 def take(db: Connection, holder: str, seconds: float) -> bool:

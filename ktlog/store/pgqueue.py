@@ -7,7 +7,7 @@ answered yet, and a message that is sent again is in the log once.
 
 Notifications are hints. Whoever waits looks by itself too, so that a server without them costs a few milliseconds.
 
-The functions take a connection in autocommit mode, and are one statement each.
+The functions take a connection in autocommit mode, and are one statement each but for the first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from psycopg import Connection, errors
 
 from ktlog.errors import Conflict
+from ktlog.store.pgconnections import make_missing
 
 OLD_SECONDS = 20
 """A request that nobody began with by then is dropped: its sender is told by its own front end that nobody knows."""
@@ -32,14 +33,14 @@ LEFT_SECONDS = 900
 _BRIEF = "WITH (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000)"
 
 TABLES = (
-    f"""CREATE UNLOGGED TABLE IF NOT EXISTS door_requests (
+    f"""CREATE UNLOGGED TABLE door_requests (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         front text NOT NULL,
         ticket bigint NOT NULL,
         made timestamptz NOT NULL DEFAULT now(),
         frame bytea NOT NULL
     ) {_BRIEF}""",
-    f"""CREATE UNLOGGED TABLE IF NOT EXISTS door_answers (
+    f"""CREATE UNLOGGED TABLE door_answers (
         front text NOT NULL,
         ticket bigint NOT NULL,
         made timestamptz NOT NULL DEFAULT now(),
@@ -66,8 +67,7 @@ class Request:
 
 def create_tables(db: Connection) -> None:
     """Make the tables where there are none."""
-    for statement in TABLES:
-        db.execute(statement)
+    make_missing(db, "door_answers", TABLES)
 
 
 def listen(db: Connection, channel: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,7 +15,7 @@ need("postgres")
 
 from ktlog.operator import lease as leases  # noqa: E402 - psycopg may be missing
 from ktlog.operator.lease import Lease  # noqa: E402
-from ktlog.store import pglease  # noqa: E402
+from ktlog.store import pglease, pgqueue  # noqa: E402
 from ktlog.store.pgconnections import PgConnections  # noqa: E402
 from ktlog.store.postgres import PostgresStore  # noqa: E402
 
@@ -61,6 +62,25 @@ def test_a_lease_from_before_the_clock_was_put_back_is_taken(lease, db):
     assert not lease("second").wait(lambda: next(looks, None) is None), "an hour is much, a minute is not"
     db.execute("UPDATE lease SET expires = now() + interval '1 hour'")
     assert lease("third").wait(lambda: False)
+
+
+@pytest.mark.parametrize(("make", "table", "statements"), [
+    (pglease.create_table, "lease", (pglease.TABLE,)), (pgqueue.create_tables, "door_answers", pgqueue.TABLES),
+])
+def test_two_that_start_at_once_both_find_no_table(url, db, make, table, statements):
+    connections = PgConnections(url, read_only=True)
+    with connections.connect() as other, ThreadPoolExecutor(1) as pool:
+        with db.transaction():
+            for statement in statements:
+                db.execute(statement)
+            # It has looked, and found nothing: what another transaction made is not there until that is committed.
+            done = pool.submit(make, other)
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            while db.execute(waits, (other.info.backend_pid,)).fetchone() == (0,):
+                assert not done.done()
+        done.result()
+        assert other.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() == (True,)
+    connections.close()
 
 
 def standing_by(one: Lease) -> tuple[threading.Thread, threading.Event]:
