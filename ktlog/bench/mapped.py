@@ -38,6 +38,7 @@ from ktlog.store import rows
 from ktlog.store.contracts import LogState, Record
 from ktlog.store.mapcontract import Live, MapState
 from ktlog.store.mapdb import SqliteMapStore
+from ktlog.store.rowsums import actor_sum
 from ktlog.store.sqlite import SqliteStore
 from ktlog.store.tilefiles import TileFiles
 from ktlog.tlog.checkpoint import Checkpoint, format_checkpoint
@@ -187,9 +188,9 @@ def _insert_actors(connection: sqlite3.Connection, made: Sequence[Enrolled]) -> 
     """As ``rows.write_actor`` does one by one."""
     connection.executemany(
         "INSERT INTO directory_actors (actor_number, actor_id, fireproof, version, generation, erasures, cause,"
-        " generation_leaf, status, status_leaf, salt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " generation_leaf, status, status_leaf, salt, row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         ((one.number + 1, one.actor.actor_id, 0, 1, 1, 0, one.actor.cause, one.number, one.actor.status, one.number,
-          one.salt) for one in made),
+          one.salt, actor_sum(one.actor)) for one in made),
     )
     connection.executemany(
         "INSERT INTO directory_keys (actor_number, position, public_key, key_hash, key_id, leaf_index, created)"

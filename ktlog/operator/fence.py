@@ -10,12 +10,15 @@ checkpoint is not replaced by a smaller one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from ktlog.errors import Conflict
 from ktlog.operator.head import HeadSigner, SignedHead
 from ktlog.store.contracts import LogStore, TileStore
 from ktlog.tlog.note import SignatureLine, Vkey
+
+log = logging.getLogger("ktlog.publisher")
 
 Fence = Callable[[], None]
 """Raises Conflict ``Fenced`` once another process has claimed the log; StoreError if that cannot be told."""
@@ -36,11 +39,18 @@ def epoch_fence(store: LogStore, epoch: int) -> Fence:
 
 
 class FencedTiles:
-    """*tiles*, whose checkpoint only moves for the process that has the log."""
+    """*tiles*, whose checkpoint only moves for the process that has the log.
 
-    def __init__(self, tiles: TileStore, fence: Fence) -> None:
+    Args:
+        replaceable: whoever was stopped after it looked at the fence may still put an older checkpoint in place of a
+            newer one, as it can where a checkpoint is a file.
+    """
+
+    def __init__(self, tiles: TileStore, fence: Fence, *, replaceable: bool = False) -> None:
         self._tiles = tiles
         self._fence = fence
+        self._replaceable = replaceable
+        self._shown: bytes | None = None
 
     def read(self, path: str) -> bytes | None:
         return self._tiles.read(path)
@@ -55,11 +65,20 @@ class FencedTiles:
         self._tiles.remove_update(path)
 
     def checkpoint(self) -> bytes | None:
-        return self._tiles.checkpoint()
+        self._shown = self._tiles.checkpoint()
+        return self._shown
 
     def publish_checkpoint(self, note: bytes) -> None:
         self._fence()
         self._tiles.publish_checkpoint(note)
+        self._shown = note
+
+    def keep_shown(self) -> None:
+        """Show again what this process found or published last, if somebody whom it overtook replaced it."""
+        if not self._replaceable or self._shown is None or self._tiles.checkpoint() == self._shown:
+            return
+        self.publish_checkpoint(self._shown)
+        log.warning("the published checkpoint was replaced by an older one, and is shown again")
 
 
 class FencedHeads:

@@ -43,8 +43,10 @@ def check_directory(
         if actor_id not in directory.actors:
             findings.add("ActorDamaged", f"log.db directory_actors {actor_id!a}", "no entry leads to this actor")
     for key in tokens:
-        if not store.token_revoked(key):
-            findings.add("TokenDamaged", "log.db token_revoked", f"a token revoked {key.hex()}, which is not there")
+        there = _read(lambda one=key: store.token_revoked(one))
+        if there is not True:
+            what = there.message if isinstance(there, StoreError) else "it is not there"
+            findings.add("TokenDamaged", "log.db token_revoked", f"a token revoked {key.hex()}: {what}")
     for leaf_index, move in directory.moves.items():
         if _read(lambda at=leaf_index: store.carried(at)) != move:
             findings.add("MoveDamaged", f"log.db directory_moves {leaf_index}", "it is not what the entry moved")

@@ -146,8 +146,10 @@ class MapCycle:
         self._map = open_map(settings, epoch=epoch)
         self._reader = open_map(settings, read_only=True)
         self._tiles = open_map_tiles(settings)
+        self._keep_shown: Callable[[], None] = lambda: None
         if epoch is not None:
-            self._tiles = FencedTiles(self._tiles, epoch_fence(store, epoch))
+            fenced = FencedTiles(self._tiles, epoch_fence(store, epoch), replaceable=settings.place is None)
+            self._tiles, self._keep_shown = fenced, fenced.keep_shown
         self._sweep = map_sweep(settings, self._tiles)
         self._updates = MapUpdates(self._reader, self._tiles, map_updates_swept(settings), now)
         self._mapper = Mapper(store, self._reader)
@@ -304,6 +306,7 @@ class MapCycle:
             StoreError: the process must end.
         """
         self._scrub_if_due()
+        self._keep_shown()
         if (draft is None and self._pending is None) or self._ticks() < self._next_try:
             return
         try:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ktlog.config import Settings
 from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
+from ktlog.operator.fence import FencedTiles, epoch_fence
 from ktlog.operator.freshness import Fresh
 from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapping import MapCycle
@@ -64,7 +65,11 @@ class Publisher:
         self._vkeys = tuple(dict.fromkeys((*self._heads.vkeys(), *retired)))
         self._store = store
         self._tiles = tiles
-        self._sweep = log_sweep(settings, tiles)
+        self._keep_shown: Callable[[], None] = lambda: None
+        if epoch is not None:
+            fenced = FencedTiles(tiles, epoch_fence(store, epoch), replaceable=settings.place is None)
+            self._tiles, self._keep_shown = fenced, fenced.keep_shown
+        self._sweep = log_sweep(settings, self._tiles)
         self._policy = policy
         self._peers = peers_of(policy)
         self._fetcher = fetcher
@@ -183,6 +188,7 @@ class Publisher:
         return published
 
     def _publish_due(self, size: int) -> bool:
+        self._keep_shown()
         fresh = self._now() - self._published_time < self._settings.heartbeat_seconds
         if size == self.published_size and fresh:
             return False

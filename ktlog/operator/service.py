@@ -27,7 +27,7 @@ from ktlog.operator.administration import Administration, summary
 from ktlog.operator.create import check_public_keys, ensure_map, load_public_keys
 from ktlog.operator.custody import Custody, local_custody, open_custody
 from ktlog.operator.desk import Desk
-from ktlog.operator.fence import FencedHeads, FencedTiles, epoch_fence
+from ktlog.operator.fence import FencedHeads, epoch_fence
 from ktlog.operator.keys import destroy_old
 from ktlog.operator.lastbackup import last_backup
 from ktlog.operator.lifeline import end_with_parent
@@ -163,7 +163,7 @@ class Service:
             fetcher=fetcher, now=self._now, retired=tuple(map(parse_vkey, public.retired_map_vkeys)), epoch=epoch,
         )
         self._publisher = Publisher(
-            settings=settings, store=reader, tiles=FencedTiles(open_tiles(settings), fence),
+            settings=settings, store=reader, tiles=open_tiles(settings),
             signers=FencedHeads(custody.log_heads, fence), policy=input_policy(policy), fetcher=fetcher, now=self._now,
             mapping=self._mapping, retired=tuple(map(parse_vkey, public.retired_vkeys)), epoch=epoch,
         )

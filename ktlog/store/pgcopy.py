@@ -67,7 +67,7 @@ TABLES = (
     _table(
         "directory_actors", "actor_number", actor_number="int8", actor_id="utf8", fireproof="bool", version="int8",
         generation="int8", erasures="int8", cause="int8", generation_leaf="int8", status="int8", status_leaf="int8",
-        salt="bytea",
+        salt="bytea", row_sum="bytea",
     ),
     _table(
         "directory_keys", "actor_number position", actor_number="int8", position="int8", public_key="bytea",
@@ -84,7 +84,7 @@ TABLES = (
         "directory_moves", "leaf_index", leaf_index="int8", fireproof="bool", leaves="text", history_size="int8",
         history_root="bytea",
     ),
-    _table("token_revoked", "key_hash", key_hash="bytea", leaf_index="int8"),
+    _table("token_revoked", "key_hash", key_hash="bytea", leaf_index="int8", key_check="bytea"),
     _table("erasures", "number", number="int8", input_size="int8", record="bytea"),
     _table("tombstones", "map_index", map_index="bytea", version="int8", generation="int8", erasures="int8"),
     _table("publications", "tree_size", tree_size="int8", time="int8"),

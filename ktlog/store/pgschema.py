@@ -15,10 +15,13 @@ keeps the log from forking is the compare-and-set of ``log_state``, and the prim
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors, sql
+
+from ktlog.store import pgdirectory
 
 SCHEMA = "ktlog"
 
@@ -28,6 +31,7 @@ class Step:
     """One migration: a name that never changes, statements, and *guards*, which a server may not be able to have.
 
     changes: the tables of earlier steps in which it changes or removes a row or a column; they are copied before.
+    fill: runs after them, in the same transaction: what SQL cannot work out from older rows.
     about: what it does, for a person.
     """
 
@@ -35,6 +39,7 @@ class Step:
     statements: tuple[str, ...]
     guards: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    fill: Callable[[psycopg.Connection], None] | None = None
     about: str = ""
 
 
@@ -272,15 +277,27 @@ _IDS = (
     "CREATE INDEX directory_aux_by_id ON directory_aux (aux_id)",
 )
 
+# So that a flipped byte in what a rule depends on is seen before an entry that breaks it is signed.
+_SUMS = (
+    "ALTER TABLE directory_actors ADD COLUMN row_sum bytea CHECK (octet_length(row_sum) = 32)",
+    _no_statistics("directory_actors", "row_sum"),
+    "ALTER TABLE token_revoked ADD COLUMN key_check bytea CHECK (octet_length(key_check) = 32)",
+    "CREATE INDEX token_revoked_by_check ON token_revoked (key_check)",
+)
+
 STEPS = (
     Step("0001_log", _LOG + _RECORDS + _DIRECTORY + _ERASURE + _OTHERS, _GUARDS, about="the tables of a log"),
     Step("0002_ids", _IDS, about="indexes of the ids of keys and auxiliary data"),
+    Step(
+        "0003_sums", _SUMS, changes=("directory_actors", "token_revoked"), fill=pgdirectory.fill_sums,
+        about="a sum of what is stored of each actor",
+    ),
 )
 
 SCHEMA_VERSION = len(STEPS)
 """Version of the schema that this code writes."""
 
-OLDEST_CODE = 1
+OLDEST_CODE = 3
 """Oldest ``SCHEMA_VERSION`` whose code may use a database of this version. Raise it together with a step that older
 code would misread."""
 
@@ -308,6 +325,8 @@ def apply_steps(db: psycopg.Connection) -> None:
             for statement in step.statements:
                 db.execute(statement)
             try_guards(db, step.guards)
+            if step.fill is not None:
+                step.fill(db)
             db.execute("INSERT INTO migrations (name) VALUES (%s)", (step.name,))
 
 

@@ -16,6 +16,7 @@ from ktlog.pkd.state import Actor, Aux, Change, Key
 from ktlog.store import places
 from ktlog.store.contracts import LogState, Record, Standing
 from ktlog.store.plain import common_prefix, dump_bytes, dump_plain, load_bytes, load_plain
+from ktlog.store.rowsums import actor_sum, check_actor, check_token, token_check
 from ktlog.tlog.tree import EMPTY_ROOT, Frontier
 
 # State
@@ -223,9 +224,9 @@ def insert_changes(db: sqlite3.Connection, leaf_index: int, change: Change) -> N
     )
     if change.token_revoked is not None:
         db.execute(
-            "INSERT INTO token_revoked (key_hash, leaf_index) VALUES (?, ?)"
+            "INSERT INTO token_revoked (key_hash, leaf_index, key_check) VALUES (?, ?, ?)"
             " ON CONFLICT (key_hash) DO NOTHING",
-            (change.token_revoked, leaf_index),
+            (change.token_revoked, leaf_index, token_check(change.token_revoked)),
         )
 
 
@@ -233,14 +234,14 @@ def write_actor(db: sqlite3.Connection, actor: Actor) -> None:
     """Make the stored actor equal to *actor*, rewriting only what differs. The salt stays."""
     db.execute(
         "INSERT INTO directory_actors (actor_id, fireproof, version, generation, erasures, cause,"
-        " generation_leaf, status, status_leaf) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " generation_leaf, status, status_leaf, row_sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (actor_id) DO UPDATE SET fireproof = excluded.fireproof, version = excluded.version,"
         " generation = excluded.generation, erasures = excluded.erasures, cause = excluded.cause,"
         " generation_leaf = excluded.generation_leaf, status = excluded.status,"
-        " status_leaf = excluded.status_leaf",
+        " status_leaf = excluded.status_leaf, row_sum = excluded.row_sum",
         (
             actor.actor_id, int(actor.fireproof), actor.version, actor.generation, actor.erasures,
-            actor.cause, actor.generation_leaf, actor.status, actor.status_leaf,
+            actor.cause, actor.generation_leaf, actor.status, actor.status_leaf, actor_sum(actor),
         ),
     )
     number = _actor_number(db, actor.actor_id)
@@ -256,11 +257,41 @@ def write_salt(db: sqlite3.Connection, actor_id: str, salt: bytes) -> None:
 
 
 def read_actor(db: sqlite3.Connection, actor_id: str) -> Actor | None:
-    """One query for nearly every actor: each message asks, in its web worker and in the sequencer."""
+    """One query for nearly every actor: each message asks, in its web worker and in the sequencer.
+
+    Raises:
+        StoreError: "Corrupt", it is not what was written.
+    """
+    found = _read_actor(db, actor_id)
+    return None if found is None else check_actor(*found)
+
+
+def fill_sums(db: sqlite3.Connection) -> None:
+    """Write the sums of rows that older code wrote, as they are: what is wrong with them, fsck still finds."""
+    after: str | None = None
+    while ids := _first_column(db.execute(
+        "SELECT actor_id FROM directory_actors WHERE ?1 IS NULL OR actor_id > ?1 ORDER BY actor_id LIMIT 1000", (after,)
+    )):
+        found = [_read_actor(db, actor_id, checked=False) for actor_id in ids]
+        db.executemany(
+            "UPDATE directory_actors SET row_sum = ? WHERE actor_id = ?",
+            [(actor_sum(one[0]), one[0].actor_id) for one in found if one is not None],
+        )
+        after = ids[-1]
+    tokens = _first_column(db.execute("SELECT key_hash FROM token_revoked"))
+    db.executemany(
+        "UPDATE token_revoked SET key_check = ? WHERE key_hash = ?", [(token_check(token), token) for token in tokens]
+    )
+
+
+def _read_actor(
+    db: sqlite3.Connection, actor_id: str, *, checked: bool = True
+) -> tuple[Actor, bytes | None] | None:
+    """The actor, and the stored sum."""
     rows = db.execute(
         "SELECT a.actor_number, a.fireproof, a.version, a.generation, a.erasures, a.cause, a.generation_leaf, a.status,"
         " a.status_leaf, EXISTS (SELECT 1 FROM directory_aux x WHERE x.actor_number = a.actor_number),"
-        " EXISTS (SELECT 1 FROM directory_revoked r WHERE r.actor_number = a.actor_number),"
+        " EXISTS (SELECT 1 FROM directory_revoked r WHERE r.actor_number = a.actor_number), a.row_sum,"
         " k.public_key, k.key_id, k.leaf_index, k.created, k.key_hash"
         " FROM directory_actors a LEFT JOIN directory_keys k USING (actor_number) WHERE a.actor_id = ?"
         " ORDER BY k.position",
@@ -269,14 +300,15 @@ def read_actor(db: sqlite3.Connection, actor_id: str) -> Actor | None:
     if not rows:
         return None
     (number, fireproof, version, generation, erasures, cause, generation_leaf, status, status_leaf, has_aux,
-     has_revoked) = rows[0][:11]
-    return Actor(
-        actor_id=actor_id, keys=_keys([row[11:] for row in rows if row[11] is not None]),
+     has_revoked, row_sum) = rows[0][:12]
+    actor = Actor(
+        actor_id=actor_id, keys=_keys([row[12:] for row in rows if row[12] is not None], checked=checked),
         aux=_read_aux(db, number) if has_aux else (),
         fireproof=bool(fireproof), version=version, generation=generation, erasures=erasures, cause=cause,
         generation_leaf=generation_leaf, status=status, status_leaf=status_leaf,
         revoked=_read_revoked(db, number) if has_revoked else frozenset(),
     )
+    return actor, row_sum
 
 
 def read_standing(db: sqlite3.Connection, actor_id: str) -> Standing | None:
@@ -307,8 +339,10 @@ def read_holders(db: sqlite3.Connection, hash_of_key: bytes) -> tuple[str, ...]:
 
 
 def read_token_revoked(db: sqlite3.Connection, hash_of_key: bytes) -> bool:
-    row = db.execute("SELECT 1 FROM token_revoked WHERE key_hash = ?", (hash_of_key,)).fetchone()
-    return row is not None
+    return check_token(hash_of_key, db.execute(
+        "SELECT key_hash, key_check FROM token_revoked WHERE key_hash = ? OR key_check = ?",
+        (hash_of_key, token_check(hash_of_key)),
+    ).fetchall())
 
 
 def read_history(db: sqlite3.Connection, actor_id: str) -> tuple[tuple[int, int], ...]:

@@ -227,20 +227,20 @@ def test_only_a_log_is_opened(postgres: Cluster, postgres_url: str) -> None:
 
 def test_schemas_of_other_releases(postgres: Cluster, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     PostgresStore.create(postgres_url, ORIGIN, "spec").close()
-    later = (*pgschema.STEPS, pgschema.Step("0003_more", ("CREATE TABLE more (x bigint)",)))
+    later = (*pgschema.STEPS, pgschema.Step("0004_more", ("CREATE TABLE more (x bigint)",)))
     monkeypatch.setattr(pgschema, "STEPS", later)
-    monkeypatch.setattr(pgschema, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(pgschema, "OLDEST_CODE", 3)
+    monkeypatch.setattr(pgschema, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(pgschema, "OLDEST_CODE", 4)
     with pytest.raises(StoreError, match="OlderSchema"):
         PostgresStore.open(postgres_url, read_only=True)
-    assert (look(postgres_url).stored, look(postgres_url).steps) == (2, (("0003_more", ""),))
+    assert (look(postgres_url).stored, look(postgres_url).steps) == (3, (("0004_more", ""),))
     with PostgresStore.open(postgres_url) as store:
         append(store, Draft("one"))
     PostgresStore.open(postgres_url, read_only=True).close()
     found = look(postgres_url)
-    assert (found.stored, found.entries, found.steps) == (3, 1, ())
+    assert (found.stored, found.entries, found.steps) == (4, 1, ())
     names = postgres.sql("SELECT name FROM ktlog.migrations ORDER BY name", database_name(postgres_url))
-    assert [name for (name,) in names] == ["0001_log", "0002_ids", "0003_more"]
+    assert [name for (name,) in names] == ["0001_log", "0002_ids", "0003_sums", "0004_more"]
     monkeypatch.undo()
     for read_only in (True, False):
         with pytest.raises(StoreError, match="NewerSchema"):

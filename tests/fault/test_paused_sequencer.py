@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from ktlog.config import write_settings
-from ktlog.durable import STOP_VARIABLE
+from ktlog.durable import STOP_VARIABLE, write_atomic
 from ktlog.errors import StoreError
 from ktlog.tlog.checkpoint import parse_checkpoint
 from tests.fault.test_kill_hooks import Site
@@ -166,6 +166,24 @@ def test_whoever_was_overtaken_in_its_sleep_does_nothing_more(site: TwoMachines,
     answered.append(send(site))
     assert answered[-1].leaf_index == total and new.poll() is None
     assert site.wait("publication", new, lambda: site.published_size() == site.mapped_size() == total + 1)
+    site.check_heads()
+
+
+@pytest.mark.parametrize("place", ["tiles", "map_tiles"])
+def test_a_checkpoint_that_it_puts_back_in_its_sleep_does_not_stay(site: TwoMachines, place: str) -> None:
+    """Stopped between its last look and the renaming, it puts the older file there before it ends: done by hand here."""
+    path = getattr(site.settings, place) / "checkpoint"
+    sequencer = site.start()
+    assert site.wait("publication", sequencer, lambda: site.mapped_size() == 0), site.output()
+    older = path.read_bytes()
+    send(site)
+    assert site.wait("publication", sequencer, lambda: site.published_size() == site.mapped_size() == 1), site.output()
+    newer = published_files(site)
+    write_atomic(path, older)
+    assert site.wait("the newer one", sequencer, lambda: published_files(site) == newer), site.output()
+    assert "replaced by an older one, and is shown again" in site.output()
+    assert send(site).leaf_index == 1
+    assert site.wait("publication", sequencer, lambda: site.published_size() == site.mapped_size() == 2), site.output()
     site.check_heads()
 
 

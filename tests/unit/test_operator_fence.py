@@ -23,6 +23,9 @@ class Outside:
     def publish_checkpoint(self, note: bytes) -> None:
         self.published.append(note)
 
+    def checkpoint(self) -> bytes | None:
+        return self.published[-1] if self.published else None
+
     def read(self, path: str) -> bytes:
         return path.encode()
 
@@ -63,3 +66,24 @@ def test_nor_the_one_that_is_overtaken_while_it_signs(world):
     with pytest.raises(Conflict):
         heads.sign(b"head", ())
     assert outside.signed == [b"head"]
+
+
+def test_what_somebody_overtaken_put_there_is_replaced(world, caplog):
+    store, outside, _heads, fixed = world
+    tiles = FencedTiles(outside, epoch_fence(store.reader(), store.state().epoch), replaceable=True)
+    tiles.keep_shown()
+    assert tiles.checkpoint() is None and outside.published == []
+    tiles.publish_checkpoint(b"newer")
+    fixed.publish_checkpoint(b"newer")
+    outside.publish_checkpoint(b"older")
+    fixed.keep_shown()
+    assert outside.checkpoint() == b"older", "a store that compares before it replaces has no such moment"
+    tiles.keep_shown()
+    tiles.keep_shown()
+    assert outside.published == [b"newer", b"newer", b"older", b"newer"]
+    assert caplog.text.count("is shown again") == 1
+    outside.publish_checkpoint(b"its successor's")
+    store.claim_epoch()
+    with pytest.raises(Conflict):
+        tiles.keep_shown()
+    assert outside.checkpoint() == b"its successor's"

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from ktlog.errors import StoreError
+from ktlog.operator.link import Submission
 from ktlog.operator.shred import plan_for
-from ktlog.pkd.messages import AddKey, BurnDown, Fireproof, MoveIdentity
+from ktlog.pkd.dialects import SPEC
+from ktlog.pkd.keys import key_hash
+from ktlog.pkd.messages import AddKey, BurnDown, Fireproof, MoveIdentity, RevokeKey, parse_wire
 from ktlog.store import schema
 from ktlog.store.sqlite import SqliteStore
 from tests.operator_world import NOW, ORIGIN, Desk
-from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2  # noqa: F401
+from tests.pkd_samples import ALICE, BOB, CAROL, public, quick_argon2, revoke_by_token, text_of  # noqa: F401
 from tests.store_samples import dump
 
 ADDED = ("erasures", "tombstones", "directory_operated", "directory_moves", "housekeeping", "publications", "totp",
@@ -37,6 +40,9 @@ def old(tmp_path: Path, quick_argon2) -> Path:  # noqa: F811
     with sqlite3.connect(path) as database:
         for table in ADDED:
             database.execute(f"DROP TABLE {table}")  # noqa: S608
+        database.execute("DROP INDEX token_revoked_by_check")
+        database.execute("ALTER TABLE token_revoked DROP COLUMN key_check")
+        database.execute("ALTER TABLE directory_actors DROP COLUMN row_sum")
         database.execute("UPDATE log_meta SET schema_version = 1, oldest_code = 1")
         database.execute("DROP INDEX directory_history_by_leaf")
         database.execute("DELETE FROM _sqlite_migrations WHERE name != ?", (schema.STEPS[0].name,))
@@ -86,3 +92,25 @@ def test_entries_that_do_not_follow_are_corrupt(old: Path) -> None:
     with sqlite3.connect(old) as database:
         assert database.execute("SELECT schema_version FROM log_meta").fetchone() == (1,)
     database.close()
+
+
+def test_sums_are_of_what_older_code_wrote(tmp_path: Path, quick_argon2) -> None:  # noqa: F811
+    path = tmp_path / "log.db"
+    with SqliteStore.create(path, ORIGIN, "spec") as store:
+        desk = Desk(store)
+        desk.send(AddKey(ALICE, public("a"), NOW), "a")
+        desk.send(AddKey(ALICE, public("c"), NOW), "a")
+        desk.send(RevokeKey(ALICE, public("c"), NOW), "a")
+        desk.send(AddKey(BOB, public("b"), NOW), "b")
+        desk.batch(Submission(parse_wire(SPEC, text_of(SPEC, revoke_by_token("b"))).preimage, {}, {}))
+        wanted = dump(store)
+    with sqlite3.connect(path) as database:
+        database.execute("DROP INDEX token_revoked_by_check")
+        database.execute("ALTER TABLE token_revoked DROP COLUMN key_check")
+        database.execute("ALTER TABLE directory_actors DROP COLUMN row_sum")
+        database.execute("UPDATE log_meta SET schema_version = 7, oldest_code = 7")
+        database.execute("DELETE FROM _sqlite_migrations WHERE name = '0008_sums'")
+    database.close()
+    with SqliteStore.open(path) as store:
+        assert dump(store) == wanted
+        assert store.actor(ALICE).revoked and store.token_revoked(key_hash(public("b")))

@@ -236,12 +236,12 @@ def test_the_plan_and_the_command_speak_of_the_map_too(tmp_path) -> None:
     assert json.loads(migrate("--plan", "--json"))["map"]["steps"][0]["name"] == "map_0002"
     told = []
     _ask_for_time(settings, SimpleNamespace(send=lambda *states: told.extend(states)))
-    assert told[1] == "STATUS=bringing the store from schema 3 to 7"
+    assert told[1] == "STATUS=bringing the store from schema 3 to 8"
     assert (schema_of(settings.database), schema_of(settings.map_database)) == (3, 1)
     words = migrate()
-    assert "schema 3 became 7.\nthe map's schema 1 became 2.\n" in words
+    assert "schema 3 became 8.\nthe map's schema 1 became 2.\n" in words
     assert re.findall(r"/(\w+)\.schema-(\d)\.", words) == [("log", "3"), ("map", "1")]
-    assert migrate() == "schema 7: nothing is to be done.\n"
+    assert migrate() == "schema 8: nothing is to be done.\n"
     told.clear()
     _ask_for_time(settings, SimpleNamespace(send=lambda *states: told.extend(states)))
     assert told == []
