@@ -10,7 +10,16 @@ from pathlib import Path
 from ktlog.config import Settings, write_settings
 from ktlog.durable import write_atomic
 from ktlog.errors import EncodingError, StoreError, UsageError
-from ktlog.operator.keys import PublicKeys, create_keys, load_checkpoint_signers, load_leaf_key, load_map_signers
+from ktlog.operator.keys import (
+    WEB_PURPOSES,
+    PublicKeys,
+    create_keys,
+    load_checkpoint_signers,
+    load_leaf_key,
+    load_map_signers,
+    load_seed,
+    public_text,
+)
 from ktlog.operator.stores import (
     check_database,
     create_map,
@@ -68,6 +77,7 @@ def create_log(
     write_public_keys(settings, PublicKeys(
         tuple(str(signer.vkey) for signer in signers), (load_leaf_key(settings.keys).public,),
         tuple(str(signer.vkey) for signer in map_signers),
+        web={purpose: public_text(origin, purpose, load_seed(settings.keys, purpose)) for purpose in WEB_PURPOSES},
     ))
     ensure_map(settings)
     # The settings come last: without them nothing here counts as a log.
@@ -123,6 +133,8 @@ def write_public_keys(settings: Settings, public: PublicKeys) -> None:
         members |= {
             "retired-vkeys": list(public.retired_vkeys), "retired-map-vkeys": list(public.retired_map_vkeys),
         }
+    if public.web:
+        members["web-keys"] = dict(public.web)
     write_atomic(settings.directory / PUBLIC_KEYS, json.dumps(members).encode() + b"\n")
 
 
@@ -133,9 +145,9 @@ def load_public_keys(settings: Settings) -> PublicKeys:
         return PublicKeys(
             tuple(found["vkeys"]), tuple(decode_public_key(key) for key in found["leaf-keys"]),
             tuple(found.get("map-vkeys", ())), tuple(found.get("retired-vkeys", ())),
-            tuple(found.get("retired-map-vkeys", ())),
+            tuple(found.get("retired-map-vkeys", ())), dict(found.get("web-keys", {})),
         )
-    except (OSError, EncodingError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EncodingError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError("BadPublicKeys", f"{path} cannot be used: {error}") from None
 
 

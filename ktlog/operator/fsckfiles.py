@@ -16,7 +16,7 @@ from ktlog.operator.head import SignedHead, load_signed_head, signed_time
 from ktlog.operator.journal import read_journal
 from ktlog.operator.keys import PublicKeys, load_checkpoint_signers, load_leaf_key, load_map_signers
 from ktlog.operator.mappending import Pending, load_pending
-from ktlog.operator.rotate import check_signing_keys, read_changes
+from ktlog.operator.rotate import check_signing_keys, check_web_keys, read_changes, web_halves
 from ktlog.operator.stores import map_pending, map_signed_head, open_map_tiles, open_tiles, signed_head
 from ktlog.operator.witnessing import input_policy
 from ktlog.pkd.erasure import ErasureRecord
@@ -98,6 +98,7 @@ def _read_keys(settings: Settings, findings: Findings) -> PublicKeys | None:
         findings.add("PublicKeysDamaged", "public-keys.json", error.message)
         return None
     _judge_changes(settings, keys, findings)
+    _judge_web_keys(settings, keys, findings)
     try:
         own = tuple(str(signer.vkey) for signer in load_checkpoint_signers(settings.keys, settings.origin))
         map_own = tuple(str(signer.vkey) for signer in load_map_signers(settings.keys, settings.origin))
@@ -111,6 +112,22 @@ def _read_keys(settings: Settings, findings: Findings) -> PublicKeys | None:
     if not set(own) <= set(keys.vkeys) or not set(map_own) <= set(keys.map_vkeys) or leaf not in keys.leaf_keys:
         findings.add("KeyDamaged", "keys", "they are not those that public-keys.json names, or that file is damaged")
     return keys
+
+
+def _judge_web_keys(settings: Settings, keys: PublicKeys, findings: Findings) -> None:
+    if not keys.web:
+        findings.skip("The keys of web workers: public-keys.json does not name them until the log is started again.")
+    try:
+        check_web_keys(settings)
+        missing = sorted(keys.web.keys() - web_halves(settings).keys())
+    except StoreError as error:
+        if error.name == "RotationUnfinished":
+            findings.add(error.name, "keys.jsonl", error.message)
+        elif error.name not in ("BadKeyChanges", "KeyChangesLost"):  # said already
+            findings.add("KeyDamaged", "keys", error.message)
+        return
+    if missing:
+        findings.skip(f"The keys {', '.join(missing)}: they are not here.")
 
 
 def _judge_changes(settings: Settings, keys: PublicKeys, findings: Findings) -> None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -40,10 +42,12 @@ from ktlog.durable import (
 )
 from ktlog.errors import EncodingError, StoreError
 from ktlog.keymap.output import map_origin
-from ktlog.pkd.keys import private_key_from_seed
+from ktlog.pkd.hpke import DecapsulationKey
+from ktlog.pkd.keychanges import ED25519_PREFIX
+from ktlog.pkd.keys import encode_public_key, private_key_from_seed
 from ktlog.pkd.pae import pae
-from ktlog.tlog.encoding import parse_decimal
-from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Signer, signer_from_seed
+from ktlog.tlog.encoding import encode_base64url, parse_decimal
+from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Signer, Vkey, signer_from_seed
 from ktlog.wire.rsa import EXPONENT, parse_rsa_public_key
 
 PURPOSES = (
@@ -56,6 +60,10 @@ PURPOSES = (
     "map-ed25519",
     "map-mldsa44",
 )
+WEB_PURPOSES = ("hpke", "http-ed25519", "http-mldsa44")
+"""Those that web workers hold."""
+
+HPKE_PREFIX = "xwing:"
 SEED_BYTES = 32
 FETCH_KEY = "fetch-rsa.pem"
 FETCH_KEY_BITS = 2048
@@ -283,6 +291,8 @@ class PublicKeys:
     vkeys: of the log's checkpoints. leaf_keys: every leaf-signing key ever used (1,312 bytes each). map_vkeys: of
     the checkpoints of the map's output log; empty in a directory that older code made and nothing was started in.
     retired_vkeys, retired_map_vkeys: what these were before, oldest first; heads that they signed are still this log's.
+    web: of the keys that web workers hold, by purpose, as :func:`public_text` writes them; empty in a directory that
+    older code made and nothing was started in.
     """
 
     vkeys: tuple[str, ...]
@@ -290,3 +300,27 @@ class PublicKeys:
     map_vkeys: tuple[str, ...] = ()
     retired_vkeys: tuple[str, ...] = ()
     retired_map_vkeys: tuple[str, ...] = ()
+    web: Mapping[str, str] = field(default_factory=dict)
+
+
+def public_text(origin: str, purpose: str, secret: bytes) -> str:
+    """The public half of a key file's content, as it is published.
+
+    Raises:
+        EncodingError: it is no such key.
+    """
+    if purpose == "fetch-rsa":
+        return fetch_key_pem(parse_fetch_key(secret))
+    if purpose == "hpke":
+        return HPKE_PREFIX + encode_base64url(DecapsulationKey.from_seed(secret).encapsulation_key)
+    if len(secret) != 32:
+        raise EncodingError("BadSeed", "a seed has 32 bytes")
+    if purpose.endswith("ed25519"):
+        raw = Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+        algorithm = ED25519
+    else:
+        raw = private_key_from_seed(secret).public_key().public_bytes_raw()
+        algorithm = COSIGNATURE_MLDSA44
+    if purpose.startswith(("checkpoint", "map")):
+        return str(Vkey(map_origin(origin) if purpose.startswith("map") else origin, algorithm, raw))
+    return ED25519_PREFIX + encode_base64url(raw) if algorithm == ED25519 else encode_public_key(raw)

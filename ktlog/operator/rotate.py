@@ -34,29 +34,26 @@ from ktlog.durable import (
     write_secret,
 )
 from ktlog.errors import EncodingError, Invalid, StoreError, UsageError
-from ktlog.operator.create import load_public_keys, write_public_keys
+from ktlog.operator.create import PUBLIC_KEYS, load_public_keys, write_public_keys
 from ktlog.operator.keys import (
     FETCH_KEY,
     MAXIMUM_FETCH_KEY_BYTES,
     SEED_BYTES,
+    WEB_PURPOSES,
     PublicKeys,
     destroy_old,
-    fetch_key_pem,
     is_credential,
     load_seed,
     new_fetch_key,
     old_path,
     old_paths,
-    parse_fetch_key,
+    public_text,
 )
 from ktlog.operator.stopped import stopped
 from ktlog.operator.stores import open_log
-from ktlog.pkd.hpke import DecapsulationKey
 from ktlog.pkd.keychanges import (
-    ED25519_PREFIX,
     FIRST,
     KINDS,
-    MAP_SUFFIX,
     MOST_REASON,
     KeyChange,
     Replaced,
@@ -68,8 +65,7 @@ from ktlog.pkd.keychanges import (
     verify_changes,
 )
 from ktlog.pkd.keys import decode_public_key, encode_public_key, private_key_from_seed
-from ktlog.tlog.encoding import encode_base64url
-from ktlog.tlog.note import COSIGNATURE_MLDSA44, ED25519, Vkey, parse_vkey
+from ktlog.tlog.note import ED25519, parse_vkey
 
 # In order. A test kills it at each.
 HOOKS = ("rotate.made", "rotate.announced", "rotate.put_aside", "rotate.switched", "rotate.told")
@@ -84,7 +80,6 @@ _PUT_BACK = (
     "put it and the log's checkpoint keys back into DIR/keys, as files of the log's user (systemd-creds decrypt),"
     " rotate outside of the unit, encrypt the new ones and remove their files (docs/keys.md)."
 )
-HPKE_PREFIX = "xwing:"
 
 
 def read_changes(settings: Settings) -> tuple[KeyChange, ...]:
@@ -151,14 +146,39 @@ def check_told(settings: Settings, public: PublicKeys, changes: tuple[KeyChange,
 
 
 def check_web_keys(settings: Settings) -> None:
-    """``check_apart``, and ``check_announced`` for the keys that web workers hold; no other key's file is read."""
-    check_apart(settings, load_public_keys(settings))
-    if not read_changes(settings):
+    """``check_apart``, and that the keys which web workers hold are those that were announced, or made at first.
+
+    No other key's file is read.
+
+    Raises:
+        StoreError: ``KeysDiffer``; those of ``check_apart`` and ``check_announced``.
+    """
+    public, changes = load_public_keys(settings), read_changes(settings)
+    check_apart(settings, public)
+    if not changes and not public.web:
         return
-    purposes = [purpose for kind in ("hpke", "http", "fetch") for purpose in KINDS[kind]]
-    check_announced(settings, {
-        purpose: read_public_half(settings, purpose) for purpose in purposes if _is_there(settings, purpose)
-    })
+    using = web_halves(settings, "fetch-rsa")
+    check_announced(settings, using)
+    wanted = {**public.web, **newest_keys(changes)}
+    for purpose, half in using.items():
+        if wanted.get(purpose, half) != half:
+            raise StoreError(
+                "KeysDiffer", f"the key for {purpose} is another one than {settings.directory / PUBLIC_KEYS} names",
+                hint="One of the two was changed, or is damaged: put back the one that was there, or replace the key:"
+                f" ktlog keys rotate {purpose.partition('-')[0]} --dir DIR.",
+            )
+
+
+def web_halves(settings: Settings, *more: str) -> dict[str, str]:
+    """The public half of each key that web workers hold, and of *more*, by purpose; none that is missing.
+
+    Raises:
+        StoreError: what is wrong with a key's file or credential.
+    """
+    return {
+        purpose: read_public_half(settings, purpose) for purpose in (*WEB_PURPOSES, *more)
+        if _is_there(settings, purpose)
+    }
 
 
 def check_apart(settings: Settings, public: PublicKeys) -> None:
@@ -198,7 +218,7 @@ def _signing(settings: Settings, public: PublicKeys) -> dict[bytes, str]:
 
 def _web_seeds(settings: Settings) -> Iterator[tuple[str, str, bytes]]:
     """Each seed that web workers read: what for, where it is, and itself; none that is missing."""
-    for purpose in (*KINDS["hpke"], *KINDS["http"]):
+    for purpose in WEB_PURPOSES:
         if _is_there(settings, purpose):
             place = f"the credential {purpose}" if is_credential(settings.keys, purpose) else _path(settings, purpose)
             yield purpose, str(place), load_seed(settings.keys, purpose)
@@ -211,30 +231,6 @@ def _is_there(settings: Settings, purpose: str) -> bool:
 
 
 # One key
-
-
-def public_text(settings: Settings, purpose: str, secret: bytes) -> str:
-    """The public half of a key file's content, as it is published.
-
-    Raises:
-        EncodingError: it is no such key.
-    """
-    if purpose == "fetch-rsa":
-        return fetch_key_pem(parse_fetch_key(secret))
-    if purpose == "hpke":
-        return HPKE_PREFIX + encode_base64url(DecapsulationKey.from_seed(secret).encapsulation_key)
-    if len(secret) != 32:
-        raise EncodingError("BadSeed", "a seed has 32 bytes")
-    if purpose.endswith("ed25519"):
-        raw = Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
-        algorithm = ED25519
-    else:
-        raw = private_key_from_seed(secret).public_key().public_bytes_raw()
-        algorithm = COSIGNATURE_MLDSA44
-    if purpose.startswith(("checkpoint", "map")):
-        name = settings.origin + (MAP_SUFFIX if purpose.startswith("map") else "")
-        return str(Vkey(name, algorithm, raw))
-    return ED25519_PREFIX + encode_base64url(raw) if algorithm == ED25519 else encode_public_key(raw)
 
 
 def _sign(purpose: str, secret: bytes, message: bytes) -> bytes:
@@ -253,7 +249,7 @@ def _read(settings: Settings, path: Path, purpose: str) -> tuple[bytes, str]:
     """A key file's content, and its public half."""
     secret = read_secret_file(path, MAXIMUM_FETCH_KEY_BYTES)
     try:
-        return secret, public_text(settings, purpose, secret)
+        return secret, public_text(settings.origin, purpose, secret)
     except EncodingError as error:
         raise StoreError("BadSecret", f"{path}: {error.message}") from None
 
@@ -261,7 +257,7 @@ def _read(settings: Settings, path: Path, purpose: str) -> tuple[bytes, str]:
 def read_public_half(settings: Settings, purpose: str) -> str:
     """The public half of the key that is in use. Raises StoreError: what is wrong with its file or credential."""
     if is_credential(settings.keys, purpose):
-        return public_text(settings, purpose, load_seed(settings.keys, purpose))
+        return public_text(settings.origin, purpose, load_seed(settings.keys, purpose))
     return _read(settings, _path(settings, purpose), purpose)[1]
 
 
@@ -433,10 +429,12 @@ def merge(public: PublicKeys, changes: tuple[KeyChange, ...]) -> PublicKeys:
     """*public* after *changes*; those that it has already change nothing."""
     vkeys, map_vkeys = list(public.vkeys), list(public.map_vkeys)
     retired, map_retired = list(public.retired_vkeys), list(public.retired_map_vkeys)
-    leaf_keys = list(public.leaf_keys)
+    leaf_keys, web = list(public.leaf_keys), dict(public.web)
     for change in changes:
         for key in change.keys:
-            if change.kind == "leaf":
+            if key.purpose in web:
+                web[key.purpose] = key.new
+            elif change.kind == "leaf":
                 raw = decode_public_key(key.new)
                 if raw not in leaf_keys:
                     leaf_keys.append(raw)
@@ -446,4 +444,4 @@ def merge(public: PublicKeys, changes: tuple[KeyChange, ...]) -> PublicKeys:
                     now[now.index(key.old)] = key.new
                 if key.old not in before:
                     before.append(key.old)
-    return PublicKeys(tuple(vkeys), tuple(leaf_keys), tuple(map_vkeys), tuple(retired), tuple(map_retired))
+    return PublicKeys(tuple(vkeys), tuple(leaf_keys), tuple(map_vkeys), tuple(retired), tuple(map_retired), web)

@@ -5,16 +5,17 @@ What signs is only looked at from outside: but for the signer's process, none is
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ktlog.config import ALL, SEQUENCER, WEB, Settings
 from ktlog.durable import check_secret
 from ktlog.errors import StoreError
-from ktlog.operator.create import load_public_keys
-from ktlog.operator.keys import SEED_BYTES, check_key_directory, check_seed, load_fetch_key, old_paths
-from ktlog.operator.rotate import check_signing_keys, check_web_keys
+from ktlog.operator.create import load_public_keys, write_public_keys
+from ktlog.operator.keys import SEED_BYTES, WEB_PURPOSES, check_key_directory, check_seed, load_fetch_key, old_paths
+from ktlog.operator.rotate import check_signing_keys, check_web_keys, web_halves
 from ktlog.pkd.keychanges import KINDS
 
 SIGNING = (*KINDS["leaf"], *KINDS["checkpoint"], *KINDS["map"])
-ANSWERING = (*KINDS["hpke"], *KINDS["http"])
 
 
 def check_keys(settings: Settings) -> None:
@@ -22,17 +23,20 @@ def check_keys(settings: Settings) -> None:
 
     Raises:
         StoreError: "MissingSecret", "UnsafeSecret", "BadSecret", "UnsafeKeys", "MissingStore", "TwoSources";
-            "BadPublicKeys", "BadKeyChanges", "KeyChangesLost", "RotationUnfinished".
+            "KeysDiffer", "BadPublicKeys", "BadKeyChanges", "KeyChangesLost", "RotationUnfinished".
     """
     signs_here = settings.role in (ALL, SEQUENCER) and not settings.signer
     if signs_here:
         _check(settings, SIGNING, " Or, if another process holds it, name that in ktlog.toml: signer = \"PATH\".")
     if settings.role in (ALL, WEB):
-        _check(settings, ANSWERING, "")
+        _check(settings, WEB_PURPOSES, "")
         load_fetch_key(settings.keys)
-    check_signing_keys(settings, load_public_keys(settings))
+    public = load_public_keys(settings)
+    check_signing_keys(settings, public)
     if settings.role in (ALL, WEB):
         check_web_keys(settings)
+        if not public.web:  # older code wrote down none of these
+            write_public_keys(settings, replace(public, web=web_halves(settings)))
 
 
 def _check(settings: Settings, purposes: tuple[str, ...], otherwise: str) -> None:

@@ -141,6 +141,10 @@ CASES = {
     "leaf key": (file("keys/leaf", 4), "KeyDamaged", "keys"),
     "checkpoint key": (file("keys/checkpoint-mldsa44", 4), "KeyDamaged", "keys"),
     "map key": (file("keys/map-ed25519", 4), "KeyDamaged", "keys"),
+    "HPKE key": (file("keys/hpke", 4), "KeyDamaged", "keys"),
+    "key of answers": (file("keys/http-ed25519", 4), "KeyDamaged", "keys"),
+    "other key of answers": (file("keys/http-mldsa44", 4), "KeyDamaged", "keys"),
+    "public half of a key of answers": (file("public-keys.json", -20), "KeyDamaged", "keys"),
     "public keys": (file("public-keys.json", 60), "PublicKeysDamaged", "public-keys.json"),
     "policy": (file("publish.policy", 2), "PolicyDamaged", "publish.policy"),
 }

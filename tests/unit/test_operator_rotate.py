@@ -22,7 +22,7 @@ from ktlog.operator import rotate as rotate_module
 from ktlog.operator.create import check_public_keys, create_log, load_public_keys
 from ktlog.operator.custody import local_custody
 from ktlog.operator.hpkekeys import load_hpke_keys, open_hpke
-from ktlog.operator.keys import PURPOSES, destroy_old, load_seed, old_paths
+from ktlog.operator.keys import PURPOSES, destroy_old, load_seed, old_paths, public_text
 from ktlog.operator.migrate import finish_move
 from ktlog.operator.rotate import (
     HOOKS,
@@ -30,7 +30,6 @@ from ktlog.operator.rotate import (
     check_signing_keys,
     check_web_keys,
     newest_keys,
-    public_text,
     read_changes,
     rotate,
     settle,
@@ -84,7 +83,7 @@ def check(settings: Settings, now: int = NOW) -> None:
     check_web_keys(settings)
     newest = newest_keys(read_changes(settings))
     for purpose in PURPOSES:
-        public_half = public_text(settings, purpose, load_seed(settings.keys, purpose))
+        public_half = public_text(settings.origin, purpose, load_seed(settings.keys, purpose))
         assert newest.get(purpose, public_half) == public_half
     assert not [path for path in settings.keys.iterdir() if path.suffix == ".next"]
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in settings.keys.iterdir())
@@ -329,8 +328,8 @@ def test_killed_while_it_rotates(settings, kind, hook):
     announced = read_changes(settings)
     assert len(announced) in (0, 1)
     for purpose in KINDS[kind]:  # no file has a key that is neither the old one nor the announced one
-        now = public_text(settings, purpose, load_seed(settings.keys, purpose))
-        old = public_text(settings, purpose, before[purpose])
+        now = public_text(settings.origin, purpose, load_seed(settings.keys, purpose))
+        old = public_text(settings.origin, purpose, before[purpose])
         assert now in (old, newest_keys(announced).get(purpose, old))
     if not announced:
         assert load_public_keys(settings) == public
@@ -377,7 +376,7 @@ def test_the_command(settings):
     assert len(listed["changes"]) == 2
     current = {key["purpose"]: key["key"] for key in listed["keys"] if key["current"]}
     assert current == {
-        purpose: public_text(settings, purpose, (settings.keys / name).read_bytes())
+        purpose: public_text(settings.origin, purpose, (settings.keys / name).read_bytes())
         for purpose, name in ((one, "fetch-rsa.pem" if one == "fetch-rsa" else one) for kind in KINDS.values() for one in kind)
     }
     old = {key["purpose"]: (key["key"], key["until"]) for key in listed["keys"] if not key["current"]}

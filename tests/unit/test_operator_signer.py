@@ -129,7 +129,7 @@ def test_entries_and_heads_over_the_socket(settings):
     ended: list[int] = []
     custody = open_custody(settings, lambda: ended.append(1))
     public = load_public_keys(settings)
-    assert custody.public == public
+    assert custody.public == replace(public, web={})
     preimages = [b'{"n":"%d"}' % n for n in range(9)]
     entries = custody.sign_entries(preimages)
     for entry, preimage in zip(entries, preimages, strict=True):

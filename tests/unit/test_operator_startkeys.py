@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from ktlog.commands import serve
 from ktlog.config import SEQUENCER, WEB, Settings
 from ktlog.errors import StoreError
-from ktlog.operator.create import create_log, load_public_keys
+from ktlog.operator.create import create_log, load_public_keys, write_public_keys
 from ktlog.operator.findings import Findings
 from ktlog.operator.fsckfiles import read_documents
+from ktlog.operator.keys import WEB_PURPOSES
 from ktlog.operator.rotate import rotate
-from ktlog.operator.startkeys import ANSWERING, SIGNING, check_keys
+from ktlog.operator.startkeys import SIGNING, check_keys
 from ktlog.web.context import Context
 from tests.operator_world import NOW, ORIGIN
 
@@ -75,12 +76,33 @@ def test_older_public_keys_than_the_history_says_stop_every_role(settings, role)
     assert "RotationUnfinished" in found(settings)
 
 
+@pytest.mark.parametrize("purpose", WEB_PURPOSES)
+def test_a_key_of_web_workers_that_nobody_was_told_of_is_not_used(settings, purpose):
+    path = settings.keys / purpose
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    for role in ("all", WEB):
+        assert refused(settings, role).name in ("KeysDiffer", "RotationUnfinished")
+    assert refused(settings, SEQUENCER) is None, "it does not look at them"
+    assert sum(found(settings).values()) == 1
+    path.unlink()
+    assert found(settings) == {}, "on another machine, perhaps"
+
+
+def test_what_older_code_did_not_write_down_is_written_down_at_a_start(settings):
+    wanted = load_public_keys(settings)
+    assert set(wanted.web) == set(WEB_PURPOSES)
+    write_public_keys(settings, replace(wanted, web={}))
+    assert refused(settings, SEQUENCER) is None and load_public_keys(settings).web == {}
+    assert found(settings) == {} and refused(settings, "all") is None
+    assert load_public_keys(settings) == wanted
+
+
 def test_each_key_is_asked_for_where_it_is_used_and_nowhere_else(settings):
-    for purpose in (*SIGNING, *ANSWERING):
+    for purpose in (*SIGNING, *WEB_PURPOSES):
         path = settings.keys / purpose
         kept = path.read_bytes()
         path.unlink()
-        for role, wanted in ((WEB, ANSWERING), (SEQUENCER, SIGNING), ("all", SIGNING + ANSWERING)):
+        for role, wanted in ((WEB, WEB_PURPOSES), (SEQUENCER, SIGNING), ("all", SIGNING + WEB_PURPOSES)):
             error = refused(settings, role)
             assert (error is not None) == (purpose in wanted), (purpose, role)
             assert error is None or (error.name == "MissingSecret" and "keys.md" in error.hint)
@@ -96,15 +118,15 @@ def test_each_key_is_asked_for_where_it_is_used_and_nowhere_else(settings):
     assert refused(settings, "all").hint.startswith("Restore ")
 
 
-@pytest.mark.parametrize("purpose", ANSWERING)
+@pytest.mark.parametrize("purpose", WEB_PURPOSES)
 def test_no_web_worker_holds_a_seed_that_is_another_keys_too(settings, purpose):
     """As when a line in a unit names the wrong file. Keys that signed once are no better."""
     rotate(settings, "checkpoint", "", NOW)
     rotate(settings, "map", "", NOW)
     kept = (settings.keys / purpose).read_bytes()
-    own = [path.name for path in settings.keys.iterdir() if path.name in {*SIGNING, *ANSWERING} - {purpose}]
+    own = [path.name for path in settings.keys.iterdir() if path.name in {*SIGNING, *WEB_PURPOSES} - {purpose}]
     old = [path.name for path in settings.keys.iterdir() if ".until-" in path.name]
-    assert len(own) == len(SIGNING) + len(ANSWERING) - 1 and len(old) == 5
+    assert len(own) == len(SIGNING) + len(WEB_PURPOSES) - 1 and len(old) == 5
     for name in (*own, *old):
         (settings.keys / purpose).write_bytes((settings.keys / name).read_bytes())
         error = refused(settings, WEB)
