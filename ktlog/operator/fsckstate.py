@@ -39,9 +39,12 @@ def check_directory(
         except StoreError as error:
             findings.add("ActorDamaged", _of(actor), error.message)
         findings.checked["actors"] += 1
-    for actor_id in _ids(store):
-        if actor_id not in directory.actors:
-            findings.add("ActorDamaged", f"log.db directory_actors {actor_id!a}", "no entry leads to this actor")
+    try:
+        for actor_id in _ids(store):
+            if actor_id not in directory.actors:
+                findings.add("ActorDamaged", f"log.db directory_actors {actor_id!a}", "no entry leads to this actor")
+    except StoreError as error:
+        findings.add("ActorDamaged", "log.db directory_actors", error.message)
     for key in tokens:
         there = _read(lambda one=key: store.token_revoked(one))
         if there is not True:

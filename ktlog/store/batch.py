@@ -177,6 +177,20 @@ def check_limit(limit: int) -> None:
         raise StoreError("OutOfRange", f"between 1 and {MOST_ACTOR_IDS} actor ids at a time, not {limit}")
 
 
+def check_order(after: str, actor_ids: tuple[str, ...]) -> tuple[str, ...]:
+    """*actor_ids*, if each comes after the one before it, and the first after *after*.
+
+    An index in which a byte flipped gives them in another order: who goes on after the last one would never end.
+
+    Raises:
+        StoreError: "Corrupt".
+    """
+    for before, following in zip((after, *actor_ids), actor_ids, strict=False):
+        if following <= before:
+            raise StoreError("Corrupt", f"the index of actors is damaged: {following!a} comes after {before!a}")
+    return actor_ids
+
+
 def is_text(text: str) -> bool:
     """Whether *text* has a UTF-8 form (no lone surrogates), without which nothing is stored."""
     try:

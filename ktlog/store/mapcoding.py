@@ -13,6 +13,21 @@ decode_frontier = lru_cache(maxsize=4)(Frontier.decode)
 """The same for every reader until the next update."""
 
 
+def make_state(
+    leaves: int, depth: int, root: bytes, input_size: int, erasures: int, output_frontier: bytes, output_size: int
+) -> MapState:
+    """The state in a row of the store.
+
+    Raises:
+        StoreError: ``Corrupt``: the size of the output log, which its guards go by, is not the frontier's.
+        EncodingError: the frontier is none.
+    """
+    output = decode_frontier(output_frontier)
+    if output.size != output_size:
+        raise StoreError("Corrupt", f"the map's store: an output log of {output_size} leaves, and of {output.size}")
+    return MapState(leaves, depth, root, input_size, erasures, output)
+
+
 def join_history(leaves: Iterable[bytes]) -> bytes:
     """Each after its length in one byte.
 

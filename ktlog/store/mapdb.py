@@ -23,7 +23,7 @@ from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
 from ktlog.store import mapupgrade
 from ktlog.store.connections import Connections
 from ktlog.store.mapbatch import prove_all
-from ktlog.store.mapcoding import advanced, check_meta, decode_frontier, join_history, split_history
+from ktlog.store.mapcoding import advanced, check_meta, join_history, make_state, split_history
 from ktlog.store.mapcontract import Dead, Live, MapState
 from ktlog.store.maptree import damaged, grow, grown_depth, prefix, prove, split_bucket, write_leaves
 from ktlog.tlog.tree import Frontier, hash_leaf
@@ -310,9 +310,9 @@ def _read_meta(connection: sqlite3.Connection) -> tuple[str, bytes, int] | None:
 
 def _read_state(connection: sqlite3.Connection) -> MapState:
     row = connection.execute(
-        "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state"
+        "SELECT leaves, depth, root, input_size, erasures, output_frontier, output_size FROM map_state"
     ).fetchone()
-    return MapState(*row[:5], decode_frontier(row[5]))
+    return make_state(*row)
 
 
 def _read_depth(connection: sqlite3.Connection) -> int:

@@ -324,6 +324,8 @@ def _grow(rows: TreeRows, depth: int) -> None:
     # From the last to the first: bucket n makes way for 8n to 8n + 7, which are n itself or read already.
     last = 1 << depth
     while moved := rows.last_buckets(last, GROW_AT_A_TIME):
+        if moved[-1][0] >= last:
+            raise StoreError("Corrupt", "the map's buckets are not in order")
         last = moved[-1][0]
         rows.delete_buckets([number for number, _ in moved])
         buckets, pages = [], []

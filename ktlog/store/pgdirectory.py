@@ -149,13 +149,16 @@ def read_actors(db: psycopg.Connection, actor_ids: Iterable[str]) -> dict[str, t
 
 def fill_sums(db: psycopg.Connection) -> None:
     """Write the sums of rows that older code wrote, as they are: what is wrong with them, fsck still finds."""
-    after = ""
-    while ids := read_actor_ids(db, after, 1000):
+    for first in range(0, (_first(ask(db, "SELECT max(actor_number) FROM directory_actors")) or 0) + 1, 1000):
+        named = ask(
+            db, "SELECT actor_id FROM directory_actors WHERE actor_number >= %s AND actor_number < %s",
+            (first, first + 1000),
+        )
+        found = _read_actors(db, [to_text(name) for (name,) in named])
         write_many(
             db, "UPDATE directory_actors SET row_sum = %s WHERE actor_number = %s",
-            [(actor_sum(actor), number) for number, actor, _row_sum in _read_actors(db, ids).values()],
+            [(actor_sum(actor), number) for number, actor, _row_sum in found.values()],
         )
-        after = ids[-1]
     write_many(
         db, "UPDATE token_revoked SET key_check = %s WHERE key_hash = %s",
         [(token_check(token), token) for (token,) in ask(db, "SELECT key_hash FROM token_revoked")],
@@ -236,7 +239,9 @@ def read_holders(db: psycopg.Connection, hash_of_key: bytes) -> tuple[str, ...]:
 
 def read_token_revoked(db: psycopg.Connection, hash_of_key: bytes) -> bool:
     return check_token(hash_of_key, ask(
-        db, "SELECT key_hash, key_check FROM token_revoked WHERE key_hash = %s OR key_check = %s",
+        db,
+        "SELECT key_hash, key_check FROM token_revoked WHERE key_hash = %s"
+        " UNION ALL SELECT key_hash, key_check FROM token_revoked WHERE key_check = %s",
         (hash_of_key, token_check(hash_of_key)),
     ))
 

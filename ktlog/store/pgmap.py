@@ -21,7 +21,7 @@ from psycopg import Connection
 from ktlog.errors import Conflict, StoreError
 from ktlog.keymap.prefix import MISSING, PrefixLeaf, PrefixProof
 from ktlog.store.mapbatch import prove_all
-from ktlog.store.mapcoding import advanced, check_meta, decode_frontier, split_history
+from ktlog.store.mapcoding import advanced, check_meta, make_state, split_history
 from ktlog.store.mapcontract import Dead, Live, MapState
 from ktlog.store.maptree import damaged, grow, grown_depth, prefix, prove, split_bucket, write_leaves
 from ktlog.store.pgconnections import PgConnections
@@ -341,11 +341,12 @@ def _remove(db: Connection) -> None:
 def read_state(db: Connection) -> MapState:
     """Where the map stands."""
     row = db.execute(
-        "SELECT leaves, depth, root, input_size, erasures, output_frontier FROM map_state WHERE id = 1", binary=True
+        "SELECT leaves, depth, root, input_size, erasures, output_frontier, output_size FROM map_state WHERE id = 1",
+        binary=True,
     ).fetchone()
     if row is None:
         raise StoreError("Corrupt", "the map in the database has no state")
-    return MapState(*row[:5], decode_frontier(row[5]))
+    return make_state(*row)
 
 
 def _read_size(db: Connection) -> int:

@@ -24,7 +24,17 @@ from ktlog.errors import StoreError
 from ktlog.pkd.erasure import CarriedMove, ErasurePlan, ErasureRecord, Mention, map_index
 from ktlog.pkd.state import Actor
 from ktlog.store import pgdirectory, pgerasure, pgrows, pgschema, pgupgrade
-from ktlog.store.batch import check_batch, check_limit, check_range, duplicate, is_text, last_actors, lost, standing_of
+from ktlog.store.batch import (
+    check_batch,
+    check_limit,
+    check_order,
+    check_range,
+    duplicate,
+    is_text,
+    last_actors,
+    lost,
+    standing_of,
+)
 from ktlog.store.contracts import Batch, Cosignature, LogState, Record, Standing, TotpSecret, Touch
 from ktlog.store.erasing import check_erasure
 from ktlog.store.instances import check_cosignature, check_totp, totp_moved
@@ -313,7 +323,7 @@ class PostgresStore:
         check_limit(limit)
         if not is_text(after):
             raise StoreError("OutOfRange", "text without a UTF-8 form has no place in the order")
-        return self._read_one(lambda db: pgdirectory.read_actor_ids(db, after, limit))
+        return check_order(after, self._read_one(lambda db: pgdirectory.read_actor_ids(db, after, limit)))
 
     def _read(self, work: Callable[[psycopg.Connection], T]) -> T:
         return self._connections.read(work)

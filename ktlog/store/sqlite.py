@@ -23,6 +23,7 @@ from ktlog.store import connections, erasure_rows, history_rows, instance_rows, 
 from ktlog.store.batch import (
     check_batch,
     check_limit,
+    check_order,
     check_range,
     duplicate,
     is_text,
@@ -349,7 +350,7 @@ class SqliteStore:
         if not is_text(after):
             raise StoreError("OutOfRange", "text without a UTF-8 form has no place in the order")
         with self._connections.reading() as db:
-            return rows.read_actor_ids(db, after, limit)
+            return check_order(after, rows.read_actor_ids(db, after, limit))
 
 
 def insert_batch(db: sqlite3.Connection, batch: Batch) -> None:

@@ -26,8 +26,8 @@ from tests.faults.judge import derive
 from tests.faults.kinds import Outcome, World
 from tests.faults.site import Run, make_base, make_commitments_quick
 
-BASES = {"narrow": 5, "wide": 253}
-"""Entries of the prepared logs: with the second, a run goes past the first whole tile."""
+BASES = {"narrow": 5, "wide": 253, "lived": 12}
+"""People in the prepared logs: with the second, a run goes past the first whole tile; in the third they did more."""
 
 _world: World | None = None
 _directory = Path()
@@ -37,7 +37,7 @@ def prepare(directory: Path, names: tuple[str, ...], sabotaged: str = "") -> Wor
     """Make the logs that every run is copied from, and count the calls of a run in which nothing happens."""
     world = World({}, {}, sabotage.SABOTAGES[sabotaged] if sabotaged else None)
     for name in names:
-        base = make_base(directory / name, BASES[name])
+        base = make_base(directory / name, BASES[name], lived=name == "lived")
         derive(base)
         world.bases[name] = base
         run = Run(base, directory / f"count-{name}")
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kinds", default="", help=f"of {', '.join(KINDS)}; all by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", type=int, default=None, help="the number of one run, to repeat it")
-    parser.add_argument("--bases", default="narrow,wide")
+    parser.add_argument("--bases", default="narrow,wide,lived")
     parser.add_argument("--sabotage", default="", choices=["", *sabotage.SABOTAGES])
     parser.add_argument("--each", action="store_true", help="each case once, of the kinds whose cases can be counted")
     parser.add_argument("--markdown", action="store_true")

@@ -12,12 +12,14 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from tests.faults.check import findings
 from tests.faults.judge import Truth, bundle_truth, judge, read_truth
-from tests.faults.kinds import Outcome, World, closing, codes, drop_tree, feed, play, uncoded
+from tests.faults.kinds import Outcome, World, codes, drop_tree, feed, play, uncoded
+from tests.faults.kinds import closing as close_well
 from tests.faults.plan import Fault
 from tests.faults.restores import attempt
 from tests.faults.site import Run, Stuck, empty_wal
@@ -41,6 +43,11 @@ CELLS = {
     "log.db directory actor": ("log.db", "directory_actors", "actor_id"),
     "log.db directory salt": ("log.db", "directory_actors", "salt"),
     "log.db directory datum": ("log.db", "directory_aux", "aux_data"),
+    "log.db directory sum": ("log.db", "directory_actors", "row_sum"),
+    "log.db revoked key": ("log.db", "directory_revoked", "key_hash"),
+    "log.db revoked token": ("log.db", "token_revoked", "key_hash"),
+    "log.db revoked token's check": ("log.db", "token_revoked", "key_check"),
+    "log.db move": ("log.db", "directory_moves", "history_root"),
     "log.db origin": ("log.db", "log_meta", "origin"),
     "map.db bucket": ("map.db", "map_buckets", "leaves"),
     "map.db node": ("map.db", "map_nodes", "nodes"),
@@ -55,6 +62,27 @@ CELLS = {
     "map.db frontier": ("map.db", "map_state", "output_frontier"),
 }
 """Values in a database, found by what they are, and flipped in the file's bytes."""
+
+NUMBERS = {
+    "log.db history": ("log.db", "directory_history", "role"),
+    "log.db history's entry": ("log.db", "directory_history", "leaf_index"),
+    "log.db operator": ("log.db", "directory_operated", "leaf_index"),
+    "log.db fireproof": ("log.db", "directory_actors", "fireproof"),
+    "log.db version": ("log.db", "directory_actors", "version"),
+    "log.db generation": ("log.db", "directory_actors", "generation"),
+    "log.db status": ("log.db", "directory_actors", "status"),
+    "log.db key's entry": ("log.db", "directory_keys", "leaf_index"),
+    "log.db key's time": ("log.db", "directory_keys", "created"),
+    "log.db datum's entry": ("log.db", "directory_aux", "leaf_index"),
+    "log.db record's time": ("log.db", "records", "created"),
+    "log.db size": ("log.db", "log_state", "size"),
+    "log.db entry's place": ("log.db", "entry_places", "prefix"),
+    "log.db root's place": ("log.db", "root_places", "prefix"),
+    "map.db size": ("map.db", "map_state", "input_size"),
+    "map.db leaves": ("map.db", "map_state", "leaves"),
+    "map.db tree": ("map.db", "map_state", "output_size"),
+}
+"""Numbers in a database, too small to be found by what they are: flipped by SQL, its guards taken away for that."""
 
 FILES = {
     "log.db anywhere": "log.db",
@@ -78,11 +106,15 @@ FILES = {
     "leaf key": "keys/leaf",
     "checkpoint key": "keys/checkpoint-*",
     "map key": "keys/map-*",
+    "HPKE key": "keys/hpke",
+    "key of answers": "keys/http-*",
+    "key changes": "keys.jsonl",
+    "map update": "tiles/map/updates/**",
 }
 LOST = ("acknowledged and lost", "signed and lost", "published and lost", "mapped and lost")
 """What a store says that has lost its end. Having signed two things is never among it."""
 
-OBJECTS = (*CELLS, *FILES)
+OBJECTS = (*CELLS, *NUMBERS, *FILES)
 
 
 def flip_cell(run: Run, name: str, draw: random.Random) -> str | None:
@@ -106,6 +138,33 @@ def flip_cell(run: Run, name: str, draw: random.Random) -> str | None:
     at = draw.choice(places) + draw.randrange(len(key))
     flip_byte(path, at, draw)
     return f"{name}, row {number + 1} of {len(rows)}, at {at}"
+
+
+def flip_number(run: Run, name: str, draw: random.Random) -> str | None:
+    """Flip a bit of a number; None if there is none."""
+    file, table, column = NUMBERS[name]
+    with closing(sqlite3.connect(run.log / file)) as database:
+        rows = database.execute(f"SELECT * FROM {table}")  # noqa: S608
+        names = [one[0] for one in rows.description]
+        row = draw.choice(rows.fetchall() or [None])
+        if row is None:
+            return None
+        guards = database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?", (table,)).fetchall()
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        for guard, _sql in guards:
+            database.execute(f"DROP TRIGGER {guard}")
+        old = row[names.index(column)]
+        new = old ^ (1 << draw.randrange(1 if column == "fireproof" else 6))
+        same = " AND ".join(f"{one} IS ?" for one in names)
+        try:
+            database.execute(f"UPDATE {table} SET {column} = ? WHERE {same}", (new, *row))  # noqa: S608
+        except sqlite3.IntegrityError:
+            return None  # there is such a row
+        for _guard, words in guards:
+            database.execute(words)
+        database.commit()
+    empty_wal(run.log / file)
+    return f"{name}, {old} to {new}"
 
 
 def _all(data: bytes, key: bytes) -> list[int]:
@@ -160,9 +219,10 @@ def flip_object(world: World, base: str, directory: Path, draw: random.Random, n
                 empty_wal(database)
         truth, acks = read_truth(run), list(run.acks)
         shutil.copytree(run.log, run.directory / "newest", ignore=shutil.ignore_patterns("*.sock", "*.addr"))
-        where = flip_cell(run, name, draw) if name in CELLS else flip_file(run, name, draw)
+        flip = flip_cell if name in CELLS else flip_number if name in NUMBERS else flip_file
+        where = flip(run, name, draw)
         if where is None:
-            return closing(run, world, Outcome("flipped", name, "missed"))
+            return close_well(run, world, Outcome("flipped", name, "missed"))
         what = f"{where}{', unpublished' if waiting else ''}"
         return look(run, world, truth, acks, Outcome("flipped", what, ""))
 
@@ -185,7 +245,7 @@ def look(run: Run, world: World, truth: Truth, acks: list, outcome: Outcome) -> 
             run.acks = acks  # what it answered, on a store whose bytes were wrong, it never signed
             drop_tree(run.log)
             shutil.copytree(run.directory / "newest", run.log)
-            return closing(run, world, outcome)
+            return close_well(run, world, outcome)
         # It signed on before it came to the damage: an older copy is no cure any more.
         if verdict.damage and not named:
             outcome.why.append(f"fsck is blind to it: {verdict.damage[:3]}")
@@ -221,7 +281,7 @@ def bad_write(world: World, base: str, directory: Path, draw: random.Random) -> 
         run.stop(child, draw.choice((signal.SIGTERM, signal.SIGKILL)))
         outcome = Outcome("bad write", str(fault), "refused")
         if not run.faults:
-            return closing(run, world, Outcome("bad write", str(fault), "missed"))
+            return close_well(run, world, Outcome("bad write", str(fault), "missed"))
         result = attempt(run, world)
         outcome.codes = codes(run)
         verdict = min((judge(run), judge(run, bundle_truth(run))), key=lambda one: len(one.broken))

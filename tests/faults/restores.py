@@ -64,6 +64,8 @@ def attempt(run: Run, world: World, seconds: float = 20.0) -> str:
     run.pump(child, lambda: run.listens() or said(), seconds=seconds)
     accepted = False
     if child.poll() is None and run.listens() and not said():
+        for message in run.base.forbidden:
+            run.send(child, message)  # whether it was refused, the judge sees
         size = run.size
         results = run.send(child, next(run.bank), next(run.bank))
         if child.poll() is None and any(getattr(one, "leaf_index", -1) >= size for one in results):

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,21 @@ from ktlog.errors import EncodingError, MessageRejected
 from ktlog.keymap.output import parse_leaf
 from ktlog.operator.create import create_log, load_public_keys
 from ktlog.operator.link import Receipt, Submission, decode_receipt, encode_submission
+from ktlog.operator.rotate import rotate
 from ktlog.pkd import attributes
 from ktlog.pkd.canonical import parse_json
 from ktlog.pkd.keys import pkd_root
-from ktlog.pkd.messages import AddAuxData, AddKey, Fireproof, Message, RevokeKey
+from ktlog.pkd.messages import (
+    AddAuxData,
+    AddKey,
+    BurnDown,
+    Fireproof,
+    Message,
+    MoveIdentity,
+    RevokeKey,
+    RevokeKeyThirdParty,
+)
+from ktlog.pkd.token import make_token, parse_token
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.note import Vkey, parse_vkey
 from tests.faults import child as children
@@ -35,7 +46,7 @@ from tests.faults.child import Child
 from tests.faults.plan import Fault
 from tests.faults.witness import FaultWitness, Memory, policy_text, receive, send
 from tests.operator_world import ORIGIN, submission
-from tests.pkd_samples import public
+from tests.pkd_samples import private, public
 
 MAP = f"{ORIGIN}/map"
 SECONDS = 60.0
@@ -63,13 +74,18 @@ class Ack:
 
 @dataclass
 class Base:
-    """A log that was stopped in good order. bank: messages that it will take, bound to its newest root."""
+    """A log that was stopped in good order.
+
+    bank: messages that it will take, bound to its newest root. forbidden: those that it must not take: keys that were
+    revoked come again.
+    """
 
     directory: Path
     vkeys: dict[str, tuple[Vkey, ...]]
     memory: Memory
     acks: list[Ack]
     bank: list[Submission]
+    forbidden: list[Submission] = field(default_factory=list)
     state: bytes = b""
     """The judge's own derivation of it, pickled; see ``judge``."""
 
@@ -85,6 +101,24 @@ class Base:
 def people(count: int, start: int = 0) -> list[Message]:
     now = int(time.time())
     return [AddKey(f"{HOME}u{number}", public("a"), now) for number in range(start, start + count)]
+
+
+def life(start: int) -> list[Message]:
+    """What else may happen to people, and leaves rows in every table of the directory."""
+    now = int(time.time())
+    one, two, three, four = (f"{HOME}u{number}" for number in range(start, start + 4))
+    return [
+        AddKey(one, public("c"), now), RevokeKey(one, public("c"), now), AddAuxData(one, "test-v1", "datum", None, now),
+        AddKey(two, public("t"), now), RevokeKeyThirdParty(parse_token(make_token(private("t"), public("t")))),
+        Fireproof(two, now), BurnDown(three, one, now), MoveIdentity(four, f"{HOME}moved", now),
+    ]
+
+
+def make_forbidden(root: str, start: int) -> list[Submission]:
+    now = int(time.time())
+    return [
+        submission(AddKey(f"{HOME}u{start + number}", public(name), now), "a", root) for number, name in ((0, "c"), (1, "t"))
+    ]
 
 
 def make_bank(root: str, size: int) -> list[Submission]:
@@ -300,8 +334,12 @@ class Run:
         os.rename(self.directory / "after", self.log)
 
 
-def make_base(directory: Path, size: int, **settings: Any) -> Base:
-    """A log with *size* entries, all published and mapped, stopped in good order."""
+def make_base(directory: Path, size: int, *, lived: bool = False, **settings: Any) -> Base:
+    """A log with *size* people, all published and mapped, stopped in good order.
+
+    lived: with a key that was rotated, and more than people who enrol.
+    """
+    people_count = size
     made = create_log(directory / "log", ORIGIN, "spec", None)
     wanted = Settings(made.directory, ORIGIN, "spec", **{
         "checkpoint_interval_ms": 5, "map_interval_ms": 1, "unpublished_limit": 1000,
@@ -309,6 +347,8 @@ def make_base(directory: Path, size: int, **settings: Any) -> Base:
     })
     write_settings(wanted)
     wanted.publish_policy.write_bytes(policy_text())
+    if lived:
+        rotate(wanted, "hpke", "", int(time.time()))
     keys = load_public_keys(wanted)
     vkeys = {ORIGIN: tuple(map(parse_vkey, keys.vkeys)), MAP: tuple(map(parse_vkey, keys.map_vkeys))}
     base = Base(directory, vkeys, Memory(), [], [])
@@ -326,6 +366,10 @@ def make_base(directory: Path, size: int, **settings: Any) -> Base:
         run.send(child, *[submission(message, "a", root) for message in batch])
         done = len(run.acks)
         run.settle(child, done)
+    for message in life(size - 4) if lived else ():
+        run.send(child, submission(message, "a", run.acks[-1].root))
+        size, done = size + 1, len(run.acks)
+        run.settle(child, done)
     if done != size:
         raise AssertionError(f"{done} of {size} entries: {run.words()}")
     if run.stop(child) != 0:
@@ -337,6 +381,7 @@ def make_base(directory: Path, size: int, **settings: Any) -> Base:
     base.acks = sorted(run.acks, key=lambda ack: ack.leaf_index)
     base.memory = Memory(dict(run.witness.memory.latest), run.witness.memory.notes[-4:], [])
     base.bank = make_bank(base.acks[-1].root, size)
+    base.forbidden = make_forbidden(base.acks[-1].root, people_count - 4) if lived else []
     run.close()
     return base
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 
 from ktlog.commands import fsck as fsck_command
 from ktlog.commands.fsck import command
-from ktlog.errors import UsageError
+from ktlog.errors import StoreError, UsageError
 from ktlog.operator.fsck import Scope, check_log, examine
 from ktlog.operator.fsckfiles import AHEAD_SECONDS
 from ktlog.operator.head import load_signed_head, record_signed_head
@@ -110,6 +112,7 @@ CASES = {
     "map root": (row("map.db", "map_state", "root"), "MapRootDamaged", None),
     "map size": (row("map.db", "map_state", "input_size"), "MapStateDamaged", "map.db map_state"),
     "map leaves": (row("map.db", "map_state", "leaves"), "MapRootDamaged", None),
+    "output size": (row("map.db", "map_state", "output_size"), "MapUnreadable", "map.db"),
     "output frontier": (row("map.db", "map_state", "output_frontier"), "MapStateDamaged", "map.db map_state"),
     "bucket index": (row("map.db", "map_buckets", "leaves", at=5), "MapLeafDamaged", None),
     "bucket commitment": (row("map.db", "map_buckets", "leaves", at=40), "MapLeafDamaged", None),
@@ -327,3 +330,18 @@ def test_what_waits_and_what_is_gone(whole, tmp_path, damage, name):  # noqa: F8
     settings = grown(whole, tmp_path / "copy")
     damage(settings.directory)
     assert name in {finding.name for finding in check_log(settings)}
+
+
+def test_an_index_out_of_order_is_named_and_fsck_ends(whole, tmp_path):  # noqa: F811
+    """Whoever goes on after the last name that was listed begins anew where that one comes before all others."""
+    settings = copy_of(whole, tmp_path / "copy")
+    with open_log(settings, read_only=True) as store:
+        last = re.escape(store.actor_ids("", 100)[-1].encode())
+    with closing(sqlite3.connect(settings.database)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data, count = re.subn(b'(?<!")h(?=%s)' % last[1:], b"!", settings.database.read_bytes())  # in a record it is quoted
+    assert count > 1, "in the table, and in its index"
+    settings.database.write_bytes(data)
+    assert ("ActorDamaged", "log.db directory_actors") in {(one.name, one.where) for one in check_log(settings)}
+    with open_log(settings, read_only=True) as store, pytest.raises(StoreError, match="Corrupt"):
+        store.actor_ids("", 100)
