@@ -7,6 +7,7 @@ KTLOG := $(PYTHON) -m ktlog
 
 # Benchmarks, whole: about an hour, of which the first run needs ten minutes more to fill the log (8 GB).
 # BENCH is where the filled log is kept and what the runs print. See docs/performance.md.
+# BENCH_STORE: the URL of an empty PostgreSQL database, for the raw append over two front ends; without it that is left out.
 BENCH ?= bench-results
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
@@ -21,6 +22,7 @@ bench:
 	$(KTLOG) bench submit --dir $(BENCH)/log --without-argon2 --messages 10000 | tee $(BENCH)/submit-without-argon2.txt
 	$(KTLOG) bench pages | tee $(BENCH)/pages.txt
 	$(KTLOG) bench log | tee $(BENCH)/log.txt
+	if [ -n "$(BENCH_STORE)" ]; then $(KTLOG) bench log --store "$(BENCH_STORE)" | tee $(BENCH)/log-store.txt; fi
 	$(KTLOG) bench audit | tee $(BENCH)/audit.txt
 
 # Faults, 10,000 of them, and every call, every two in a row, every system call, stored object and older part once, in

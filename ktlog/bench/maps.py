@@ -25,7 +25,8 @@ from ktlog.bench.mapped import enrolled, live_value
 from ktlog.bench.mappeer import MemoryMap
 from ktlog.bench.mapserve import measure_server
 from ktlog.bench.names import ORIGIN, actor_name
-from ktlog.bench.row import Row
+from ktlog.bench.row import Row, percentile
+from ktlog.bench.usage import counting_syncs
 from ktlog.config import Settings
 from ktlog.errors import StoreError
 from ktlog.keymap.output import format_config
@@ -95,6 +96,7 @@ def measure_proofs(settings: Settings, actors: int, chance: random.Random) -> li
             cpu = (time.thread_time() - cpu) / len(indexes)
             verify(proof, [index], root)
             rows.append(Row(f"proof of {work}", statistics.median(walls) * 1000, "ms", 0.2, cpu_ms=cpu * 1000))
+            rows.append(Row(f"proof of {work}: p99", percentile(walls, 0.99) * 1000, "ms", None))
             rows.append(Row(f"bytes of a proof of {work}, mean", statistics.mean(sizes), "bytes", 800))
         return rows
     finally:
@@ -133,7 +135,7 @@ def measure_batches(
     shutil.copyfile(settings.map_database, path)
     store = _open(path, settings, read_only=False)
     try:
-        changes = _batch_maker(actors, 1 + WARM_UP_BATCHES + batches, chance)
+        changes = _batch_maker(actors, 2 + WARM_UP_BATCHES + batches, chance)
         first = changes(0)
         tracemalloc.start()
         _update(store, first)
@@ -158,10 +160,15 @@ def measure_batches(
             if peer.root != store.state().root:
                 raise StoreError("Corrupt", "the stored map and the one in memory have different roots")
         bare.close()
+        with counting_syncs([os.getpid()]) as syncs:
+            _update(store, changes(1 + WARM_UP_BATCHES + batches))
     finally:
         gc.unfreeze()
         store.close()
-    return [*_batch_rows(times), Row("memory that a batch needs, SQLite's cache aside", grown / 2**20, "MiB", None)]
+    told = [] if syncs.value is None else [Row("syncs of a batch", syncs.value, "", None)]
+    return [
+        *_batch_rows(times), *told, Row("memory that a batch needs, SQLite's cache aside", grown / 2**20, "MiB", None)
+    ]
 
 
 def _batch_rows(times: _Times) -> list[Row]:
@@ -178,8 +185,11 @@ def _batch_rows(times: _Times) -> list[Row]:
         peer = ms(times.hashing, what) + ms(times.raw, what)
         return Row(work, ms(times.batch, what), "ms", 2.0, peer=peer, ratio=ratio(what))
 
+    walls = [spent.wall for spent in times.batch]
     return [
         row(f"batch of {UPDATES} updates, durable", "wall"),
+        Row("its p99", percentile(walls, 0.99) * 1000, "ms", None),
+        Row("updates, batch by batch", UPDATES * len(walls) / sum(walls), "/s", None),
         row("the same in CPU time alone", "cpu"),
         Row("it hashed in memory", ms(times.hashing), "ms", None, cpu_ms=ms(times.hashing, "cpu")),
         Row("its bytes committed to a bare table", ms(times.raw), "ms", None, cpu_ms=ms(times.raw, "cpu")),

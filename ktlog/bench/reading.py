@@ -23,6 +23,7 @@ from ktlog.bench.nginx import file_servers
 from ktlog.bench.reads import measure
 from ktlog.bench.row import GENERATOR, Row, cpu_rows
 from ktlog.bench.stage import Stage, stage
+from ktlog.bench.usage import counting_syncs
 from ktlog.config import Settings
 from ktlog.demo.processes import wait_until
 from ktlog.errors import EncodingError, Invalid
@@ -83,6 +84,12 @@ def measure_read(settings: Settings, actors: int, seconds: float, connections: i
         for work, targets in _files(settings, log.checkpoint.size, chance):
             got = get(on.server, on.port, ORIGIN, targets, seconds / 2, Path(scratch), connections=connections)
             rows += _rows(f"{work} by a web worker", got, None)
+        written = on.server.usage().written
+        with counting_syncs(on.server.pids()) as syncs:
+            get(on.server, on.port, ORIGIN, uniform, WARM_UP_SECONDS, Path(scratch), connections=connections)
+        written = on.server.usage().written - written
+        rows.append(Row("bytes written meanwhile, in another such draw", written, "", None))
+        rows += [] if syncs.value is None else [Row("syncs in it", syncs.value, "", None)]
         rows.append(Row("memory of the largest process, at most", max(on.server.peaks()) / 2**20, "MiB", None))
         rows += _by_nginx(settings, log.checkpoint.size, seconds / 2, Path(scratch), chance)
     return rows

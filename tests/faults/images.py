@@ -107,8 +107,15 @@ def power(world: World, base: str, directory: Path, draw: random.Random) -> Outc
     def act(run: Run) -> Outcome:
         with on_image(run) as image:
             child = run.start(watch=False, prepare=world.prepare)
+            for _ in range(draw.randrange(3)):
+                flushes = image.flushes()
+                if flushes < 0:
+                    raise Violated("the kernel (before 5.5) does not tell of flushes")
+                answered = run.send(child, *[next(run.bank) for _ in range(draw.choice((1, 1, 3)))])
+                if None not in answered and image.flushes() <= flushes:
+                    raise Violated("answered, and the device was never told to make it durable")
+                run.settle(child, run.size)
             flushes = image.flushes()
-            feed(run, child, draw, draw.randrange(3))
             moment = time.monotonic() + draw.random() * 0.12
             for message in (next(run.bank), next(run.bank)):
                 run.unanswered.append(message)  # at the cut it is on its way
@@ -118,9 +125,10 @@ def power(world: World, base: str, directory: Path, draw: random.Random) -> Outc
             shutil.copyfile(image.path, run.directory / "copy")
             child.signal(signal.SIGKILL)
             run.wait(child)
-            if not 0 <= flushes < image.flushes():
-                raise Violated("nothing was synced on the device, or the kernel (before 5.5) does not tell")
+            answered = len(run.acks)
             collect(run)
+            if len(run.acks) > answered and image.flushes() <= flushes:
+                raise Violated("answered, and the device was never told to make it durable")
             image.unmount()
             image.mount(run.directory / "copy")
             return closing(run, world, Outcome("power", f"after {len(run.acks) - run.base.size} answers", "recovered"))

@@ -51,6 +51,9 @@ def test_the_command(log):
     assert all(isinstance(rows[work]["met"], bool) for work in GOALS)
     batch = rows["batch of 1000 updates, durable"]
     assert batch["peer"] > 0 and batch["ratio"] > 0 and rows["the same in CPU time alone"]["ratio"] > 0
+    assert rows["its p99"]["unit"] == "ms" and rows["updates, batch by batch"]["unit"] == "/s"
+    assert rows["proof of presence: p99"]["measured"] >= rows["proof of presence"]["measured"] > 0
+    assert "syncs of a batch" not in rows or rows["syncs of a batch"]["measured"] >= 1, "it is durable"
     # Sizes are no matter of speed: 2,000 leaves are 11 levels deep, a bundle is a key and its proof.
     assert 11 * 32 < rows["bytes of a proof of presence, mean"]["measured"] < 14 * 32
     assert 1312 < rows["bytes of a light bundle, largest"]["measured"] < 4096
