@@ -7,7 +7,9 @@ the store too; a file that contradicts the store is refused there.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -313,6 +315,30 @@ def write_settings(settings: Settings) -> None:
         prefix = "" if value != field.default else "# "
         lines.append(f"{prefix}{field.name} = {shown}")
     write_atomic(settings.directory / "ktlog.toml", ("\n".join(lines) + "\n").encode(), mode=0o644)
+
+
+def with_setting(text: str, name: str, value: str) -> str:
+    """*text*, the content of ``ktlog.toml``, saying ``name = value``; every other line stays as it is.
+
+    Raises:
+        UsageError: "BadSwitch", a machine cannot change it so.
+    """
+    line = f"{name} = {json.dumps(value)}"
+    for mark in ("", "#"):  # the setting itself, and only then the comment that stands for it
+        changed, count = re.subn(rf"(?m)^[ \t]*{mark}[ \t]*{name}[ \t]*=.*$", lambda _match: line, text, count=1)
+        if count:
+            break
+    else:
+        changed = f"{text.rstrip()}\n{line}\n"
+    try:
+        if tomllib.loads(changed).get(name) == value:
+            return changed
+    except tomllib.TOMLDecodeError:
+        pass
+    raise UsageError(
+        "BadSwitch", f"ktlog.toml cannot be changed by machine to say {line}",
+        hint=f"Write {name} = \"\" there in a line of its own, before any [table], and say it again.",
+    )
 
 
 def load_settings(

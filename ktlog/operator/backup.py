@@ -16,29 +16,34 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ktlog.config import Settings
+from ktlog.config import ALL, Settings, with_setting
 from ktlog.credential import has_credential
 from ktlog.durable import FileLock, file_errors, make_directories, read_file, sync_directory, write_atomic
-from ktlog.errors import EncodingError, StoreError, UsageError
+from ktlog.errors import EncodingError, StoreError
 from ktlog.operator.create import PUBLIC_KEYS
 from ktlog.operator.head import load_signed_head
 from ktlog.operator.keys import PURPOSES
 from ktlog.operator.mappending import load_pending
 from ktlog.operator.stores import (
+    database_moment,
     map_pending,
     map_signed_head,
     open_log,
     open_map,
     open_map_tiles,
     open_tiles,
+    rules_document,
+    signed_head,
 )
 from ktlog.pkd.canonical import parse_json
 from ktlog.sqlitefile import database_errors, open_database
+from ktlog.store.documents import Document
 from ktlog.store.tilefiles import CHECKPOINT
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64, encode_base64
@@ -46,7 +51,10 @@ from ktlog.tlog.tiles import bundles_between, tiles_between
 
 MANIFEST = "MANIFEST.json"
 VERSION = 1
-SMALL = ("ktlog.toml", PUBLIC_KEYS, "keys.jsonl", "publish.policy", "cosigners", "rules.json")
+CONFIGURATION = "ktlog.toml"
+FILES_OF_ITS_OWN: Mapping[str, str] = {"store": "", "store_file": "", "role": ALL}
+"""Settings of a copy, whatever the log's are: it is in files, and whole."""
+SMALL = (CONFIGURATION, PUBLIC_KEYS, "keys.jsonl", "publish.policy", "cosigners", "rules.json")
 TRIES = 50
 CHUNK = 1 << 20
 PAUSE_SECONDS = 0.1
@@ -140,14 +148,9 @@ def back_up(
     """Make one more backup in *target*; returns where it is.
 
     Raises:
-        UsageError: ``NotThisStore``: the log is kept in PostgreSQL, which has better means of its own.
+        UsageError: ``BadSwitch``: of a log in a database, whose ``ktlog.toml`` cannot be changed to name none.
         StoreError: ``WrongTarget``: it holds backups of another log; ``Locked``; those of reading and writing.
     """
-    if settings.uses_postgres:
-        raise UsageError(
-            "NotThisStore", "this log is kept in PostgreSQL",
-            hint="Use pg_basebackup and archived WAL (docs/postgresql.md), and keep DIR beside it.",
-        )
     with file_errors(target):
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(target / "backup.lock"):
@@ -195,14 +198,18 @@ class _Copy:
         local = settings.place is None
         for name in SMALL:
             self._small(name)
+        if settings.uses_postgres:
+            self._put_settings()
+            self._document("rules.json", rules_document(settings))
         for policy in sorted(settings.replica_directory.glob("*.policy")):
             self._small(f"replicas/{policy.name}")
         # The order: whatever speaks of a tree is read before that tree.
         published = self._checkpoint("tiles", open_tiles(settings, read_only=True).checkpoint())
-        self._small("signed-head.json")
+        self._document("signed-head.json", signed_head(settings))
         map_size, map_input = self._map()
         map_published = self._checkpoint("tiles/map", open_map_tiles(settings, read_only=True).checkpoint())
-        self._database("log.db")
+        with self._moment(settings.database) as moment:
+            self._database("log.db", moment.copy_log)
         self._small("journal.jsonl")  # after the log: it knows of every erasure that the copy has, or of more
         size, root, erasures = self._read_log()
         if local:
@@ -232,6 +239,20 @@ class _Copy:
         data = read_file(self._settings.directory / path)
         if data is not None:
             self._put(path, data)
+
+    def _document(self, path: str, document: Document) -> None:
+        data = document.read()
+        if data is not None:
+            self._put(path, data)
+
+    def _put_settings(self) -> None:
+        """The copy is a log in files: ``ktlog.toml`` says so, and what it was is beside it."""
+        was = read_file(self._settings.directory / CONFIGURATION) or b""
+        text = was.decode("utf-8")
+        for name, value in FILES_OF_ITS_OWN.items():
+            text = with_setting(text, name, value)
+        self._put(CONFIGURATION, text.encode())
+        self._put(f"{CONFIGURATION}.postgresql", was)
 
     def _checkpoint(self, prefix: str, note: bytes | None) -> int:
         if note is None:
@@ -272,56 +293,37 @@ class _Copy:
 
     # Databases
 
+    def _moment(self, path: Path) -> AbstractContextManager[Any]:
+        """A moment of the database, or of the file *path*: what it holds then can be copied."""
+        return database_moment(self._settings) if self._settings.uses_postgres else _file_moment(path)
+
     def _map(self) -> tuple[int, int]:
         """The map's database and what was signed of it, of one moment; its sizes."""
+        head_document, pending_document = map_signed_head(self._settings), map_pending(self._settings)
         for _ in range(TRIES):
-            connection = open_database(self._settings.map_database, read_only=True)
-            try:
-                with database_errors(self._settings.map_database):
-                    connection.execute("BEGIN")
-                    size, covered = connection.execute("SELECT output_size, input_size FROM map_state").fetchone()
-                head, pending = load_signed_head(map_signed_head(self._settings)), load_pending(
-                    map_pending(self._settings)
-                )
+            with self._moment(self._settings.map_database) as moment:
+                size, covered = moment.map_sizes()
+                head, pending = load_signed_head(head_document), load_pending(pending_document)
                 signed = 1 if head is None else head.size
                 waiting = pending is not None and pending.leaf_index == size
                 if self._settings.signer and head is None:
                     signed = size  # somebody else's signer keeps its last head to itself
                 # Between two of its steps the one or the other is of another moment than the snapshot.
                 if signed == size or (signed == size + 1 and waiting):
-                    self._small("map-signed-head.json")
+                    self._document("map-signed-head.json", head_document)
                     if waiting:
-                        self._small("map-pending")
-                    again = load_signed_head(map_signed_head(self._settings))
-                    if again == head:
-                        self._copy_database(connection, "map.db")
+                        self._document("map-pending", pending_document)
+                    if load_signed_head(head_document) == head:
+                        self._database("map.db", moment.copy_map)
                         return size, covered
                     self._files.pop("map-pending", None)
                     (self._work / "map-pending").unlink(missing_ok=True)
-            finally:
-                connection.close()
             time.sleep(PAUSE_SECONDS)
         raise StoreError("MapMoves", "the map changed whenever it was looked at", hint="Try again.")
 
-    def _database(self, name: str) -> None:
-        connection = open_database(self._settings.directory / name, read_only=True)
-        try:
-            self._copy_database(connection, name)
-        finally:
-            connection.close()
-
-    def _copy_database(self, connection: sqlite3.Connection, name: str) -> None:
-        """One snapshot of a database: the one in which *connection* is, or the newest."""
+    def _database(self, name: str, copy: Callable[[Path, Progress], None]) -> None:
         place = self._work / name
-        with file_errors(place):
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        with database_errors(place):
-            copy = sqlite3.connect(place, isolation_level=None)
-            try:
-                copy.execute("PRAGMA journal_mode=MEMORY")
-                connection.backup(copy)  # all pages in one step: one read transaction
-            finally:
-                copy.close()
+        copy(place, self._progress)
         for suffix in ("-wal", "-shm"):
             place.with_name(name + suffix).unlink(missing_ok=True)
         digest, size = hash_file(place, sync=True)
@@ -330,7 +332,7 @@ class _Copy:
 
     def _read_log(self) -> tuple[int, bytes, int]:
         """Where the copied log stands; opening it checks that it holds together."""
-        settings = replace(self._settings, directory=self._work)
+        settings = replace(self._settings, directory=self._work, **FILES_OF_ITS_OWN)
         with closing(open_log(settings, read_only=True)) as store:
             state = store.state()
             found = state.size, state.root, store.erasure_count()
@@ -341,6 +343,40 @@ class _Copy:
             for suffix in ("-wal", "-shm"):
                 (self._work / (name + suffix)).unlink(missing_ok=True)
         return found
+
+
+class _FileMoment:
+    """What a SQLite file holds at one moment: the transaction that *connection* is in."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def map_sizes(self) -> tuple[int, int]:
+        return self._connection.execute("SELECT output_size, input_size FROM map_state").fetchone()
+
+    def copy_log(self, place: Path, _progress: Progress) -> None:
+        with file_errors(place):
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        with database_errors(place):
+            copy = sqlite3.connect(place, isolation_level=None)
+            try:
+                copy.execute("PRAGMA journal_mode=MEMORY")
+                self._connection.backup(copy)  # all pages in one step: one read transaction
+            finally:
+                copy.close()
+
+    copy_map = copy_log
+
+
+@contextmanager
+def _file_moment(path: Path) -> Iterator[_FileMoment]:
+    connection = open_database(path, read_only=True)
+    try:
+        with database_errors(path):
+            connection.execute("BEGIN")
+            yield _FileMoment(connection)
+    finally:
+        connection.close()
 
 
 def _require_schema(settings: Settings) -> None:

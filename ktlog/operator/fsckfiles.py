@@ -123,6 +123,8 @@ def _judge_web_keys(settings: Settings, keys: PublicKeys, findings: Findings) ->
     except StoreError as error:
         if error.name == "RotationUnfinished":
             findings.add(error.name, "keys.jsonl", error.message)
+        elif error.name in ("MissingStore", "MissingSecret"):
+            findings.skip(f"The keys of web workers: {error.name}.")
         elif error.name not in ("BadKeyChanges", "KeyChangesLost"):  # said already
             findings.add("KeyDamaged", "keys", error.message)
         return

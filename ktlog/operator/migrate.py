@@ -8,18 +8,15 @@ files before ``ktlog.toml`` was replaced, and from the database after it. Called
 
 from __future__ import annotations
 
-import json
-import re
 import stat
-import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ktlog.config import Settings
+from ktlog.config import Settings, with_setting
 from ktlog.durable import file_errors, reach, read_file, sync_directory, write_atomic
-from ktlog.errors import StoreError
+from ktlog.errors import StoreError, UsageError
 from ktlog.keymap.output import format_config
 from ktlog.operator.fsck import examine
 from ktlog.operator.mapcheck import check_map
@@ -265,30 +262,14 @@ def _require(condition: bool, what: str) -> None:
 def _switch(settings: Settings, name: str, value: str) -> None:
     """Make ``ktlog.toml`` say ``name = value``, and leave every other line as it is."""
     path = settings.directory / "ktlog.toml"
-    text = (read_file(path) or b"").decode("utf-8")
-    line = f"{name} = {json.dumps(value)}"
-    for mark in ("", "#"):  # the setting itself, and only then the comment that stands for it
-        changed, count = re.subn(rf"(?m)^[ \t]*{mark}[ \t]*{name}[ \t]*=.*$", lambda _match: line, text, count=1)
-        if count:
-            break
-    else:
-        changed = f"{text.rstrip()}\n{line}\n"
-    if not _says(changed, name, value):
-        raise StoreError(
-            "BadSwitch", f"{path} cannot be changed by machine to say {line}; the log is still where it was",
-            hint=f"Write {name} = \"\" there in a line of its own, before any [table], and say it again.",
-        )
+    try:
+        changed = with_setting((read_file(path) or b"").decode("utf-8"), name, value)
+    except UsageError as error:
+        what = f"{path}: {error.message}; the log is still where it was"
+        raise StoreError(error.name, what, hint=error.hint) from None
     with file_errors(path):
         mode = stat.S_IMODE(path.stat().st_mode)
     write_atomic(path, changed.encode(), mode=mode)
-
-
-def _says(text: str, name: str, value: str) -> bool:
-    """Whether *text* is TOML, in which *name* is *value*."""
-    try:
-        return tomllib.loads(text).get(name) == value
-    except tomllib.TOMLDecodeError:
-        return False
 
 
 def _retire(settings: Settings) -> tuple[Path, ...]:

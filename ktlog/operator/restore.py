@@ -24,7 +24,7 @@ from ktlog.config import Settings, load_settings
 from ktlog.durable import file_errors, make_directories, read_file, sync_directory, write_atomic, write_secret
 from ktlog.errors import EncodingError, PolicyUnmet, StoreError, UsageError
 from ktlog.keymap.output import map_origin
-from ktlog.operator.backup import Manifest, check_files, generations, read_manifest
+from ktlog.operator.backup import CONFIGURATION, Manifest, check_files, generations, read_manifest
 from ktlog.operator.create import load_public_keys
 from ktlog.operator.fsck import Scope, examine
 from ktlog.operator.head import SignedHead, load_signed_head, record_signed_head, signed_time
@@ -58,7 +58,7 @@ from ktlog.words import count_entries, some
 ENTRIES_AT_A_TIME = 1 << 14
 """Whose tiles and bundles are written at once."""
 
-CONFIGURATION, HELD = "ktlog.toml", "ktlog.toml.restoring"
+HELD = f"{CONFIGURATION}.restoring"
 ORIGIN_FILE = "restored-from"
 """Says which backup an unfinished restore is of."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ktlog.config import MAP_MMD_SECONDS, Settings
 from ktlog.durable import file_errors, make_directories, read_secret_file
@@ -93,6 +95,11 @@ def _postgres(module: str = "postgres") -> ModuleType:
 def look_at_database(url: str) -> upgrade.DatabaseUpgrade:
     """See ``ktlog.store.pgupgrade.look``."""
     return _postgres("pgupgrade").look(url)
+
+
+def database_moment(settings: Settings) -> AbstractContextManager[Any]:
+    """See ``ktlog.store.pgback.snapshot``; of a log that is in a database."""
+    return _postgres("pgback").snapshot(database_url(settings))
 
 
 def open_log(settings: Settings, *, read_only: bool = False) -> LogStore:

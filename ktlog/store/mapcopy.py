@@ -10,7 +10,7 @@ from ktlog.store.mapdb import SqliteMapStore
 from ktlog.store.pgconnections import PgConnections
 from ktlog.store.pgmap import create_tables, guard_tables, read_state
 
-_TABLES: tuple[tuple[str, dict[str, str]], ...] = (
+TABLES: tuple[tuple[str, dict[str, str]], ...] = (
     ("map_buckets", {"number": "int8", "leaves": "bytea"}),
     ("map_nodes", {"page": "int8", "nodes": "bytea"}),
     ("map_values", {"leaf": "bytea", "value": "bytea", "opening": "bytea", "history": "bytea", "leaves": "bytea"}),
@@ -43,7 +43,7 @@ def copy_map(source: SqliteMapStore, url: str) -> MapState:
 
 def _copy(db: Connection, where: str, source: SqliteMapStore, state: MapState) -> None:
     create_tables(db, where, *source.meta(), state)
-    for table, columns in _TABLES:
+    for table, columns in TABLES:
         statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
             sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -345,3 +346,11 @@ def test_an_index_out_of_order_is_named_and_fsck_ends(whole, tmp_path):  # noqa:
     assert ("ActorDamaged", "log.db directory_actors") in {(one.name, one.where) for one in check_log(settings)}
     with open_log(settings, read_only=True) as store, pytest.raises(StoreError, match="Corrupt"):
         store.actor_ids("", 100)
+
+
+def test_a_log_without_its_keys_is_not_damaged(whole, tmp_path):  # noqa: F811
+    settings = copy_of(whole, tmp_path / "copy")
+    shutil.rmtree(settings.keys)
+    examined = examine(settings)
+    assert examined.findings.kept == []
+    assert sum("keys" in sentence for sentence in examined.findings.skipped) == 2
