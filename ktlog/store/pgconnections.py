@@ -427,9 +427,9 @@ class PgConnections:
 
 
 def make_missing(db: psycopg.Connection, table: str, statements: Sequence[str]) -> None:
-    """Make *table* where there is none, in one transaction of *db*, which is in autocommit mode.
+    """Make *table*, the last of what *statements* make, in one transaction of *db*, which is in autocommit mode.
 
-    IF NOT EXISTS is not enough: it looks before it waits, so that of two sessions which both find nothing the second
+    IF NOT EXISTS alone is not enough: it looks before it waits, so that of two sessions which both find nothing the second
     fails once the first has committed, with whatever row of the catalogue is there twice.
     """
     for _ in range(TRIES):

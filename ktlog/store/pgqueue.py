@@ -33,14 +33,14 @@ LEFT_SECONDS = 900
 _BRIEF = "WITH (toast_tuple_target = 8160, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000)"
 
 TABLES = (
-    f"""CREATE UNLOGGED TABLE door_requests (
+    f"""CREATE UNLOGGED TABLE IF NOT EXISTS door_requests (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         front text NOT NULL,
         ticket bigint NOT NULL,
         made timestamptz NOT NULL DEFAULT now(),
         frame bytea NOT NULL
     ) {_BRIEF}""",
-    f"""CREATE UNLOGGED TABLE door_answers (
+    f"""CREATE UNLOGGED TABLE IF NOT EXISTS door_answers (
         front text NOT NULL,
         ticket bigint NOT NULL,
         made timestamptz NOT NULL DEFAULT now(),

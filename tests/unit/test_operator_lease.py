@@ -83,6 +83,13 @@ def test_two_that_start_at_once_both_find_no_table(url, db, make, table, stateme
     connections.close()
 
 
+def test_half_of_the_queue_s_tables_becomes_all_of_it(db):
+    db.execute(pgqueue.TABLES[0])  # an older release died between the two
+    for _ in range(2):
+        pgqueue.create_tables(db)
+        assert db.execute("SELECT to_regclass('door_answers') IS NOT NULL").fetchone() == (True,)
+
+
 def standing_by(one: Lease) -> tuple[threading.Thread, threading.Event]:
     """A thread in which *one* waits; the event is set once it waited a while in vain, or has the lease."""
     looked = threading.Event()
