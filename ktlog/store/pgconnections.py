@@ -429,8 +429,8 @@ class PgConnections:
 def make_missing(db: psycopg.Connection, table: str, statements: Sequence[str]) -> None:
     """Make *table*, the last of what *statements* make, in one transaction of *db*, which is in autocommit mode.
 
-    IF NOT EXISTS alone is not enough: it looks before it waits, so that of two sessions which both find nothing the second
-    fails once the first has committed, with whatever row of the catalogue is there twice.
+    IF NOT EXISTS alone is not enough: it looks before it waits, so that of two sessions which both find nothing the
+    second fails once the first has committed, with whatever row of the catalogue is there twice.
     """
     for _ in range(TRIES):
         if db.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone() == (True,):
