@@ -16,6 +16,7 @@ from ktlog.commands.keys import rotate_keys, short_key
 from ktlog.commands.shred import command as shred_command
 from ktlog.config import load_settings
 from ktlog.durable import file_errors, name_user
+from ktlog.ending import call_when_told
 from ktlog.errors import EncodingError, StoreError, UsageError
 from ktlog.operator.actorlist import Found, describe, find
 from ktlog.operator.administration import AT_ONCE, parse_rows
@@ -34,7 +35,7 @@ from ktlog.operator.rules import (
 )
 from ktlog.operator.stores import open_log, rules_document
 from ktlog.pkd.keychanges import KINDS
-from ktlog.words import count_entries, some
+from ktlog.words import count_entries, size, some, span
 
 DIRECTORY = click.option(
     "--dir", "directory", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
@@ -84,18 +85,35 @@ def _status_lines(found: Mapping[str, Any], *, backed_up_by_us: bool) -> Iterato
         f" {found['mapped']} mapped"
     )
     yield f"queue       {found['waiting']} waiting, the first for {found['oldest-seconds']} s"
-    yield f"checkpoint  {_age(found['checkpoint-age'])} old; of the map {_age(found['map-age'])}"
+    yield f"checkpoint  {span(int(found['checkpoint-age']))} old; of the map {span(int(found['map-age']))}"
     for name, age in found["cosigned-age"].items():
-        yield f"cosigned    {name} {_age(age)} ago"
-    sizes = ", ".join(f"{name} {_size(size)}" for name, size in found["database-bytes"].items())
-    yield f"disk        {_size(found['free-bytes'])} free{sizes and f'; {sizes}'}"
+        yield f"cosigned    {name} {span(int(age))} ago"
+    sizes = ", ".join(f"{name} {size(float(count))}" for name, count in found["database-bytes"].items())
+    yield f"disk        {size(float(found['free-bytes']))} free{sizes and f'; {sizes}'}"
     if backed_up_by_us:
         backup = found.get("backup-age")  # a sequencer of before does not say
-        yield f"backup      {'none that was noted' if backup is None else _age(backup) + ' old'}"
+        yield f"backup      {'none that was noted' if backup is None else span(int(backup)) + ' old'}"
     yield f"since start {found['accepted']} accepted in {some(int(found['batches']), 'batch', 'batches')}"
     refused = ", ".join(f"{name} {count}" for name, count in found["refused"].items())
     yield f"refused     {refused or 'nobody'}"
     yield f"version     {found['version']}"
+
+
+@command.command()
+@DIRECTORY
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="ADDRESS:PORT",
+              help="Where on this machine. Port 0 takes a free one.")
+def page(directory: Path, listen: str) -> None:
+    """Show all of it as a page in a browser of this machine, until Ctrl-C. Nothing can be changed there.
+
+    Its address has a secret in it that is drawn anew each time. From elsewhere: ssh -L PORT:127.0.0.1:PORT HOST.
+    """
+    from ktlog.web.adminpage import AdminServer
+
+    server = AdminServer(load_settings(directory), listen)
+    click.echo(server.url)
+    call_when_told(server.close)
+    server.serve()
 
 
 @command.command()
@@ -367,17 +385,3 @@ def _notes(notes: Mapping[str, Note]) -> dict[str, dict[str, object]]:
 
 def _time(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
-
-
-def _age(text: str) -> str:
-    seconds = int(text)
-    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7_200 else f"{seconds // 3600} h"
-
-
-def _size(text: str) -> str:
-    count = float(text)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -316,7 +316,7 @@ STEPS = (
     # Nothing is moved: what lies in the one part of new places goes on from there. Older code would miss the other.
     Step("0007_recent_places", (), about="new places go through two parts, so that a full bucket costs no more"),
     Step(
-        "0008_sums", _SUMS, rows.fill_sums, about="a sum of what is stored of each actor", seconds_per_million=90,
+        "0008_sums", _SUMS, rows.fill_sums, about="a sum of what is stored of each actor", seconds_per_million=60,
         written_bytes=80,
     ),
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -70,6 +73,30 @@ def tab(log: RunningLog) -> Iterator[Any]:
 
 def go(tab: Any, target: str) -> None:
     tab.goto(f"https://{ORIGIN}{target}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_operator_s_own_page(log: RunningLog, tab: Any, scheme: str) -> None:
+    """`ktlog admin page`, over the socket of the log that runs."""
+    words = [sys.executable, "-m", "ktlog", "admin", "page", "--dir", str(log.settings.directory)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:") and url.count("/") == 4
+            tab.problems.clear()
+            tab.emulate_media(color_scheme=scheme)
+            tab.set_viewport_size({"width": 1000, "height": 900})
+            tab.goto(url)
+            found = Axe().run(tab)
+            assert found.violations_count == 0, found.generate_report()
+            entries = tab.inner_text(".figure")
+            assert entries.isdigit() and int(entries) > 3 and tab.inner_text("h1") == f"Operating {ORIGIN}"
+            tab.set_viewport_size({"width": 360, "height": 700})
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+            assert tab.problems == []
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
