@@ -20,6 +20,7 @@ from urllib.parse import quote
 from ktlog.keymap.bundle import Bundle, parse_bundle
 from ktlog.pkd.canonical import canonical
 from ktlog.pkd.keys import encode_public_key, key_hash, private_key_from_seed
+from ktlog.store.rows import fill_sums
 from ktlog.tlog.checkpoint import parse_signed_checkpoint
 from ktlog.tlog.encoding import decode_base64url, encode_base64, encode_base64url
 from ktlog.tlog.envelope import Note, SignatureLine, format_note
@@ -240,12 +241,14 @@ class Saboteur:
         self.restart_web()
 
     def swap_stored_key(self, actor_id: str) -> None:
-        """Put the stranger's key in the directory's row of an actor, as a lying log would: its hash fits."""
-        self.sql(
-            "UPDATE directory_keys SET public_key = ?, key_hash = ? WHERE actor_number ="
-            " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)",
-            STRANGER_PUBLIC, key_hash(STRANGER_PUBLIC), actor_id,
-        )
+        """Put the stranger's key in the directory's row of an actor, as a lying log would: its hash and sum fit."""
+        with self.database() as database:
+            database.execute(
+                "UPDATE directory_keys SET public_key = ?, key_hash = ? WHERE actor_number ="
+                " (SELECT actor_number FROM directory_actors WHERE actor_id = ?)",
+                (STRANGER_PUBLIC, key_hash(STRANGER_PUBLIC), actor_id),
+            )
+            fill_sums(database)
 
     def edit_checkpoint(self, edit: Callable[[Note], Note]) -> None:
         """Change alpha's published checkpoint."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from ktlog.config import Settings
 from ktlog.errors import Conflict
 from ktlog.operator.head import HeadSigner, SignedHead
 from ktlog.store.contracts import LogStore, TileStore
@@ -38,12 +39,16 @@ def epoch_fence(store: LogStore, epoch: int) -> Fence:
     return check
 
 
+def is_replaceable(settings: Settings) -> bool:
+    """Whether somebody who was overtaken, on another machine, can put an older checkpoint in place of a newer one."""
+    return settings.uses_postgres and settings.place is None
+
+
 class FencedTiles:
     """*tiles*, whose checkpoint only moves for the process that has the log.
 
     Args:
-        replaceable: whoever was stopped after it looked at the fence may still put an older checkpoint in place of a
-            newer one, as it can where a checkpoint is a file.
+        replaceable: as :func:`is_replaceable` says.
     """
 
     def __init__(self, tiles: TileStore, fence: Fence, *, replaceable: bool = False) -> None:

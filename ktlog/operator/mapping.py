@@ -35,7 +35,7 @@ from ktlog.keymap.output import (
     map_origin,
     parse_leaf,
 )
-from ktlog.operator.fence import FencedTiles, epoch_fence
+from ktlog.operator.fence import FencedTiles, epoch_fence, is_replaceable
 from ktlog.operator.freshness import Fresh
 from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapcheck import check_map
@@ -148,7 +148,7 @@ class MapCycle:
         self._tiles = open_map_tiles(settings)
         self._keep_shown: Callable[[], None] = lambda: None
         if epoch is not None:
-            fenced = FencedTiles(self._tiles, epoch_fence(store, epoch), replaceable=settings.place is None)
+            fenced = FencedTiles(self._tiles, epoch_fence(store, epoch), replaceable=is_replaceable(settings))
             self._tiles, self._keep_shown = fenced, fenced.keep_shown
         self._sweep = map_sweep(settings, self._tiles)
         self._updates = MapUpdates(self._reader, self._tiles, map_updates_swept(settings), now)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ktlog.config import Settings
 from ktlog.durable import reach
 from ktlog.errors import EncodingError, Invalid, KtlogError, PolicyUnmet, StoreError
-from ktlog.operator.fence import FencedTiles, epoch_fence
+from ktlog.operator.fence import FencedTiles, epoch_fence, is_replaceable
 from ktlog.operator.freshness import Fresh
 from ktlog.operator.head import Heads, HeadSigner, SignedHead
 from ktlog.operator.mapping import MapCycle
@@ -67,7 +67,7 @@ class Publisher:
         self._tiles = tiles
         self._keep_shown: Callable[[], None] = lambda: None
         if epoch is not None:
-            fenced = FencedTiles(tiles, epoch_fence(store, epoch), replaceable=settings.place is None)
+            fenced = FencedTiles(tiles, epoch_fence(store, epoch), replaceable=is_replaceable(settings))
             self._tiles, self._keep_shown = fenced, fenced.keep_shown
         self._sweep = log_sweep(settings, self._tiles)
         self._policy = policy
