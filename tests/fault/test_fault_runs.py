@@ -55,7 +55,7 @@ def test_five_hundred_drawn_faults() -> None:
 @pytest.mark.parametrize("kind", ["restored", "flipped"])
 def test_each_part_and_each_object(kind: str) -> None:
     """Every part of a log taken from an older copy, and every kind of stored object with one bit changed."""
-    held("--each", "--count", "1000", "--kinds", kind, "--bases", "wide")
+    held("--each", "--count", "1000", "--kinds", kind, "--bases", "wide,lived")
 
 
 @pytest.mark.slow
