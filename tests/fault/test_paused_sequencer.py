@@ -180,8 +180,9 @@ def test_a_checkpoint_that_it_puts_back_in_its_sleep_does_not_stay(site: TwoMach
     assert site.wait("publication", sequencer, lambda: site.published_size() == site.mapped_size() == 1), site.output()
     newer = published_files(site)
     write_atomic(path, older)
-    assert site.wait("the newer one", sequencer, lambda: published_files(site) == newer), site.output()
-    assert "replaced by an older one, and is shown again" in site.output()
+    told = "replaced by an older one, and is shown again"  # in this order: first it is shown, then it is told
+    assert site.wait("the newer one", sequencer, lambda: told in site.output()), site.output()
+    assert published_files(site) == newer
     assert send(site).leaf_index == 1
     assert site.wait("publication", sequencer, lambda: site.published_size() == site.mapped_size() == 2), site.output()
     site.check_heads()
